@@ -1,0 +1,31 @@
+"""evostep: gradient steps and evolution steps on the metric that you report.
+
+Wrap an optimizer in `Evolved`, score with a `Fitness`, and call `optimizer.evolve` between epochs;
+or evolve a checkpoint without any optimizer by `Evolution`.
+"""
+
+from evostep.acceptance import Always, Improves
+from evostep.evolution import Evolution, Record
+from evostep.fitness import Fitness, Scores
+from evostep.optimizer import Evolved
+from evostep.schedule import Alternate
+from evostep.spaces.weights import AllWeights, Only
+from evostep.strategies.openai_es import OpenAIES
+from evostep.strategies.random_mutation import RandomMutation
+from evostep.suggest import suggest_sigma
+
+__all__ = [
+    "AllWeights",
+    "Alternate",
+    "Always",
+    "Evolution",
+    "Evolved",
+    "Fitness",
+    "Improves",
+    "Only",
+    "OpenAIES",
+    "RandomMutation",
+    "Record",
+    "Scores",
+    "suggest_sigma",
+]

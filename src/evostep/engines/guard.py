@@ -1,0 +1,81 @@
+"""Scoring leaves no trace: modes, buffers, requires_grad and random streams are put back."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def preserved_rng() -> Iterator[None]:
+    """Put back the global random streams of torch (all devices), Python and NumPy on leaving.
+
+    Example:
+        >>> before = torch.get_rng_state()
+        >>> with preserved_rng():
+        ...     _ = torch.rand(3)
+        >>> bool((torch.get_rng_state() == before).all())
+        True
+    """
+    numpy: Any = sys.modules.get("numpy")
+    torch_state, python_state = torch.get_rng_state(), random.getstate()
+    cuda_state = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    mps_state = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
+    numpy_state = numpy.random.get_state() if numpy is not None else None
+    try:
+        yield
+    finally:
+        torch.set_rng_state(torch_state)
+        random.setstate(python_state)
+        if cuda_state is not None:
+            torch.cuda.set_rng_state_all(cuda_state)
+        if mps_state is not None:
+            torch.mps.set_rng_state(mps_state)
+        if numpy_state is not None:
+            numpy.random.set_state(numpy_state)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the global streams of torch, Python and (where it is loaded) NumPy."""
+    torch.manual_seed(seed % 2**63)
+    random.seed(seed)
+    numpy: Any = sys.modules.get("numpy")
+    if numpy is not None:
+        numpy.random.seed(seed % 2**32)
+
+
+class ModuleState:
+    """Modes, buffers and requires_grad of a model, to be put back as they were.
+
+    Parameters' values are not kept here: they are the center's. Neither are the buffers in
+    `moving`, which a space evolves.
+    """
+
+    def __init__(self, model: nn.Module, moving: Collection[int] = ()) -> None:
+        self._modes = [(module, module.training) for module in model.modules()]
+        self._grads = [(p, p.requires_grad) for p in model.parameters()]
+        self._buffers: list[tuple[nn.Module, str, Tensor, Tensor]] = [
+            (module, name, buffer, buffer.detach().clone())
+            for module in model.modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None and id(buffer) not in moving
+        ]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put everything back, buffers that were replaced by other tensors included."""
+        for module, training in self._modes:
+            module.training = training
+        for parameter, requires_grad in self._grads:
+            if parameter.requires_grad != requires_grad:
+                parameter.requires_grad_(requires_grad)
+        for module, name, buffer, value in self._buffers:
+            if module._buffers.get(name) is not buffer:
+                module._buffers[name] = buffer
+            buffer.copy_(value)

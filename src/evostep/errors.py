@@ -1,0 +1,50 @@
+"""Errors that a user can correct, told in one line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Bad input from a user: one line that names the value and the correction.
+
+    The command line prints it and leaves with exit code 2; in a program it is a `ValueError`.
+    """
+
+
+def reason(error: BaseException) -> str:
+    r"""An exception's type and text in one line, to be quoted inside an `InputError`.
+
+    Example:
+        >>> reason(OSError("no route\nto host"))
+        'OSError: no route to host'
+    """
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def unknown_name(
+    kind: str, name: str, known: Iterable[str], *, choices: str | None = None
+) -> InputError:
+    """The error for a name that is none of `known`, with the nearest of them as the correction.
+
+    Args:
+        kind: what was named, such as `"data"`.
+        name: what the user wrote.
+        known: every accepted name; the nearest are suggested.
+        choices: what to list as accepted, where `known` is too long to list or not all there is.
+
+    Returns:
+        The error, to be raised by the caller.
+
+    Example:
+        >>> print(unknown_name("model", "mpl", ["mlp", "small-cnn"]))
+        unknown model 'mpl': did you mean mlp? Known: mlp, small-cnn
+    """
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=3)
+    question = f" did you mean {' or '.join(near)}?" if near else ""
+    return InputError(
+        f"unknown {kind} {name!r}:{question} Known: {choices or ', '.join(sorted(known))}"
+    )

@@ -1,0 +1,251 @@
+"""Fitness: what members are scored on. Higher is better, everywhere.
+
+Any ``Callable[[], float]`` that scores the model as it now stands is a fitness. `Fitness` is the
+one that knows its examples, which gives it scores for each example, caching, and speed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from evostep.metrics import MetricLike, concatenate, make_metric
+from evostep.noise import derive_seed, make_generator
+
+TARGET_KEYS = ("labels", "label", "targets", "target", "y")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one scoring of a model gave.
+
+    Attributes:
+        value: the fitness, higher is better.
+        per_example: (n,) float64, whose mean is `value`; None where the metric has no such thing.
+        outputs: what the model gave for all examples; None unless asked for.
+    """
+
+    value: float
+    per_example: Tensor | None = None
+    outputs: Any = None
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The batches on which one generation scores everybody, each (inputs, targets)."""
+
+    batches: tuple[tuple[Any, Any], ...]
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        return iter(self.batches)
+
+
+class Fitness:
+    """Scores a model on examples by a metric.
+
+    The batches are read once and kept on the model's device, so that every member of every
+    generation is scored on the same examples, and a resumed run on the same as the first one.
+
+    Args:
+        model: the module to score. Scored in eval mode, without gradients; modes are put back.
+        batches: a list, a DataLoader that does not shuffle, or any iterable that can be read
+            again. A batch is ``(inputs, targets)``, ``(input1, input2, ..., targets)``, or a
+            dictionary with its targets under one of ``labels, label, targets, target, y`` and the
+            model's keyword arguments under the other keys.
+        metric: ``"accuracy"``, ``"balanced-accuracy"``, ``"macro-f1"``, ``"neg-loss"``, a
+            torchmetrics metric, or a callable on (outputs, targets) that gives a number, or one
+            for each example as a tensor of shape (n,).
+        loss: what ``"neg-loss"`` is minus of; any function or module on (outputs, targets).
+        higher_is_better: the direction of the metric, where it does not say itself. The fitness of
+            a metric that is to be small is minus the metric.
+        mode: ``"eval"``, or ``"train"`` to score with dropout on and batch statistics.
+        batches_per_generation: score each generation on so many batches only, drawn without
+            replacement by (seed, generation). None: on all of them.
+        forward: ``forward(model, batch) -> (outputs, targets)``, for batches of any other form.
+
+    Raises:
+        ValueError: batches that can be read only once, that shuffle, or that are none; an unknown
+            metric or one of unknown direction.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(2, 2)
+        >>> _ = torch.nn.init.eye_(model.weight), torch.nn.init.zeros_(model.bias)
+        >>> batches = [(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0]))]
+        >>> Fitness(model, batches, "accuracy")()
+        0.5
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Iterable[Any],
+        metric: MetricLike | Any = "accuracy",
+        *,
+        loss: Callable[..., Tensor] = F.cross_entropy,
+        higher_is_better: bool | None = None,
+        mode: Literal["eval", "train"] = "eval",
+        batches_per_generation: int | None = None,
+        forward: Callable[[nn.Module, Any], tuple[Any, Any]] | None = None,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise ValueError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        if mode not in ("eval", "train"):
+            raise ValueError(f"mode must be 'eval' or 'train', got {mode!r}")
+        if batches_per_generation is not None and batches_per_generation < 1:
+            raise ValueError(f"batches_per_generation must be >= 1, got {batches_per_generation}")
+        _refuse_unrepeatable(batches)
+        self.model = model
+        self.metric = metric
+        self.mode = mode
+        self.batches_per_generation = batches_per_generation
+        self._source = batches
+        self._forward = forward
+        self._make_accumulator = make_metric(metric, loss=loss, higher_is_better=higher_is_better)
+        self._batches: list[tuple[Any, Any]] | None = None
+
+    def __call__(self) -> float:
+        """Score the model as it stands, on all examples."""
+        return self.score(self._all()).value
+
+    def examples(self, seed: int = 0, generation: int = 0) -> Examples:
+        """Give the examples of one generation: a pure function of (seed, generation)."""
+        everything = self._all()
+        k = self.batches_per_generation
+        if k is None or k >= len(everything.batches):
+            return everything
+        generator = make_generator(derive_seed(seed, generation, "fitness batches"))
+        order = torch.randperm(len(everything.batches), generator=generator)
+        return _examples([everything.batches[i] for i in sorted(order[:k].tolist())])
+
+    @torch.no_grad()
+    def score(self, examples: Examples, *, keep_outputs: bool = False) -> Scores:
+        """Score the model as it stands on `examples`.
+
+        Modes of all submodules are put back afterwards, whatever is raised. Buffers are the
+        engine's to guard.
+        """
+        modes = [(module, module.training) for module in self.model.modules()]
+        accumulator = self._make_accumulator()
+        kept: list[Any] = []
+        try:
+            self.model.train(self.mode == "train")
+            for inputs, targets in examples:
+                outputs, targets = self._apply(inputs, targets)  # noqa: PLW2901
+                accumulator.update(outputs, targets)
+                if keep_outputs:
+                    kept.append(outputs)
+        finally:
+            for module, training in modes:
+                module.training = training
+        value, per_example = accumulator.compute()
+        return Scores(value, per_example, concatenate(kept) if keep_outputs else None)
+
+    def _apply(self, inputs: Any, targets: Any) -> tuple[Any, Any]:
+        if self._forward is not None:
+            return self._forward(self.model, inputs)
+        if isinstance(inputs, Mapping):
+            outputs = self.model(**inputs)
+        elif isinstance(inputs, tuple):
+            outputs = self.model(*inputs)
+        else:
+            outputs = self.model(inputs)
+        # Hugging Face models give an object or dictionary with `logits`
+        if isinstance(outputs, Mapping) and "logits" in outputs:
+            return outputs["logits"], targets
+        return getattr(outputs, "logits", outputs), targets
+
+    def _all(self) -> Examples:
+        if self._batches is None:
+            device = model_device(self.model)
+            split = self._forward is None
+            batches = [move(batch, device) for batch in self._source]
+            self._batches = [split_batch(batch) if split else (batch, None) for batch in batches]
+            if not self._batches:
+                raise ValueError("batches is empty: a fitness needs at least one batch")
+        return _examples(self._batches)
+
+
+def split_batch(batch: Any) -> tuple[Any, Any]:
+    """Split a batch into (inputs, targets): see `Fitness` for the forms it may have.
+
+    Example:
+        >>> split_batch({"x": 1, "labels": 2})
+        ({'x': 1}, 2)
+    """
+    if isinstance(batch, Mapping):
+        keys = [key for key in TARGET_KEYS if key in batch]
+        if not keys:
+            raise ValueError(
+                f"a batch with the keys {', '.join(map(str, batch))} has no targets: name them one "
+                f"of {', '.join(TARGET_KEYS)}, or pass forward="
+            )
+        inputs = {key: value for key, value in batch.items() if key != keys[0]}
+        return inputs, batch[keys[0]]
+    if isinstance(batch, tuple | list) and len(batch) >= 2:
+        return (batch[0] if len(batch) == 2 else tuple(batch[:-1])), batch[-1]
+    raise ValueError(
+        f"a batch must be (inputs, targets) or a dictionary, got {type(batch).__name__}: "
+        "pass forward= for batches of another form"
+    )
+
+
+def move(value: Any, device: torch.device) -> Any:
+    """Move tensors in nested tuples, lists and dictionaries to `device`."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return {key: move(item, device) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        items = [move(item, device) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value
+
+
+def model_device(model: nn.Module) -> torch.device:
+    """Give the device of a model's first parameter or buffer (CPU where it has none)."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+def _examples(batches: list[tuple[Any, Any]]) -> Examples:
+    return Examples(tuple(batches), sum(_batch_size(*batch) for batch in batches))
+
+
+def _batch_size(inputs: Any, targets: Any) -> int:
+    for value in (targets, inputs):
+        if isinstance(value, Tensor):
+            return int(value.shape[0]) if value.ndim else 1
+        if isinstance(value, Mapping):
+            return _batch_size(None, next(iter(value.values()), None))
+        if isinstance(value, tuple | list) and value:
+            return _batch_size(None, value[0])
+    return 1
+
+
+def _refuse_unrepeatable(batches: Any) -> None:
+    if isinstance(batches, Iterator):
+        raise ValueError(
+            f"batches is a {type(batches).__name__}, which can be read only once: "
+            "pass a list or a DataLoader"
+        )
+    if not isinstance(batches, Iterable):
+        raise ValueError(f"batches must be an iterable of batches, got {type(batches).__name__}")
+    sampler = getattr(batches, "sampler", None)
+    if isinstance(batches, torch.utils.data.DataLoader) and isinstance(
+        sampler, torch.utils.data.RandomSampler
+    ):
+        raise ValueError(
+            "batches is a DataLoader that shuffles, so that members and a resumed run would see "
+            "other examples: pass shuffle=False"
+        )

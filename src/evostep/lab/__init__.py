@@ -1,0 +1,1 @@
+"""The lab: real data, models, arms and comparisons, behind the extra `lab`."""

@@ -1,0 +1,320 @@
+"""Means, intervals and paired contrasts over seeds.
+
+Arms of a comparison share their seeds (splits, initial weights, trunk), so arms are compared by the
+differences within seeds: the spread between seeds, often larger than any effect, cancels. Intervals
+and p-values are Student's, two-sided, and not corrected for the number of contrasts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+from scipy import stats
+
+__all__ = [
+    "CONTROL_METHODS",
+    "Contrast",
+    "Summary",
+    "arm_labels",
+    "arm_table",
+    "contrast_table",
+    "control_labels",
+    "finish",
+    "higher_is_better",
+    "main_metric",
+    "paired_contrast",
+    "strongest_control",
+    "summarise",
+]
+
+CONTROL_METHODS = ("sgd", "sgd-all")
+"""Methods that other arms are measured against: plain training, and training on all data."""
+
+CONFIDENCE = 0.95
+
+# Accuracies are fractions of whole examples: 0.52 - 0.51 and 0.62 - 0.61 are the same difference,
+# though their last bits differ. Spreads below this share of the values are rounding.
+ROUNDING = 1e-12
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Values of one arm over seeds, in the unit of the values.
+
+    `sd` has ddof 1. With one value `sd` and `ci95` are None; with equal values `ci95` is None.
+    """
+
+    n: int
+    mean: float
+    sd: float | None
+    ci95: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Mean of arm minus control over paired seeds, in the unit of the values.
+
+    Positive: the arm has the larger values. With one pair, or with differences that are all equal,
+    `ci95` and `p` are None.
+    """
+
+    n: int
+    mean: float
+    ci95: tuple[float, float] | None
+    p: float | None
+
+
+def summarise(values: Sequence[float]) -> Summary:
+    """Mean, standard deviation and 95% t interval of the mean.
+
+    Equal values give `sd` 0 and no interval: a spread of zero says that the measure is too coarse
+    for so few seeds, and an interval of no width would claim certainty.
+
+    Args:
+        values: one finite number per seed; the order does not matter.
+
+    Raises:
+        ValueError: no values, or one that is not finite.
+
+    Example:
+        >>> summary = summarise([0.50, 0.52, 0.54])
+        >>> round(summary.mean, 3), round(summary.sd, 3), [round(x, 3) for x in summary.ci95]
+        (0.52, 0.02, [0.47, 0.57])
+    """
+    values = _finite_numbers(values, "values")
+    mean = fmean(values)
+    if len(values) == 1:
+        return Summary(1, mean, None, None)
+    if _all_equal(values, scale=max(map(abs, values))):
+        return Summary(len(values), mean, 0.0, None)
+    low, high = stats.ttest_1samp(values, 0.0).confidence_interval(CONFIDENCE)
+    return Summary(len(values), mean, stdev(values), (float(low), float(high)))
+
+
+def paired_contrast(arm_values: Sequence[float], control_values: Sequence[float]) -> Contrast:
+    """Mean difference arm - control, with the paired t-test and its 95% interval.
+
+    Differences that are all equal (zero or not) have no spread to measure them by; then there is
+    no test: `ci95` and `p` are None rather than a p of 0 that no three seeds can support.
+
+    Args:
+        arm_values: one finite number per seed.
+        control_values: the control's numbers for the same seeds, in the same order.
+
+    Raises:
+        ValueError: sequences of unequal length, empty, or with a value that is not finite.
+
+    Example:
+        >>> contrast = paired_contrast([0.51, 0.53, 0.55], [0.50, 0.51, 0.52])
+        >>> round(contrast.mean, 3), [round(x, 3) for x in contrast.ci95], round(contrast.p, 3)
+        (0.02, [-0.005, 0.045], 0.074)
+    """
+    if len(arm_values) != len(control_values):
+        raise ValueError(
+            f"got {len(arm_values)} arm values and {len(control_values)} control values: "
+            "give one of each per seed, in the same order"
+        )
+    arm = _finite_numbers(arm_values, "arm_values")
+    control = _finite_numbers(control_values, "control_values")
+    differences = [a - c for a, c in zip(arm, control, strict=True)]
+    n, mean = len(differences), fmean(differences)
+    if n == 1 or _all_equal(differences, scale=max(map(abs, arm + control))):
+        return Contrast(n, mean, None, None)
+    test = stats.ttest_1samp(differences, 0.0)  # the paired t-test is the one-sample test of these
+    low, high = test.confidence_interval(CONFIDENCE)
+    return Contrast(n, mean, (float(low), float(high)), float(test.pvalue))
+
+
+def arm_table(runs: Sequence[Mapping[str, Any]], metric: str) -> list[dict[str, Any]]:
+    """One row per arm: its test values of `metric`, summarised over seeds.
+
+    Args:
+        runs: records with "arm", "seed" and "test" (a mapping from metric to value); runs without
+            the metric are left out.
+        metric: a key of "test".
+
+    Returns:
+        Rows {"arm", "n", "metric", "mean", "sd", "ci95"} in the order of first appearance. Where a
+        run diverged (a value that is null or not finite) the numbers are None and "not_finite"
+        counts such runs: leaving them out would flatter the arm.
+
+    Raises:
+        ValueError: one arm and seed twice.
+    """
+    rows: list[dict[str, Any]] = []
+    for arm, values in _by_arm(runs, metric).items():
+        row: dict[str, Any] = {"arm": arm, "n": len(values), "metric": metric}
+        bad = sum(value is None for value in values.values())
+        if bad:
+            row |= {"mean": None, "sd": None, "ci95": None, "not_finite": bad}
+        else:
+            summary = summarise([value for value in values.values() if value is not None])
+            row |= {"mean": summary.mean, "sd": summary.sd, "ci95": _as_list(summary.ci95)}
+        rows.append(row)
+    return rows
+
+
+def contrast_table(
+    runs: Sequence[Mapping[str, Any]], metrics: str | Iterable[str], controls: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Paired contrasts of every arm against every control, on the seeds that both have.
+
+    Controls are compared with the controls before them (sgd-all with sgd, never both ways).
+
+    Args:
+        runs: as in `arm_table`.
+        metrics: one metric or several, keys of "test".
+        controls: labels of the control arms, plainest first; absent ones are passed over.
+
+    Returns:
+        Rows {"arm", "control", "metric", "n", "mean", "ci95", "p"}; "mean" is arm - control. A pair
+        without a common seed has no row; one with a diverged run has None for its numbers and
+        "not_finite", the count of such pairs.
+
+    Raises:
+        ValueError: one arm and seed twice.
+    """
+    rows: list[dict[str, Any]] = []
+    for metric in [metrics] if isinstance(metrics, str) else metrics:
+        by_arm = _by_arm(runs, metric)
+        present = [label for label in controls if label in by_arm]
+        for position, control in enumerate(present):
+            settled = present[: position + 1]
+            for arm in (label for label in by_arm if label not in settled):
+                row = _contrast_row(by_arm[arm], by_arm[control])
+                if row is not None:
+                    rows.append({"arm": arm, "control": control, "metric": metric} | row)
+    return rows
+
+
+def strongest_control(
+    runs: Sequence[Mapping[str, Any]], metric: str, controls: Sequence[str], *, higher: bool = True
+) -> str | None:
+    """The control with the best mean test value, over the seeds that all controls share.
+
+    A control with a diverged run ranks last. Without a common seed each has its own mean. None
+    when no control has finished.
+    """
+    by_arm = _by_arm(runs, metric)
+    present = [label for label in controls if label in by_arm]
+    shared = set.intersection(*(set(by_arm[label]) for label in present)) if present else set()
+
+    def strength(label: str) -> float:
+        values = [by_arm[label][seed] for seed in shared or by_arm[label]]
+        finite = [value for value in values if value is not None]
+        if len(finite) < len(values):
+            return -math.inf
+        return fmean(finite) if higher else -fmean(finite)
+
+    return max(present, key=strength, default=None)
+
+
+def finish(results: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of `results` with "arms" and "contrasts" computed from its runs.
+
+    Rows for accuracy, loss and the metric of the configuration, where the runs have them. Arms
+    come in the order of the configuration. The input is not changed.
+
+    Raises:
+        ValueError: one arm and seed twice.
+    """
+    order = {label: position for position, label in enumerate(arm_labels(results))}
+    runs = sorted(results["runs"], key=lambda run: order[run["arm"]])
+    wanted = dict.fromkeys(["accuracy", "loss", main_metric(results)])
+    metrics = [name for name in wanted if any(name in run["test"] for run in runs)]
+    return dict(results) | {
+        "arms": [row for metric in metrics for row in arm_table(runs, metric)],
+        "contrasts": contrast_table(runs, metrics, control_labels(results)),
+    }
+
+
+def arm_labels(results: Mapping[str, Any]) -> list[str]:
+    """Labels of all arms: those of the configuration in its order, then any other that has run."""
+    configured = [arm["label"] for arm in results.get("config", {}).get("arms", [])]
+    return list(dict.fromkeys(configured + [run["arm"] for run in results["runs"]]))
+
+
+def control_labels(results: Mapping[str, Any]) -> list[str]:
+    """Labels of the arms whose method is a control, plainest method first.
+
+    The method of an arm that the configuration does not list is its label.
+    """
+    methods = {label: label for label in arm_labels(results)}
+    for arm in results.get("config", {}).get("arms", []):
+        methods[arm["label"]] = arm.get("method", arm["label"])
+    return [label for control in CONTROL_METHODS for label in methods if methods[label] == control]
+
+
+def main_metric(results: Mapping[str, Any]) -> str:
+    """The test metric that decides: the configured one where the runs have it, else accuracy."""
+    metric = str(results.get("config", {}).get("metric") or "accuracy")
+    return metric if any(metric in run["test"] for run in results["runs"]) else "accuracy"
+
+
+def higher_is_better(metric: str) -> bool:
+    """Direction of a metric: higher is better for all of them but losses.
+
+    >>> higher_is_better("macro-f1"), higher_is_better("neg-loss"), higher_is_better("loss")
+    (True, True, False)
+    """
+    return metric != "loss"
+
+
+def _by_arm(runs: Sequence[Mapping[str, Any]], metric: str) -> dict[str, dict[int, float | None]]:
+    """{arm: {seed: value}}; None for a value that is missing its number."""
+    table: dict[str, dict[int, float | None]] = {}
+    for run in runs:
+        if metric not in run["test"]:
+            continue
+        seeds = table.setdefault(run["arm"], {})
+        if run["seed"] in seeds:
+            raise ValueError(
+                f"arm {run['arm']!r} has seed {run['seed']} twice: keep one of the runs"
+            )
+        value = run["test"][metric]
+        seeds[run["seed"]] = float(value) if _is_finite(value) else None
+    return table
+
+
+def _contrast_row(
+    arm: Mapping[int, float | None], control: Mapping[int, float | None]
+) -> dict[str, Any] | None:
+    pairs = [(arm[seed], control[seed]) for seed in arm if seed in control]
+    finite = [(a, c) for a, c in pairs if a is not None and c is not None]
+    if not pairs:
+        return None
+    if len(finite) < len(pairs):
+        bad = len(pairs) - len(finite)
+        return {"n": len(pairs), "mean": None, "ci95": None, "p": None, "not_finite": bad}
+    contrast = paired_contrast([a for a, _ in finite], [c for _, c in finite])
+    return {
+        "n": contrast.n,
+        "mean": contrast.mean,
+        "ci95": _as_list(contrast.ci95),
+        "p": contrast.p,
+    }
+
+
+def _finite_numbers(values: Sequence[float], name: str) -> list[float]:
+    if not values:
+        raise ValueError(f"{name} is empty: give at least one number")
+    for value in values:
+        if not _is_finite(value):
+            raise ValueError(f"{name} holds {value!r}: leave out or repeat runs without a number")
+    return [float(value) for value in values]
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _all_equal(values: Sequence[float], scale: float) -> bool:
+    return max(values) - min(values) <= ROUNDING * scale
+
+
+def _as_list(interval: tuple[float, float] | None) -> list[float] | None:
+    return None if interval is None else list(interval)

@@ -1,0 +1,135 @@
+"""Names of the tensors that evolve, fixed once, and what is known of each.
+
+Noise depends on names, so they must not depend on wrappers: ``_orig_mod.`` (torch.compile) and
+``module.`` (data parallel) are stripped. Tied weights count once, under their first name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+
+@dataclass
+class Slots:
+    """The live tensors that a space may move.
+
+    Attributes:
+        tensors: name -> the parameter itself (not a copy).
+        buffers: name -> the floating-point buffer itself; empty where no model is known.
+        sigma: name -> a parameter group's own sigma, or None.
+        owners: name -> the type of the module that owns it; empty where no model is known.
+        named: False where names are mere positions (``"group0.3"``).
+    """
+
+    tensors: dict[str, Tensor]
+    buffers: dict[str, Tensor] = field(default_factory=dict)
+    sigma: dict[str, float | None] = field(default_factory=dict)
+    owners: dict[str, type[nn.Module]] = field(default_factory=dict)
+    named: bool = True
+
+
+def clean_names(names: Sequence[str]) -> list[str]:
+    """Strip the prefixes of wrappers, unless two names would become one.
+
+    Example:
+        >>> clean_names(["module._orig_mod.fc.weight", "module._orig_mod.fc.bias"])
+        ['fc.weight', 'fc.bias']
+    """
+    cleaned = [name.replace("_orig_mod.", "").replace("_fsdp_wrapped_module.", "") for name in names]
+    while cleaned and all(name.startswith("module.") for name in cleaned):
+        cleaned = [name.removeprefix("module.") for name in cleaned]
+    return cleaned if len(set(cleaned)) == len(names) else list(names)
+
+
+def module_names(model: nn.Module) -> dict[int, str]:
+    """Give id(parameter) -> its clean name, tied parameters once."""
+    pairs = list(model.named_parameters())
+    cleaned = clean_names([name for name, _ in pairs])
+    return {id(tensor): name for name, (_, tensor) in zip(cleaned, pairs, strict=True)}
+
+
+def _owners(model: nn.Module, ids: Mapping[int, str]) -> dict[str, type[nn.Module]]:
+    owners: dict[str, type[nn.Module]] = {}
+    for module in model.modules():
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            if id(tensor) in ids:
+                owners.setdefault(ids[id(tensor)], type(module))
+    return owners
+
+
+def slots_of_module(model: nn.Module) -> Slots:
+    """Give every parameter and floating-point buffer of a model."""
+    names = module_names(model)
+    tensors = {names[id(tensor)]: tensor for tensor in model.parameters()}
+    return with_model(Slots(tensors, sigma=dict.fromkeys(tensors)), model)
+
+
+def with_model(slots: Slots, model: nn.Module) -> Slots:
+    """Add what a model knows: owners of the tensors, and its floating-point buffers."""
+    pairs = [(name, buffer) for name, buffer in model.named_buffers() if buffer.is_floating_point()]
+    cleaned = clean_names([name for name, _ in pairs])
+    buffers = {name: buffer for name, (_, buffer) in zip(cleaned, pairs, strict=True)}
+    ids = {id(tensor): name for name, tensor in (*slots.tensors.items(), *buffers.items())}
+    sigma = {**dict.fromkeys(buffers), **slots.sigma}
+    return Slots(slots.tensors, buffers, sigma, _owners(model, ids), slots.named)
+
+
+def slots_of_tensors(tensors: Mapping[str, Tensor]) -> Slots:
+    """Give the slots of named tensors."""
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            what = f"dtype {tensor.dtype}" if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise ValueError(f"{name!r} is of {what}: only floating-point tensors can be evolved")
+    return Slots(dict(tensors), sigma=dict.fromkeys(tensors))
+
+
+def slots_of_groups(groups: Iterable[Mapping[str, Any]], model: nn.Module | None) -> Slots:
+    """Give the slots of an optimizer's parameter groups.
+
+    Names come from the groups' ``param_names`` (an optimizer made from `named_parameters`), else
+    from `model`, else they are positions. A group's ``sigma`` goes with its parameters.
+
+    Raises:
+        ValueError: a parameter that `model` does not have.
+    """
+    groups = list(groups)
+    known = module_names(model) if model is not None else {}
+    parameters = [p for group in groups for p in group["params"]]
+    if all("param_names" in group for group in groups):
+        names = clean_names([name for group in groups for name in group["param_names"]])
+        named = True
+    elif model is not None:
+        missing = [i for i, p in enumerate(parameters) if id(p) not in known]
+        if missing:
+            raise ValueError(
+                f"parameter {missing[0]} of the optimizer, of shape "
+                f"{tuple(parameters[missing[0]].shape)}, is not one of the model's: pass the model "
+                "that the optimizer trains"
+            )
+        names, named = [known[id(p)] for p in parameters], True
+    else:
+        sizes = [len(group["params"]) for group in groups]
+        names = [f"group{g}.{i}" for g, size in enumerate(sizes) for i in range(size)]
+        named = False
+    sigmas = [group.get("sigma") for group in groups for _ in group["params"]]
+    for sigma in sigmas:
+        if sigma is not None and not sigma >= 0:
+            raise ValueError(f"a parameter group's sigma must be >= 0, got {sigma}")
+    tensors = dict(zip(names, parameters, strict=True))
+    slots = Slots(tensors, sigma=dict(zip(names, sigmas, strict=True)), named=named)
+    return with_model(slots, model) if model is not None else slots
+
+
+def renamed(slots: Slots, names: Sequence[str]) -> Slots:
+    """Give positional slots the names under which a run was saved."""
+    if len(names) != len(slots.tensors):
+        raise ValueError(
+            f"the saved run moved {len(names)} tensors, this one has {len(slots.tensors)}"
+        )
+    tensors = dict(zip(names, slots.tensors.values(), strict=True))
+    sigma = {name: slots.sigma.get(old) for name, old in zip(names, slots.tensors, strict=True)}
+    return Slots(tensors, sigma=sigma, named=True)

@@ -1,0 +1,290 @@
+"""Evolved: any torch optimizer with an Evolution in it, and itself a torch optimizer."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from evostep.acceptance import Rule
+from evostep.evolution import Evolution, FitnessLike, Record
+from evostep.fitness import Fitness
+from evostep.naming import slots_of_groups
+from evostep.spaces.base import Space
+from evostep.strategies.base import Strategy
+
+MomentumPolicy = Literal["keep", "reset"] | float
+
+_HOOKS = (
+    "_optimizer_step_pre_hooks",
+    "_optimizer_step_post_hooks",
+    "_optimizer_state_dict_pre_hooks",
+    "_optimizer_state_dict_post_hooks",
+    "_optimizer_load_state_dict_pre_hooks",
+    "_optimizer_load_state_dict_post_hooks",
+)
+# First moments point to where the center was heading before it was moved; second moments measure
+# the gradient's size, which a small move leaves as it is.
+_FIRST_MOMENTS = ("momentum_buffer", "exp_avg")
+
+
+class Evolved(Optimizer):
+    """A torch optimizer that can also evolve the weights it trains.
+
+    `step`, `zero_grad`, `param_groups`, `state` and `defaults` are the base optimizer's own, so
+    that learning-rate schedulers, GradScaler and hooks work on it as on any other. Weights change
+    in place only. Call `evolve` between steps, never between a forward and its backward.
+
+    Args:
+        optimizer: the base: SGD, Adam, AdamW or any other.
+        strategy: how members are drawn and the center moved, e.g. ``OpenAIES(0.02, lr=0.002)``.
+        space: which weights may move; a parameter group's own ``sigma`` replaces the strategy's
+            there (0: not evolved).
+        accept: when a new center replaces its parent.
+        model: gives the parameters names (where the base was not made from `named_parameters`),
+            and lets modes and buffers be guarded when the fitness is a bare callable.
+        momentum: what an accepted move does to the base's momentum: ``"keep"``, ``"reset"``, or a
+            factor in [0, 1] to damp it by.
+        seed: determines all noise, together with the generation's number.
+
+    Raises:
+        ValueError: no optimizer; a momentum policy of another kind; a space that needs names or a
+            model where there is none; a parameter that `model` does not have.
+
+    Example:
+        >>> import torch, evostep
+        >>> model = torch.nn.Linear(2, 2)
+        >>> inputs, targets = torch.randn(64, 2), torch.randint(2, (64,))
+        >>> optimizer = evostep.Evolved(
+        ...     torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
+        ...     evostep.OpenAIES(sigma=0.02, lr=0.002, population=8),
+        ... )
+        >>> fitness = evostep.Fitness(model, [(inputs, targets)], "accuracy")
+        >>> torch.nn.functional.cross_entropy(model(inputs), targets).backward()
+        >>> optimizer.step()
+        >>> before = fitness()
+        >>> records = optimizer.evolve(fitness, generations=3)
+        >>> fitness() >= before
+        True
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        strategy: Strategy,
+        *,
+        space: Space | None = None,
+        accept: Rule | None = None,
+        model: nn.Module | None = None,
+        momentum: MomentumPolicy = "keep",
+        seed: int = 0,
+    ) -> None:
+        # Optimizer.__init__ would reset the base's state through the properties below
+        if not isinstance(optimizer, Optimizer):
+            raise ValueError(
+                f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}"
+            )
+        if isinstance(optimizer, Evolved):
+            raise ValueError("optimizer is an Evolved already: wrap its base")
+        self.base = optimizer
+        self._model = model
+        self._damping = _damping(momentum)
+        self._make_hooks()
+        slots = slots_of_groups(optimizer.param_groups, model)
+        self.evolution = Evolution.of_slots(
+            slots, model, strategy, space=space, accept=accept, seed=seed
+        )
+
+    def _make_hooks(self) -> None:
+        for name in _HOOKS:
+            self.__dict__.setdefault(name, OrderedDict())
+
+    # What is the base's stays the base's.
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        """The base optimizer's parameter groups."""
+        return self.base.param_groups
+
+    @param_groups.setter
+    def param_groups(self, value: list[dict[str, Any]]) -> None:
+        self.base.param_groups = value
+
+    @property
+    def state(self) -> Any:  # type: ignore[override]
+        """The base optimizer's state."""
+        return self.base.state
+
+    @state.setter
+    def state(self, value: Any) -> None:
+        self.base.state = value
+
+    @property
+    def defaults(self) -> dict[str, Any]:  # type: ignore[override]
+        """The base optimizer's defaults."""
+        return self.base.defaults
+
+    @defaults.setter
+    def defaults(self, value: dict[str, Any]) -> None:
+        self.base.defaults = value
+
+    def __getattr__(self, name: str) -> Any:
+        # e.g. `_step_supports_amp_scaling` of fused optimizers, `train()` of schedule-free ones
+        if name == "base" or name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.base, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # GradScaler hands these two to a fused optimizer as attributes
+        if name in ("grad_scale", "found_inf"):
+            setattr(self.base, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        if name in ("grad_scale", "found_inf"):
+            delattr(self.base, name)
+        else:
+            super().__delattr__(name)
+
+    def __repr__(self) -> str:
+        return f"Evolved({self.base!r}, {self.evolution.strategy!r}, {self.evolution.space!r})"
+
+    @property
+    def history(self) -> list[Record]:
+        """One record for each generation so far."""
+        return self.evolution.history
+
+    # Gradient steps.
+
+    def step(self, closure: Callable[[], float] | None = None) -> Any:  # type: ignore[override]
+        """Take one step of the base optimizer; hooks of both are called, each once."""
+        args: tuple[Any, ...] = (self,) if closure is None else (self, closure)
+        kwargs: dict[str, Any] = {}
+        for pre_hook in self._optimizer_step_pre_hooks.values():
+            replaced = pre_hook(self, args, kwargs)
+            if replaced is not None:
+                args, kwargs = replaced
+        loss = self.base.step(*args[1:], **kwargs)
+        for post_hook in self._optimizer_step_post_hooks.values():
+            post_hook(self, args, kwargs)
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Reset the gradients of all parameters."""
+        self.base.zero_grad(set_to_none=set_to_none)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group to the base; its parameters evolve, too."""
+        self.base.add_param_group(param_group)
+        self.evolution.bind(slots_of_groups(self.base.param_groups, self._model))
+
+    # Evolution.
+
+    def evolve(
+        self,
+        fitness: FitnessLike,
+        generations: int = 1,
+        *,
+        accept_on: FitnessLike | None = None,
+        max_forwards: int | None = None,
+        max_seconds: float | None = None,
+        on_generation: Callable[[Record], object] | None = None,
+    ) -> list[Record]:
+        """Evolve the weights for some generations: see `Evolution.evolve`.
+
+        An accepted move treats the base's momentum as the `momentum` policy says.
+        """
+        if not self.evolution.slots.named and isinstance(fitness, Fitness):
+            self._model = fitness.model
+            self.evolution.bind(slots_of_groups(self.base.param_groups, fitness.model))
+        else:
+            self._refresh_sigma()
+
+        def after(record: Record) -> object:
+            if record.accepted:
+                self._damp_momentum()
+            return on_generation(record) if on_generation is not None else None
+
+        return self.evolution.evolve(
+            fitness,
+            generations,
+            accept_on=accept_on,
+            max_forwards=max_forwards,
+            max_seconds=max_seconds,
+            on_generation=after,
+        )
+
+    def _refresh_sigma(self) -> None:
+        """Read the groups' sigmas again: they may be scheduled, as learning rates are."""
+        sigmas = [group.get("sigma") for group in self.param_groups for _ in group["params"]]
+        self.evolution.slots.sigma.update(zip(self.evolution.slots.tensors, sigmas, strict=True))
+
+    @torch.no_grad()
+    def _damp_momentum(self) -> None:
+        if self._damping == 1.0:
+            return
+        moved = set(self.evolution.space.touched(self.evolution.slots))
+        for name, parameter in self.evolution.slots.tensors.items():
+            if name in moved and parameter in self.base.state:
+                for key in _FIRST_MOMENTS:
+                    moment = self.base.state[parameter].get(key)
+                    if moment is not None:
+                        moment.mul_(self._damping)
+
+    # Saving, loading, copying.
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give the base's state dict plus ``"evolution"``; loads with ``weights_only=True``."""
+        for pre_hook in self._optimizer_state_dict_pre_hooks.values():
+            pre_hook(self)
+        state = {**self.base.state_dict(), "evolution": self.evolution.state_dict()}
+        for post_hook in self._optimizer_state_dict_post_hooks.values():
+            replaced = post_hook(self, state)
+            if replaced is not None:
+                state = replaced
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what `state_dict` gave, or a state of the base alone (evolution starts anew then).
+
+        Raises:
+            ValueError: groups of other sizes; a state of another strategy, or of other names.
+        """
+        state_dict = dict(state_dict)
+        for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
+            replaced = pre_hook(self, state_dict)
+            if replaced is not None:
+                state_dict = dict(replaced)
+        evolution = state_dict.pop("evolution", None)
+        self.base.load_state_dict(state_dict)
+        if evolution is not None:
+            self.evolution.load_state_dict(evolution)
+        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
+            post_hook(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # as in torch, hooks (and what a scheduler patched in) stay behind
+        keep = ("base", "evolution", "_model", "_damping")
+        return {key: self.__dict__[key] for key in keep}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._make_hooks()
+
+
+def _damping(policy: MomentumPolicy) -> float:
+    if isinstance(policy, str):
+        if policy not in ("keep", "reset"):
+            raise ValueError(
+                f"momentum must be 'keep', 'reset' or a factor in [0, 1], got {policy!r}"
+            )
+        return 1.0 if policy == "keep" else 0.0
+    if not (math.isfinite(policy) and 0 <= policy <= 1):
+        raise ValueError(f"momentum must be 'keep', 'reset' or a factor in [0, 1], got {policy}")
+    return float(policy)

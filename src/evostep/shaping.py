@@ -1,0 +1,84 @@
+"""From fitness scores to utilities: the weights of the members in an update.
+
+Members with the same score get the same utility. With accuracy as the fitness ties are common,
+and a rank that depends on a member's position in the list would be a random step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+Shaping = Literal["centered-rank", "z-score"]
+SHAPINGS: tuple[str, ...] = get_args(Shaping)
+
+
+def centered_rank(scores: Sequence[float]) -> Tensor:
+    """Rank scores from -0.5 (worst) to 0.5 (best), ties sharing the mean of their ranks.
+
+    Invariant to any strictly increasing transform of the scores. Scores that are not finite
+    (a member that failed) share the last ranks. Section 2.1 of Salimans et al. 2017
+    (https://arxiv.org/abs/1703.03864), whose own code gives tied scores different ranks.
+
+    Args:
+        scores: one for each member, higher is better; at least two.
+
+    Returns:
+        float64 utilities, shape (n,), with sum 0; all zero where all scores are equal.
+
+    Example:
+        >>> centered_rank([0.1, 0.9, 0.5]).tolist()
+        [-0.5, 0.5, 0.0]
+        >>> centered_rank([1.0, float("nan"), 1.0]).tolist()
+        [0.25, -0.5, 0.25]
+    """
+    values = torch.as_tensor(scores, dtype=torch.float64)
+    n = len(values)
+    values = torch.where(values.isfinite(), values, -torch.inf)
+    # rank of i = number below i + half of the others equal to i
+    ordered = values.sort().values
+    below = torch.searchsorted(ordered, values, right=False)
+    up_to = torch.searchsorted(ordered, values, right=True)
+    rank = (below + up_to - 1).to(torch.float64) / 2
+    return rank / (n - 1) - 0.5 if n > 1 else torch.zeros_like(values)
+
+
+def z_score(scores: Sequence[float]) -> Tensor:
+    """Standardise scores: (score - mean) / std, with the population's std (ddof 0).
+
+    Scores that are not finite count as the worst finite one.
+
+    Args:
+        scores: one for each member, higher is better.
+
+    Returns:
+        float64 utilities, shape (n,); all zero where the scores have no spread.
+
+    Example:
+        >>> z_score([1.0, 3.0]).tolist()
+        [-1.0, 1.0]
+        >>> z_score([2.0, 2.0]).tolist()
+        [0.0, 0.0]
+    """
+    values = torch.as_tensor(scores, dtype=torch.float64)
+    finite = values.isfinite()
+    if not finite.any():
+        return torch.zeros_like(values)
+    values = torch.where(finite, values, values[finite].min())
+    if bool((values == values[0]).all()):  # the std of equal floats need not be exactly zero
+        return torch.zeros_like(values)
+    return (values - values.mean()) / values.std(correction=0)
+
+
+_SHAPERS: dict[str, Callable[[Sequence[float]], Tensor]] = {
+    "centered-rank": centered_rank,
+    "z-score": z_score,
+}
+
+
+def shape_scores(scores: Sequence[float], shaping: Shaping) -> Tensor:
+    """Apply the shaping of that name: see `centered_rank` and `z_score`."""
+    return _SHAPERS[shaping](scores)

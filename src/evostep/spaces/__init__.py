@@ -1,0 +1,1 @@
+"""Spaces: which weights may move, in which coordinates."""

@@ -1,0 +1,1 @@
+"""Strategies: how members are drawn, and how the center moves. One algorithm, one file."""

@@ -1,0 +1,153 @@
+"""How large should sigma be? As large as changes some predictions, and few.
+
+Below, members score the same and their ranks are luck; far above, every member is broken.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from evostep.engines.base import Workspace
+from evostep.engines.guard import ModuleState, preserved_rng, seed_everything
+from evostep.fitness import Fitness
+from evostep.naming import slots_of_module
+from evostep.noise import NoiseKind
+from evostep.spaces.base import Space
+from evostep.spaces.weights import AllWeights
+from evostep.strategies.base import ScaleKind
+from evostep.strategies.random_mutation import RandomMutation
+
+SIGMAS = tuple(10 ** (exponent / 4) for exponent in range(-16, 1))  # 0.0001 to 1
+
+
+@dataclass(frozen=True)
+class SigmaSuggestion:
+    """What `suggest_sigma` found.
+
+    Attributes:
+        sigma: where the asked share of predictions changes, interpolated between `sigmas`; the
+            first or last of them where the share is reached nowhere between.
+        share: the share asked for.
+        sigmas: the values tried, rising.
+        changed: the mean share of changed predictions at each, in [0, 1].
+        spread: the standard deviation of that share over draws.
+    """
+
+    sigma: float
+    share: float
+    sigmas: tuple[float, ...]
+    changed: tuple[float, ...]
+    spread: tuple[float, ...]
+
+    def __str__(self) -> str:
+        rows = [
+            f"{sigma:>10.4g}  {changed:>8.2%} ± {spread:.2%}"
+            for sigma, changed, spread in zip(self.sigmas, self.changed, self.spread, strict=True)
+        ]
+        head = f"{'sigma':>10}  changed predictions"
+        return "\n".join([head, *rows, f"{self.share:.0%} change at sigma = {self.sigma:.4g}"])
+
+
+def suggest_sigma(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    share: float = 0.05,
+    sigmas: Sequence[float] = SIGMAS,
+    draws: int = 4,
+    space: Space | None = None,
+    scale: ScaleKind = "rms",
+    noise: NoiseKind = "normal",
+    seed: int = 0,
+) -> SigmaSuggestion:
+    """Measure the share of changed predictions as sigma grows, and where it is `share`.
+
+    Args:
+        model: a classifier; its weights, buffers and modes are left as they were.
+        batches: as for `Fitness`; targets are not used, but tell how outputs are read.
+        share: of predictions to change, in (0, 1).
+        sigmas: values to try, rising, in units of `scale`. Stops after the first at which half
+            of the predictions change.
+        draws: noisy copies for each sigma.
+        space: which weights are moved.
+        scale: ``"rms"`` or ``"absolute"``, as the strategy to be used has it.
+        noise: ``"normal"`` or ``"uniform"``.
+        seed: of the noise.
+
+    Raises:
+        ValueError: a share outside (0, 1), no sigmas, fewer than one draw.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 3))
+        >>> batches = [(torch.randn(200, 4), torch.zeros(200, dtype=torch.long))]
+        >>> found = suggest_sigma(model, batches)
+        >>> 0.0001 < found.sigma < 1
+        True
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"share must lie between 0 and 1, got {share}")
+    if draws < 1:
+        raise ValueError(f"draws must be at least 1, got {draws}")
+    if not sigmas or sorted(sigmas) != list(sigmas) or sigmas[0] <= 0:
+        raise ValueError(f"sigmas must be positive and rising, got {list(sigmas)}")
+    space = space or AllWeights()
+    slots = slots_of_module(model)
+    predict = _Predictions(model, batches)
+    tried, changed, spread = [], [], []
+    with preserved_rng():
+        genome = space.open(slots)
+        live = {**slots.buffers, **slots.tensors}
+        workspace = Workspace(space, genome, {name: live[name] for name in genome.center})
+        try:
+            before = predict(seed)
+            for sigma in sigmas:
+                strategy = RandomMutation(sigma, children=draws, scale=scale, noise=noise)
+                shares = []
+                for i in range(draws):
+                    workspace.write(strategy.member(genome, {}, 0, i, seed))
+                    shares.append(float((predict(seed) != before).double().mean()))
+                tried.append(float(sigma))
+                changed.append(sum(shares) / draws)
+                spread.append(float(torch.tensor(shares).std(correction=0)))
+                if changed[-1] >= max(0.5, share):
+                    break
+        finally:
+            workspace.restore()
+    sigma = _interpolate(tried, changed, share)
+    return SigmaSuggestion(sigma, share, tuple(tried), tuple(changed), tuple(spread))
+
+
+class _Predictions:
+    """Gives the predicted classes of all examples, leaving no trace in the model."""
+
+    def __init__(self, model: nn.Module, batches: Iterable[Any]) -> None:
+        self.fitness = Fitness(model, batches, "accuracy")
+        self.model = model
+
+    def __call__(self, seed: int) -> Tensor:
+        state = ModuleState(self.model)
+        seed_everything(seed)
+        try:
+            outputs = self.fitness.score(self.fitness.examples(), keep_outputs=True).outputs
+        finally:
+            state.restore()
+        several = outputs.ndim == 1 or outputs.shape[1] == 1
+        return outputs > 0 if several else outputs.argmax(1)
+
+
+def _interpolate(sigmas: Sequence[float], changed: Sequence[float], share: float) -> float:
+    """Find where `changed` crosses `share`, linear in log sigma."""
+    if changed[0] >= share:
+        return sigmas[0]
+    pairs = list(zip(sigmas, changed, strict=True))
+    for (low, below), (high, above) in zip(pairs, pairs[1:], strict=False):
+        if below < share <= above:
+            part = (share - below) / (above - below)
+            return math.exp(math.log(low) + part * (math.log(high) - math.log(low)))
+    return sigmas[-1]
