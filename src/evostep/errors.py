@@ -44,6 +44,8 @@ def unknown_name(
     """
     known = list(known)
     near = difflib.get_close_matches(name, known, n=3)
+    if not near and name:
+        near = [other for other in known if name.lower() in other.lower()][:3]
     question = f" did you mean {' or '.join(near)}?" if near else ""
     return InputError(
         f"unknown {kind} {name!r}:{question} Known: {choices or ', '.join(sorted(known))}"

@@ -16,7 +16,7 @@ from evostep.engines.base import Judge, Outcome, Workspace
 from evostep.engines.guard import ModuleState, preserved_rng
 from evostep.engines.inplace import inplace
 from evostep.fitness import Fitness
-from evostep.naming import Slots, renamed, slots_of_module, slots_of_tensors
+from evostep.naming import Slots, renamed, slots_of_module, slots_of_tensors, with_model
 from evostep.spaces.base import Genome, Space
 from evostep.spaces.weights import AllWeights
 from evostep.strategies.base import State, Step, Strategy
@@ -137,10 +137,8 @@ class Evolution:
         self.seed = int(seed)
         self.model = model
         self.history: list[Record] = []
-        self.generation = 0
-        self.attempts = 0
-        self.sample_forwards = 0
-        self._state: State | None = None
+        self._state: State | None
+        self.reset()
         self.bind(slots)
 
     def bind(self, slots: Slots) -> None:
@@ -194,26 +192,30 @@ class Evolution:
         records: list[Record] = []
         with preserved_rng():
             genome, workspace = self._open()
-            judge = self._judge(fitness)
-            second = self._judge(accept_on) if accept_on is not None else None
-            try:
-                for _ in range(generations):
+        judge = self._judge(fitness)
+        second = self._judge(accept_on) if accept_on is not None else None
+        try:
+            for _ in range(generations):
+                with preserved_rng():  # each time anew: on_generation may save the streams
                     record = self._generation(genome, workspace, judge, second)
-                    records.append(record)
-                    self.history.append(record)
-                    _warn_of_failures(record)
-                    if on_generation is not None and on_generation(record) is True:
-                        break
-                    spent = sum(r.sample_forwards for r in records)
-                    if max_forwards is not None and spent >= max_forwards:
-                        break
-                    if max_seconds is not None and time.perf_counter() - began >= max_seconds:
-                        break
-            finally:
-                workspace.restore()
+                records.append(record)
+                self.history.append(record)
+                _warn_of_failures(record)
+                if on_generation is not None and on_generation(record) is True:
+                    break
+                spent = sum(r.sample_forwards for r in records)
+                if max_forwards is not None and spent >= max_forwards:
+                    break
+                if max_seconds is not None and time.perf_counter() - began >= max_seconds:
+                    break
+        finally:
+            workspace.restore()
         return records
 
     def _open(self) -> tuple[Genome, Workspace]:
+        if self.space.moves_buffers and self.model is not None:
+            # unlike parameters, buffers are replaced by model.to() and by some modules' forward
+            self.slots = with_model(self.slots, self.model)
         genome = self.space.open(self.slots)
         live = {**self.slots.buffers, **self.slots.tensors}
         touched = {name: live[name] for name in self.space.touched(self.slots)}
@@ -223,8 +225,8 @@ class Evolution:
 
     def _judge(self, fitness: FitnessLike) -> Judge:
         model = fitness.model if isinstance(fitness, Fitness) else self.model
-        moving = {id(tensor) for tensor in self.slots.buffers.values()}
-        moving = moving if self.space.moves_buffers else set()
+        touched = set(self.space.touched(self.slots)) if self.space.moves_buffers else set()
+        moving = {id(tensor) for name, tensor in self.slots.buffers.items() if name in touched}
         state = ModuleState(model, moving) if model is not None else None
         return Judge(fitness, state, self.seed)
 
@@ -317,6 +319,11 @@ class Evolution:
                     "it with the model that is trained, not with a copy"
                 )
 
+    def reset(self) -> None:
+        """Start anew: generation 0 and the strategy's first state; history and weights stay."""
+        self.generation = self.attempts = self.sample_forwards = 0
+        self._state = None
+
     def state_dict(self) -> dict[str, Any]:
         """Give what a later run needs to go on with the same bits, weights excepted.
 
@@ -338,11 +345,9 @@ class Evolution:
         Raises:
             ValueError: a state of another strategy or of other names; a key that is missing.
         """
-        missing = {"seed", "generation", "attempts", "sample_forwards", "names", "state"} - set(
-            state
-        )
+        missing = [key for key in self.state_dict() if key not in state]
         if missing:
-            raise ValueError(f"the state of an evolution lacks {', '.join(sorted(missing))}")
+            raise ValueError(f"the state of an evolution lacks {', '.join(missing)}")
         own = type(self.strategy).__name__
         if state["strategy"] != own:
             raise ValueError(

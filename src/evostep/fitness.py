@@ -6,17 +6,26 @@ one that knows its examples, which gives it scores for each example, caching, an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import (
+    DataLoader,
+    DistributedSampler,
+    RandomSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
+from evostep.engines.guard import ModuleState, preserved_rng, seed_everything
 from evostep.metrics import MetricLike, concatenate, make_metric
 from evostep.noise import derive_seed, make_generator
 
+_RANDOM_SAMPLERS = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 TARGET_KEYS = ("labels", "label", "targets", "target", "y")
 
 
@@ -112,10 +121,16 @@ class Fitness:
         self._forward = forward
         self._make_accumulator = make_metric(metric, loss=loss, higher_is_better=higher_is_better)
         self._batches: list[tuple[Any, Any]] | None = None
+        self._device = torch.device("cpu")
 
     def __call__(self) -> float:
-        """Score the model as it stands, on all examples."""
-        return self.score(self._all()).value
+        """Score the model as it stands, on all examples, leaving no trace in it."""
+        with preserved_rng():
+            state = ModuleState(self.model)
+            try:
+                return self.score(self._all()).value
+            finally:
+                state.restore()
 
     def examples(self, seed: int = 0, generation: int = 0) -> Examples:
         """Give the examples of one generation: a pure function of (seed, generation)."""
@@ -165,13 +180,20 @@ class Fitness:
         return getattr(outputs, "logits", outputs), targets
 
     def _all(self) -> Examples:
+        device = model_device(self.model)
         if self._batches is None:
-            device = model_device(self.model)
-            split = self._forward is None
-            batches = [move(batch, device) for batch in self._source]
-            self._batches = [split_batch(batch) if split else (batch, None) for batch in batches]
-            if not self._batches:
+            with preserved_rng():
+                # a DataLoader draws from the global stream, and so may a transform
+                seed_everything(derive_seed("fitness batches"))
+                batches = [move(batch, device) for batch in self._source]
+            if not batches:
                 raise ValueError("batches is empty: a fitness needs at least one batch")
+            split = self._forward is None
+            self._batches = [split_batch(batch) if split else (batch, None) for batch in batches]
+            self._device = device
+        if device != self._device:  # the model has moved since
+            self._batches = move(self._batches, device)
+            self._device = device
         return _examples(self._batches)
 
 
@@ -241,11 +263,19 @@ def _refuse_unrepeatable(batches: Any) -> None:
         )
     if not isinstance(batches, Iterable):
         raise ValueError(f"batches must be an iterable of batches, got {type(batches).__name__}")
-    sampler = getattr(batches, "sampler", None)
-    if isinstance(batches, torch.utils.data.DataLoader) and isinstance(
-        sampler, torch.utils.data.RandomSampler
-    ):
+    if isinstance(batches, Sized) and not isinstance(batches, DataLoader) and not len(batches):
+        raise ValueError("batches is empty: a fitness needs at least one batch")
+    if isinstance(batches, DataLoader) and _shuffles(batches):
         raise ValueError(
             "batches is a DataLoader that shuffles, so that members and a resumed run would see "
             "other examples: pass shuffle=False"
         )
+
+
+def _shuffles(loader: DataLoader[Any]) -> bool:
+    samplers = (loader.sampler, getattr(loader.batch_sampler, "sampler", None))
+    return any(
+        isinstance(sampler, _RANDOM_SAMPLERS)
+        or (isinstance(sampler, DistributedSampler) and sampler.shuffle)
+        for sampler in samplers
+    )

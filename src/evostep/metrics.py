@@ -10,7 +10,7 @@ import copy
 import difflib
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -61,16 +61,13 @@ class _Whole(Accumulator):
         self.targets.append(targets)
 
     def compute(self) -> tuple[float, Tensor | None]:
-        result = self.function(concatenate(self.outputs), concatenate(self.targets))
-        if isinstance(result, Tensor) and result.ndim == 1:
+        targets = concatenate(self.targets)
+        result = self.function(concatenate(self.outputs), targets)
+        n = len(targets) if isinstance(targets, Tensor) and targets.ndim else None
+        if isinstance(result, Tensor) and result.ndim == 1 and n in (None, len(result)):
             values = self.sign * result.detach().double()
             return float(values.mean()), values
-        if isinstance(result, Tensor) and result.ndim > 1:
-            raise ValueError(
-                f"a metric must give one number, or one for each example, got a tensor of shape "
-                f"{tuple(result.shape)}"
-            )
-        return self.sign * float(result), None
+        return self.sign * _number(result), None
 
 
 class _TorchMetric(Accumulator):
@@ -87,7 +84,19 @@ class _TorchMetric(Accumulator):
         self.metric.update(outputs, targets)
 
     def compute(self) -> tuple[float, Tensor | None]:
-        return self.sign * float(self.metric.compute()), None
+        return self.sign * _number(self.metric.compute()), None
+
+
+def _number(result: Any) -> float:
+    if isinstance(result, Tensor) and result.numel() == 1:
+        return float(result)
+    if isinstance(result, Tensor | Mapping | Sequence):
+        shape = f" of shape {tuple(result.shape)}" if isinstance(result, Tensor) else ""
+        raise ValueError(
+            f"a metric must give one number, or one for each example, got a "
+            f"{type(result).__name__}{shape}"
+        )
+    return float(result)
 
 
 def concatenate(parts: Sequence[Any]) -> Any:
@@ -204,13 +213,20 @@ def macro_f1(outputs: Tensor, targets: Tensor) -> float:
     return float(score)
 
 
+def _parameters(function: Callable[..., Any]) -> Collection[str]:
+    try:
+        return inspect.signature(function).parameters
+    except ValueError:  # written in C++, as some of torch's are
+        return ()
+
+
 def _negative_loss(loss: Callable[..., Tensor]) -> PerExample | None:
     """Make minus the loss of each example from a loss that can be told not to reduce."""
     if isinstance(loss, nn.Module) and hasattr(loss, "reduction"):
         module = copy.deepcopy(loss)
         module.reduction = "none"
         unreduced: Callable[..., Tensor] = module
-    elif not isinstance(loss, nn.Module) and "reduction" in inspect.signature(loss).parameters:
+    elif not isinstance(loss, nn.Module) and "reduction" in _parameters(loss):
 
         def unreduced(outputs: Any, targets: Any) -> Tensor:
             return loss(outputs, targets, reduction="none")

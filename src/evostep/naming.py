@@ -6,11 +6,14 @@ Noise depends on names, so they must not depend on wrappers: ``_orig_mod.`` (tor
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
+
+_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module")
 
 
 @dataclass
@@ -39,7 +42,9 @@ def clean_names(names: Sequence[str]) -> list[str]:
         >>> clean_names(["module._orig_mod.fc.weight", "module._orig_mod.fc.bias"])
         ['fc.weight', 'fc.bias']
     """
-    cleaned = [name.replace("_orig_mod.", "").replace("_fsdp_wrapped_module.", "") for name in names]
+    cleaned = [
+        ".".join(part for part in name.split(".") if part not in _WRAPPERS) for name in names
+    ]
     while cleaned and all(name.startswith("module.") for name in cleaned):
         cleaned = [name.removeprefix("module.") for name in cleaned]
     return cleaned if len(set(cleaned)) == len(names) else list(names)
@@ -62,9 +67,9 @@ def _owners(model: nn.Module, ids: Mapping[int, str]) -> dict[str, type[nn.Modul
 
 
 def slots_of_module(model: nn.Module) -> Slots:
-    """Give every parameter and floating-point buffer of a model."""
+    """Give every floating-point parameter and buffer of a model (quantised ones do not move)."""
     names = module_names(model)
-    tensors = {names[id(tensor)]: tensor for tensor in model.parameters()}
+    tensors = {names[id(p)]: p for p in model.parameters() if p.is_floating_point()}
     return with_model(Slots(tensors, sigma=dict.fromkeys(tensors)), model)
 
 
@@ -94,14 +99,20 @@ def slots_of_groups(groups: Iterable[Mapping[str, Any]], model: nn.Module | None
     from `model`, else they are positions. A group's ``sigma`` goes with its parameters.
 
     Raises:
-        ValueError: a parameter that `model` does not have.
+        ValueError: a parameter that `model` does not have; two of the same name; a sigma below 0.
     """
     groups = list(groups)
     known = module_names(model) if model is not None else {}
     parameters = [p for group in groups for p in group["params"]]
-    if all("param_names" in group for group in groups):
-        names = clean_names([name for group in groups for name in group["param_names"]])
-        named = True
+    given = [name for group in groups for name in group.get("param_names", ())]
+    twice = next((name for name in given if given.count(name) > 1), None)
+    if twice is not None and model is None:
+        raise ValueError(
+            f"two parameters of the optimizer are called {twice!r}: pass model=, or tell them "
+            "apart by named_parameters(prefix=...)"
+        )
+    if len(given) == len(parameters) and twice is None:
+        names, named = clean_names(given), True
     elif model is not None:
         missing = [i for i, p in enumerate(parameters) if id(p) not in known]
         if missing:
@@ -115,13 +126,19 @@ def slots_of_groups(groups: Iterable[Mapping[str, Any]], model: nn.Module | None
         sizes = [len(group["params"]) for group in groups]
         names = [f"group{g}.{i}" for g, size in enumerate(sizes) for i in range(size)]
         named = False
+    tensors = dict(zip(names, parameters, strict=True))
+    sigma = dict(zip(names, sigmas_of_groups(groups), strict=True))
+    slots = Slots(tensors, sigma=sigma, named=named)
+    return with_model(slots, model) if model is not None else slots
+
+
+def sigmas_of_groups(groups: Iterable[Mapping[str, Any]]) -> list[float | None]:
+    """Give each parameter the ``sigma`` of its group, or None."""
     sigmas = [group.get("sigma") for group in groups for _ in group["params"]]
     for sigma in sigmas:
-        if sigma is not None and not sigma >= 0:
-            raise ValueError(f"a parameter group's sigma must be >= 0, got {sigma}")
-    tensors = dict(zip(names, parameters, strict=True))
-    slots = Slots(tensors, sigma=dict(zip(names, sigmas, strict=True)), named=named)
-    return with_model(slots, model) if model is not None else slots
+        if sigma is not None and not (sigma >= 0 and math.isfinite(sigma)):
+            raise ValueError(f"a parameter group's sigma must be finite and >= 0, got {sigma}")
+    return sigmas
 
 
 def renamed(slots: Slots, names: Sequence[str]) -> Slots:

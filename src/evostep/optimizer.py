@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Literal
@@ -14,7 +13,7 @@ from torch.optim import Optimizer
 from evostep.acceptance import Rule
 from evostep.evolution import Evolution, FitnessLike, Record
 from evostep.fitness import Fitness
-from evostep.naming import slots_of_groups
+from evostep.naming import sigmas_of_groups, slots_of_groups
 from evostep.spaces.base import Space
 from evostep.strategies.base import Strategy
 
@@ -201,8 +200,8 @@ class Evolved(Optimizer):
         An accepted move treats the base's momentum as the `momentum` policy says.
         """
         if not self.evolution.slots.named and isinstance(fitness, Fitness):
-            self._model = fitness.model
             self.evolution.bind(slots_of_groups(self.base.param_groups, fitness.model))
+            self._model = fitness.model
         else:
             self._refresh_sigma()
 
@@ -222,15 +221,16 @@ class Evolved(Optimizer):
 
     def _refresh_sigma(self) -> None:
         """Read the groups' sigmas again: they may be scheduled, as learning rates are."""
-        sigmas = [group.get("sigma") for group in self.param_groups for _ in group["params"]]
+        sigmas = sigmas_of_groups(self.param_groups)
         self.evolution.slots.sigma.update(zip(self.evolution.slots.tensors, sigmas, strict=True))
 
     @torch.no_grad()
     def _damp_momentum(self) -> None:
         if self._damping == 1.0:
             return
-        moved = set(self.evolution.space.touched(self.evolution.slots))
-        for name, parameter in self.evolution.slots.tensors.items():
+        slots = self.evolution.slots
+        moved = {name for name in self.evolution.space.touched(slots) if slots.sigma[name] != 0}
+        for name, parameter in slots.tensors.items():
             if name in moved and parameter in self.base.state:
                 for key in _FIRST_MOMENTS:
                     moment = self.base.state[parameter].get(key)
@@ -263,7 +263,9 @@ class Evolved(Optimizer):
                 state_dict = dict(replaced)
         evolution = state_dict.pop("evolution", None)
         self.base.load_state_dict(state_dict)
-        if evolution is not None:
+        if evolution is None:
+            self.evolution.reset()
+        else:
             self.evolution.load_state_dict(evolution)
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
@@ -279,12 +281,10 @@ class Evolved(Optimizer):
 
 
 def _damping(policy: MomentumPolicy) -> float:
-    if isinstance(policy, str):
-        if policy not in ("keep", "reset"):
-            raise ValueError(
-                f"momentum must be 'keep', 'reset' or a factor in [0, 1], got {policy!r}"
-            )
-        return 1.0 if policy == "keep" else 0.0
-    if not (math.isfinite(policy) and 0 <= policy <= 1):
-        raise ValueError(f"momentum must be 'keep', 'reset' or a factor in [0, 1], got {policy}")
+    if policy == "keep":
+        return 1.0
+    if policy == "reset":
+        return 0.0
+    if not isinstance(policy, int | float) or not 0 <= policy <= 1:
+        raise ValueError(f"momentum must be 'keep', 'reset' or a factor in [0, 1], got {policy!r}")
     return float(policy)

@@ -67,10 +67,15 @@ def z_score(scores: Sequence[float]) -> Tensor:
     finite = values.isfinite()
     if not finite.any():
         return torch.zeros_like(values)
-    values = torch.where(finite, values, values[finite].min())
-    if bool((values == values[0]).all()):  # the std of equal floats need not be exactly zero
+    worst = values[finite].min()
+    # Brought to [0, 1] first: squares of scores near 1e-200 or 1e200 would be 0 or infinite, and
+    # the std of equal scores need not be exactly zero. The halves keep the range itself finite.
+    height = torch.where(finite, values, worst) / 2 - worst / 2
+    top = height.max()
+    if top == 0:
         return torch.zeros_like(values)
-    return (values - values.mean()) / values.std(correction=0)
+    height = height / top
+    return (height - height.mean()) / height.std(correction=0)
 
 
 _SHAPERS: dict[str, Callable[[Sequence[float]], Tensor]] = {

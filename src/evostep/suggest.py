@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from evostep.engines.base import Workspace
 from evostep.engines.guard import ModuleState, preserved_rng, seed_everything
 from evostep.fitness import Fitness
+from evostep.metrics import concatenate, predictions
 from evostep.naming import slots_of_module
 from evostep.noise import NoiseKind
 from evostep.spaces.base import Space
@@ -134,11 +135,11 @@ class _Predictions:
         state = ModuleState(self.model)
         seed_everything(seed)
         try:
-            outputs = self.fitness.score(self.fitness.examples(), keep_outputs=True).outputs
+            examples = self.fitness.examples()
+            outputs = self.fitness.score(examples, keep_outputs=True).outputs
         finally:
             state.restore()
-        several = outputs.ndim == 1 or outputs.shape[1] == 1
-        return outputs > 0 if several else outputs.argmax(1)
+        return predictions(outputs, concatenate([targets for _, targets in examples]))
 
 
 def _interpolate(sigmas: Sequence[float], changed: Sequence[float], share: float) -> float:

@@ -30,10 +30,11 @@ def records(arms=METHODS[:4], seeds=3, epochs=8, start=4, *, noise=0.003) -> tup
 
     def curve(arm: str, seed: int, epoch: int, **more: Any) -> None:
         level = 0.6 - 0.35 * math.exp(-epoch / 3) + luck[seed] + EFFECTS.get(arm, 0.0)
-        train = {"accuracy": level + 0.02 * epoch, "loss": 2.0 - 0.2 * epoch}
-        held = {"accuracy": level + generator.normal(0, noise), "loss": 1.5 - 0.05 * epoch}
-        history.append({"kind": "epoch", "arm": arm, "seed": seed, "epoch": epoch, "train": train,
-                        "fitness": held, "sample_forwards": 9000, "seconds": 4.0, **more})  # fmt: skip
+        train = {"accuracy": level + 0.02 * epoch, "loss": 2.0 - 1.8 * level}
+        held = {"accuracy": level + generator.normal(0, noise), "loss": 2.2 - 2 * level}
+        where = {"kind": "epoch", "arm": arm, "seed": seed, "epoch": epoch}
+        cost = {"sample_forwards": 9000, "seconds": 4.0}
+        history.append({**where, "train": train, "fitness": held, **cost, **more})
 
     for seed in range(seeds):
         for epoch in range(start):

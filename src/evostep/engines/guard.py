@@ -53,29 +53,31 @@ def seed_everything(seed: int) -> None:
 class ModuleState:
     """Modes, buffers and requires_grad of a model, to be put back as they were.
 
-    Parameters' values are not kept here: they are the center's. Neither are the buffers in
-    `moving`, which a space evolves.
+    Parameters' values are not kept here: they are the center's. Neither are those of the buffers
+    in `moving`, which a space evolves.
     """
 
     def __init__(self, model: nn.Module, moving: Collection[int] = ()) -> None:
         self._modes = [(module, module.training) for module in model.modules()]
         self._grads = [(p, p.requires_grad) for p in model.parameters()]
-        self._buffers: list[tuple[nn.Module, str, Tensor, Tensor]] = [
-            (module, name, buffer, buffer.detach().clone())
-            for module in model.modules()
-            for name, buffer in module._buffers.items()
-            if buffer is not None and id(buffer) not in moving
+        self._buffers = [(module, dict(module._buffers)) for module in model.modules()]
+        self._values: list[tuple[Tensor, Tensor]] = [
+            (buffer, buffer.detach().clone())
+            for buffer in model.buffers()
+            if id(buffer) not in moving
         ]
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put everything back, buffers that were replaced by other tensors included."""
+        """Put everything back, buffers that were replaced, filled in or added included."""
         for module, training in self._modes:
             module.training = training
         for parameter, requires_grad in self._grads:
             if parameter.requires_grad != requires_grad:
                 parameter.requires_grad_(requires_grad)
-        for module, name, buffer, value in self._buffers:
-            if module._buffers.get(name) is not buffer:
-                module._buffers[name] = buffer
+        for module, buffers in self._buffers:
+            module._buffers.update(buffers)
+            for name in module._buffers.keys() - buffers.keys():
+                del module._buffers[name]
+        for buffer, value in self._values:
             buffer.copy_(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import io
@@ -12,6 +13,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -435,11 +437,20 @@ def _rgb(file: Any, named: str, image_size: int | None = None) -> NDArray[np.uin
 
     try:
         with Image.open(file) as image:
+            _refuse_deep(image, named)
             return _pixels(image.convert("RGB"), image_size)
+    except InputError:
+        raise
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         # Pillow puts the address of the stream in its message, which helps nobody.
         why = type(error).__name__ if "BytesIO" in str(error) else reason(error)
         raise InputError(f"{named} does not decode ({why}): replace or remove it") from error
+
+
+def _refuse_deep(image: Any, named: str) -> None:
+    """Refuse more than 8 bits per channel, which Pillow would clip to white without a word."""
+    if image.mode.startswith(("I", "F")):
+        raise InputError(f"{named} has Pillow's mode {image.mode!r}: convert it to 8 bits")
 
 
 def _pixels(image: Any, image_size: int | None) -> NDArray[np.uint8]:
@@ -447,7 +458,7 @@ def _pixels(image: Any, image_size: int | None) -> NDArray[np.uint8]:
     from PIL import Image, ImageOps
 
     if image.mode not in ("L", "RGB"):
-        image = image.convert("L" if image.mode in ("1", "I;16", "I", "F") else "RGB")
+        image = image.convert("L" if image.mode == "1" else "RGB")
     if image_size is not None and image.size != (image_size, image_size):
         image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR)
     array = np.asarray(image, dtype=np.uint8)
@@ -499,7 +510,8 @@ def _write_cache(path: Path, tensors: dict[str, Tensor], title: str) -> None:
             stacklevel=2,
         )
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it is not there after success
+            temporary.unlink()
 
 
 # Image folders
@@ -594,7 +606,7 @@ def _dataset_part(name: str, dataset: Any, image_size: int | None) -> Part:
         raise InputError(f"{name} is empty: give a Dataset with examples")
     images, labels = torch.empty(0), torch.empty(n, dtype=torch.int64)
     for i in range(n):
-        item = _call(f"{name}[{i}]", lambda i=i: dataset[i])
+        item = _call(f"{name}[{i}]", partial(operator.getitem, dataset, i))
         if not (isinstance(item, (tuple, list)) and len(item) == 2):
             raise InputError(f"{name}[{i}] is no pair: return (image, label)")
         image, labels[i] = _bytes(item[0], f"{name}[{i}]", image_size), _label(item[1], name, i)
@@ -620,11 +632,12 @@ def _label(label: Any, name: str, i: int) -> int:
     return index
 
 
-def _bytes(image: Any, named: str, image_size: int | None) -> Tensor:
+def _bytes(image: object, named: str, image_size: int | None) -> Tensor:
     """One image of a user's Dataset as `(c, h, w)` uint8."""
     from PIL import Image
 
     if isinstance(image, Image.Image):
+        _refuse_deep(image, named)
         return torch.tensor(_pixels(image, image_size))
     if not isinstance(image, Tensor):
         kind = type(image).__name__

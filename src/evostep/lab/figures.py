@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeGuard
 
 import matplotlib.style
 from matplotlib.axes import Axes
@@ -96,70 +96,96 @@ def draw_figures(results: Mapping[str, Any], history: Sequence[Mapping[str, Any]
     drawings: list[Drawing | None] = []
     with matplotlib.style.context(["default", STYLE]):
         for metric in ("accuracy", "loss"):
-            drawings.append(_draw_curves(results, history, look, metric))
+            drawings.append(_draw_curves(history, look, metric))
         drawings.append(_draw_gap(results, look))
         drawings.append(_draw_contrasts(results, look))
-        drawings.append(_draw_evolution(results, history, look))
+        drawings.append(_draw_evolution(history, look))
     return [drawing for drawing in drawings if drawing is not None]
 
 
 def _draw_curves(
-    results: Mapping[str, Any],
-    history: Sequence[Mapping[str, Any]],
-    look: Mapping[str, dict[str, Any]],
-    metric: str,
+    history: Sequence[Mapping[str, Any]], look: Mapping[str, dict[str, Any]], metric: str
 ) -> Drawing | None:
-    epochs = _epoch_records(history)
-    figure = Figure(figsize=(9.2, 4.6))
-    axes = figure.subplots(1, 2, sharex=True, sharey=True)
-    factor = 100.0 if metric == "accuracy" else 1.0
-    shared = {r["arm"] for r in epochs if len(_sharers(r)) > 1}
+    """The whole run, and below it, on its own scale, the part where the arms differ."""
+    epochs, spans = _epoch_records(history), _evolved_spans(history)
+    first = min((r["epoch"] for r in epochs), default=0)
+    since = [first]
+    if spans and spans[0][0] - 1 > first:
+        since.append(spans[0][0] - 1)
+    figure = Figure(figsize=(9.2, 0.8 + 3.4 * len(since)))
+    grid = figure.subplots(len(since), 2, sharex="row", squeeze=False)
     drawn: dict[str, Line2D] = {}
-    for axis, part in zip(axes, ("train", "fitness"), strict=True):
-        for trunk in sorted(shared):
-            curve = _curve([r for r in epochs if r["arm"] == trunk], part, metric, factor)
-            style = {"color": INK, "linestyle": DASHES[2], "linewidth": 1.4}
-            if line := _plot_band(axis, curve, style):
-                drawn["shared trunk"] = line
-        for label in look:
-            own = [r for r in epochs if label in _sharers(r) and r["arm"] not in shared]
-            curve = _curve(own, part, metric, factor)
-            if curve:  # start the branch where the trunk ended, so that the lines meet
-                trunk_records = [r for r in epochs if r["arm"] in shared and label in _sharers(r)]
-                before = _curve(trunk_records, part, metric, factor)
-                last = max((e for e in before if e < min(curve)), default=None)
-                curve = curve if last is None else {last: before[last]} | curve
-            if line := _plot_band(axis, curve, look[label]):
-                drawn[label] = line
-        for start, end in _evolved_spans(history):
-            axis.axvspan(start - 0.5, end + 0.5, color=INK, alpha=0.08, linewidth=0, zorder=0)
-        axis.set_title(
-            "training examples, while training" if part == "train" else "fitness examples"
-        )
-        axis.set_xlabel("epoch")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for axes, start in zip(grid, since, strict=True):
+        for axis, part in zip(axes, ("train", "fitness"), strict=True):
+            # The first panel's lines are the legend's.
+            drawn = _plot_part(axis, epochs, look, part, metric, start) | drawn
+            for low, high in spans:
+                axis.axvspan(low - 0.5, high + 0.5, color=INK, alpha=0.08, linewidth=0, zorder=0)
+            title = "training examples, while training" if part == "train" else "fitness examples"
+            axis.set_title(title if start == first else f"{title}: from epoch {start:g}")
+            axis.set_ylabel("accuracy (%)" if metric == "accuracy" else "loss (nats)")
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axis.set_xlabel("epoch")
     if not drawn:
         return None
-    axes[0].set_ylabel("accuracy (%)" if metric == "accuracy" else "loss (cross-entropy, nats)")
-    axes[1].tick_params(labelleft=True)
-    handles: list[Line2D | Patch] = list(drawn.values())
-    if _evolved_spans(history):
-        handles.append(Patch(color=INK, alpha=0.12, linewidth=0))
-    names = [_short(name) for name in drawn] + ["evolution phase"]
-    figure.legend(handles, names[: len(handles)], loc="outside lower center", ncols=4)
+    grid[0][1].sharey(grid[0][0])
+    grid[0][0].autoscale(axis="y")
+    names = [name for name in ("shared trunk", *look) if name in drawn]
+    handles: list[Line2D | Patch] = [drawn[name] for name in names]
+    handles += [Patch(color=INK, alpha=0.12, linewidth=0)] if spans else []
+    texts = [*map(_short, names), "evolution phase"][: len(handles)]
+    figure.legend(handles, texts, loc="outside lower center", ncols=4)
     seeds = len({r["seed"] for r in epochs})
     return _finish(
         figure,
         metric,
         f"{metric.capitalize()} by epoch",
-        f"Two line charts of {metric} by epoch, for training and for fitness examples; arms: "
-        + ", ".join(name for name in drawn if name != "shared trunk"),
+        f"Line charts of {metric} by epoch, for training and for fitness examples; arms: "
+        + ", ".join(name for name in names if name != "shared trunk"),
         f"Mean over {_count(seeds, 'seed')}"
         + ("" if seeds == 1 else "; bands run from the lowest seed to the highest")
         + ". Left: running values while training. Right: the model after an epoch's gradient steps "
         "and before its evolution. Evolution selects on the fitness examples, so a rise there "
-        "proves nothing; only the test numbers count. Shaded: epochs with evolution.",
+        "proves nothing; only the test numbers count. Shaded: epochs with evolution."
+        + (" Below: the same, enlarged." if len(since) > 1 else ""),
     )
+
+
+def _plot_part(
+    axis: Axes,
+    epochs: Sequence[Mapping[str, Any]],
+    look: Mapping[str, dict[str, Any]],
+    part: str,
+    metric: str,
+    start: float,
+) -> dict[str, Line2D]:
+    """One panel, from epoch `start`: every arm, and each trunk that arms share, once."""
+    factor = 100.0 if metric == "accuracy" else 1.0
+    shared = sorted({r["arm"] for r in epochs if len(_sharers(r)) > 1})
+    trunks = {
+        trunk: _curve([r for r in epochs if r["arm"] == trunk], part, metric, factor)
+        for trunk in shared
+    }
+    faint = 0.13 if len(look) <= 4 else 0.05  # many bands on one another would turn to mud
+    drawn: dict[str, Line2D] = {}
+    for label in look:
+        own = [r for r in epochs if label in _sharers(r) and r["arm"] not in trunks]
+        curve = _curve(own, part, metric, factor)
+        for trunk in {r["arm"] for r in epochs if r["arm"] in trunks and label in _sharers(r)}:
+            before = [epoch for epoch in trunks[trunk] if epoch < min(curve, default=-math.inf)]
+            if before:  # start the branch where the trunk ended, so that the lines meet
+                curve[max(before)] = trunks[trunk][max(before)]
+        if line := _plot_band(axis, _since(curve, start), look[label], faint):
+            drawn[label] = line
+    style = {"color": INK, "linestyle": DASHES[2], "linewidth": 1.5, "zorder": 3}
+    for curve in trunks.values():
+        if line := _plot_band(axis, _since(curve, start), style, faint):
+            drawn["shared trunk"] = line
+    return drawn
+
+
+def _since(curve: Curve, start: float) -> Curve:
+    return {epoch: values for epoch, values in curve.items() if epoch >= start}
 
 
 def _draw_gap(results: Mapping[str, Any], look: Mapping[str, dict[str, Any]]) -> Drawing | None:
@@ -217,6 +243,7 @@ def _draw_contrasts(
         axis.set_title(f"against {_short(control)}")
         axis.set_xlabel(f"difference in test {metric} ({unit})")
     _rows(axes[0], labels)
+    side = "right" if statistics.higher_is_better(metric) else "left"
     described = "; ".join(
         f"{row['arm']} against {row['control']} {factor * row['mean']:+.2f}" for row in rows
     )
@@ -225,14 +252,13 @@ def _draw_contrasts(
         "contrasts",
         "Paired contrasts",
         f"Differences in test {metric}, {unit}: {described}",
-        "Mean difference over paired seeds with its 95% interval; right of the line the arm is "
+        f"Mean difference over paired seeds with its 95% interval; {side} of the line the arm is "
         "better. An interval that crosses the line shows no difference. A hollow dot has no "
         "interval (one seed, or the same difference on every seed).",
     )
 
 
 def _draw_evolution(
-    results: Mapping[str, Any],
     history: Sequence[Mapping[str, Any]],
     look: Mapping[str, dict[str, Any]],
 ) -> Drawing | None:
@@ -290,14 +316,15 @@ def _plot_generations(axis: Axes, records: Sequence[Mapping[str, Any]], colour: 
     axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
 
 
-def _plot_band(axis: Axes, curve: Curve, style: Mapping[str, Any]) -> Line2D | None:
+def _plot_band(axis: Axes, curve: Curve, style: Mapping[str, Any], faint: float) -> Line2D | None:
     if not curve:
         return None
     x = sorted(curve)
     low, high = [min(curve[e]) for e in x], [max(curve[e]) for e in x]
-    axis.fill_between(x, low, high, color=style["color"], alpha=0.13, linewidth=0)
-    lonely = {"marker": "o", "markersize": 4} if len(x) == 1 else {}
-    (line,) = axis.plot(x, [fmean(curve[e]) for e in x], **style, **lonely)
+    axis.fill_between(x, low, high, color=style["color"], alpha=faint, linewidth=0)
+    (line,) = axis.plot(x, [fmean(curve[e]) for e in x], **style)
+    if len(x) == 1:  # a line of one point would not show
+        line.set_marker("o")
     return line
 
 
@@ -376,8 +403,9 @@ def _inline(svg: str, name: str, title: str, alt: str) -> str:
     body = re.sub(r'(\sid="|href="#|url\(#)', rf"\g<1>{name}-", body)
     body = re.sub(r"(?<=fill: )#ffffff(?=\"| ?;)", "none", body)
     body = body.replace(INK, "currentColor").replace(GRID, "var(--grid)")
-    body = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", body, count=1, flags=re.DOTALL)
-    body = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", body, count=1, flags=re.DOTALL)
+    # Wide as drawn, narrower on a narrow page; the view box keeps the proportions.
+    body = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", body, count=1)
+    body = re.sub(r'(<svg[^>]*?) width="([^"]*)"', r'\1 style="width: \2"', body, count=1)
     labelled = f'role="img" aria-labelledby="{name}-title {name}-desc" '
     texts = (
         f'<title id="{name}-title">{html.escape(title)}</title>'
@@ -392,7 +420,7 @@ def _number(record: object, key: str) -> float | None:
     return float(value) if _finite(value) else None
 
 
-def _finite(value: object) -> bool:
+def _finite(value: object) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 

@@ -60,7 +60,7 @@ def build_model(
     if pretrained and init_from is not None:
         raise InputError(f"pretrained and init-from {init_from} exclude each other: give one")
     architecture = name.removeprefix("torchvision:")
-    is_torchvision = architecture != name or ":" not in name and name not in MODEL_NAMES
+    is_torchvision = architecture != name or (":" not in name and name not in MODEL_NAMES)
     if pretrained and not is_torchvision:
         raise InputError(
             f"{name} has no pretrained weights: use --init-from FILE.safetensors, or a "
@@ -154,7 +154,7 @@ def _from_torchvision(
             f"use --init-from FILE.safetensors"
         ) from error
     if name == "inception_v3":  # these weights come with the auxiliary head; see above
-        model.aux_logits, model.AuxLogits = False, None
+        model.__dict__["aux_logits"], model._modules["AuxLogits"] = False, None
     weights = torchvision.models.get_model_weights(name).DEFAULT
     pretrained_classes = len(weights.meta["categories"])
     if pretrained_classes != classes:
@@ -167,7 +167,7 @@ def _torchvision_model(name: str, **options: Any) -> nn.Module:
 
     try:
         model: nn.Module = torchvision.models.get_model(name, **options)
-    except ValueError as error:
+    except (ValueError, AssertionError) as error:  # a ViT asserts its image size
         given = ", ".join(f"{key}={value}" for key, value in options.items())
         raise InputError(
             f"torchvision cannot build {name} with {given} ({reason(error)}): use another "
@@ -209,11 +209,7 @@ def _from_import_path(name: str, **facts: int) -> nn.Module:
     except ValueError:  # a builtin without a signature
         parameters = dict[str, inspect.Parameter]().values()
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
-    accepted = {
-        parameter.name
-        for parameter in parameters
-        if parameter.kind is not parameter.POSITIONAL_ONLY
-    }
+    accepted = {p.name for p in parameters if p.kind is not p.POSITIONAL_ONLY}
     given = {key: value for key, value in facts.items() if takes_all or key in accepted}
     call = f"{name}({', '.join(f'{key}={value}' for key, value in given.items())})"
     try:

@@ -187,6 +187,7 @@ def _context(results: Mapping[str, Any], skipped: int) -> dict[str, Any]:
         "command": results["environment"].get("command") or "not recorded",
         "stamp": _stamp(results["environment"]),
         "skipped": skipped,
+        "absent": ABSENT,
     }
 
 
@@ -254,7 +255,12 @@ def _verdict(
     better, tested = len(groups.get("better", [])), sum(row["ci95"] is not None for row in rows)
     of = f"the strongest control, {strongest}, in test {metric}"
     if tested == 0:
-        headline = f"No verdict: no interval can be given for a difference from {of}."
+        why = (
+            "one seed cannot tell a difference"
+            if rows[0]["n"] == 1
+            else "no interval for the difference"
+        )
+        headline = f"No verdict: {why} from {of}."
     elif better == 0:
         subject = "The arm" if len(rows) == 1 else f"None of the {len(rows)} arms"
         verb = "was not shown to beat" if len(rows) == 1 else "was shown to beat"
@@ -307,14 +313,14 @@ def _contrast_text(row: Mapping[str, Any]) -> str:
     unit = " points" if row["metric"] in FRACTIONS else ""
     text = f"{_signed(row['mean'], row['metric'])}{unit}"
     if row["ci95"] is not None:
-        text += f", 95% CI {_interval(row, row['metric'])}, p = {_p(row['p'])}"
+        text += f", 95% CI {_interval(row, row['metric'])}, p {_p(row['p'])}"
     return f"{text}, n = {row['n']}"
 
 
 def _contrast_cell(row: Mapping[str, Any] | None) -> dict[str, str]:
     if row is None or row["mean"] is None:
         return {"mean": ABSENT, "spread": ""}
-    spread = "" if row["ci95"] is None else f"{_interval(row, row['metric'])}; p = {_p(row['p'])}"
+    spread = "" if row["ci95"] is None else f"{_interval(row, row['metric'])}; p {_p(row['p'])}"
     return {"mean": _signed(row["mean"], row["metric"]), "spread": spread}
 
 
@@ -348,7 +354,7 @@ def _percent(x: float | None) -> str:
 
 
 def _p(p: float) -> str:
-    return f"{p:.3f}" if p >= 0.001 else "under 0.001"
+    return f"= {p:.3f}" if p >= 0.001 else "< 0.001"
 
 
 def _mean(values: Any) -> float | None:

@@ -1,0 +1,217 @@
+"""A comparison: seeds x arms, arms of a seed branching from one trunk, results as they come."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from evostep.errors import InputError
+from evostep.lab.budget import arm_cost, epoch_cost
+from evostep.lab.environment import describe_environment
+from evostep.lab.plan import Plan, estimate
+from evostep.lab.progress import show_progress
+from evostep.lab.report import ReportPaths, write_report
+from evostep.lab.run import Setting, Watch, run_arm, run_directory, run_trunk
+from evostep.lab.statistics import finish
+from evostep.lab.storage import History, read_json, write_json
+from evostep.lab.training import cut
+
+
+def compare(plan: Plan, directory: Path, console: Console) -> ReportPaths:
+    """Run what is missing of a comparison and write table, figures and page.
+
+    Finished runs are never repeated; a run that was cut off goes on from its last checkpoint.
+
+    Raises:
+        InputError: the directory holds results of another configuration, or a corrupt file.
+    """
+    check_directory(plan, directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    _register(plan, directory)
+    runs = finished_runs(plan, directory)
+    if runs:
+        console.print(f"{len(runs)} finished runs found in {directory}: they are kept")
+    history = History(directory / "history.jsonl")
+    with show_progress(_total_forwards(plan, runs), console) as watch:
+        for seed in plan.seeds:
+            missing = [arm for arm in plan.arms if (arm.label, seed) not in runs]
+            if not missing:
+                continue
+            parts = cut(plan.data, plan.splits[seed], plan.device)
+            setting = Setting(plan.options, seed, parts, plan.device, directory, history, watch)
+            trunks = {
+                key: run_trunk(setting, training, labels)
+                for key, (training, labels) in plan.trunks.items()
+                if any(arm.training.key == key for arm in missing)
+            }
+            for arm in missing:
+                trunk = trunks[arm.training.key]
+                result = run_arm(setting, arm, trunk, plan.budgets[arm.label])
+                folder = run_directory(directory, arm.label, seed)
+                write_json(folder / "result.json", result)
+                (folder / "checkpoint.pt").unlink(missing_ok=True)
+                runs[arm.label, seed] = result
+                write_results(plan, directory, runs)
+    write_results(plan, directory, runs)
+    return write_report(directory)
+
+
+def check_directory(plan: Plan, directory: Path) -> None:
+    """Refuse a directory that holds something else, or results of another configuration."""
+    if directory.exists() and not directory.is_dir():
+        raise InputError(f"--out {directory} is a file: choose a directory")
+    registered = directory / "plan.json"
+    if not registered.exists():
+        if directory.exists() and any(directory.iterdir()):
+            raise InputError(f"--out {directory} is not empty and holds no comparison: choose another")
+        return
+    known, new = read_json(registered), _plain(plan.identity())
+    try:
+        differs = _difference(known["options"], new["options"], "--")
+        for label in known["arms"].keys() & new["arms"].keys():
+            differs = differs or _difference(
+                known["arms"][label], new["arms"][label], f"arm {label}: "
+            )
+        budgets = {arm["budget"] for arm in (*known["arms"].values(), *new["arms"].values())}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{registered} is not a plan of evostep: choose another --out"
+        ) from error
+    if not differs and len(budgets) > 1:
+        differs = (
+            f"the common budget was {_old_budget(known)} sample-forwards, these arms need "
+            f"{max(budget or 0 for budget in budgets)}"
+        )
+    if differs:
+        raise InputError(
+            f"{directory} holds results of another configuration ({differs}): choose another --out"
+        )
+
+
+def finished_runs(plan: Plan, directory: Path) -> dict[tuple[str, int], dict[str, Any]]:
+    """Read the runs that are finished, those of other seeds and arms included."""
+    runs: dict[tuple[str, int], dict[str, Any]] = {}
+    for path in sorted((directory / "runs").glob("*/result.json")):
+        result = read_json(path)
+        try:
+            runs[result["arm"], int(result["seed"])] = result
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path} is not the result of a run: delete it to run it again") from error
+    return runs
+
+
+def write_results(
+    plan: Plan, directory: Path, runs: dict[tuple[str, int], dict[str, Any]]
+) -> None:
+    """Write ``results.json`` from the runs that are finished."""
+    described = read_json(directory / "plan.json")
+    order = {label: i for i, label in enumerate(described["arms"])}
+    ordered = [runs[key] for key in sorted(runs, key=lambda key: (key[1], order.get(key[0], 0)))]
+    seeds = sorted({seed for _, seed in runs} | set(plan.seeds))
+    config = {
+        **described["options"],
+        "seeds": seeds,
+        "arms": list(described["arms"].values()),
+        "budget": max((b for b in plan.budgets.values() if b is not None), default=None),
+    }
+    splits = read_json(directory / "splits.json")
+    results = {
+        "config": config,
+        "environment": describe_environment(plan.device),
+        "data": {
+            "name": plan.data.name,
+            "title": plan.data.title,
+            "classes": list(plan.data.classes),
+        },
+        "splits": splits["summary"],
+        "runs": ordered,
+    }
+    write_json(directory / "results.json", finish(results))
+
+
+def describe_plan(plan: Plan, console: Console) -> None:
+    """Print arms, budgets, expected hours and disk; write nothing."""
+    guess = estimate(plan)
+    sizes, options = plan.sizes, plan.options
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    say(f"{plan.data.title}: {sizes.train} train, {sizes.fitness} fitness, {sizes.accept} accept, "
+        f"{sizes.test} test; model {options.model}; device {plan.device}")
+    say(f"{len(plan.seeds)} seeds: {', '.join(map(str, plan.seeds))}; {options.epochs} epochs, "
+        f"evolution from {options.evolve_from}")
+    say(f"timed: {1 / guess.gradient_seconds:.0f} examples/s in gradient steps, "
+        f"{1 / guess.forward_seconds:.0f} scored")
+    for arm in plan.arms:
+        budget, hours = guess.runs[arm.label]
+        own = arm_cost(arm, sizes, options.epochs)
+        say(f"  {arm.label}: {own / 1e6:.3f} M sample-forwards of its own, runs to "
+            f"{budget / 1e6:.3f} M, {hours * 60:.1f} min a seed after the trunk")
+    say(f"trunks: {len(plan.trunks)}, {guess.trunk_hours * 60:.1f} min a seed")
+    say(f"in all: {guess.hours:.2f} h, {guess.bytes / 1e6:.0f} MB on disk at most")
+
+
+def _register(plan: Plan, directory: Path) -> None:
+    """Write down what is compared and who is in which split, adding to what stands there."""
+    new = _plain(plan.identity())
+    path = directory / "plan.json"
+    if path.exists():
+        new["arms"] = {**read_json(path)["arms"], **new["arms"]}
+    splits_path = directory / "splits.json"
+    splits = read_json(splits_path) if splits_path.exists() else {"summary": {}, "indices": {}}
+    for seed, cut_of_seed in plan.splits.items():
+        splits["summary"][str(seed)] = cut_of_seed.as_json()
+        splits["indices"][str(seed)] = cut_of_seed.indices()
+    write_json(splits_path, splits)
+    write_json(path, new)
+
+
+def _total_forwards(plan: Plan, runs: dict[tuple[str, int], dict[str, Any]]) -> int:
+    """What is to be spent: trunks once for each seed, and each arm from its trunk on."""
+    options, total = plan.options, 0
+    for seed in plan.seeds:
+        missing = [arm for arm in plan.arms if (arm.label, seed) not in runs]
+        shared = {
+            arm.training.key: options.evolve_from * epoch_cost(arm, plan.sizes) for arm in missing
+        }
+        total += sum(shared.values())
+        for arm in missing:
+            whole = plan.budgets[arm.label] or arm_cost(arm, plan.sizes, options.epochs)
+            total += max(0, whole - shared[arm.training.key])
+    return total
+
+
+def _plain(value: Any) -> Any:
+    """Give what JSON would give back, for comparison."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _plain(dataclasses.asdict(value))
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def _difference(known: dict[str, Any], new: dict[str, Any], prefix: str) -> str:
+    """Name the first setting that differs, as it was and as it is; empty where none does."""
+    for name in sorted(known.keys() | new.keys()):
+        old_value, new_value = known.get(name), new.get(name)
+        if old_value != new_value:
+            if isinstance(old_value, dict) and isinstance(new_value, dict):
+                return _difference(old_value, new_value, f"{prefix}{name}.")
+            shown = name.replace("_", "-") if prefix == "--" else name
+            return f"{prefix}{shown} was {old_value}, now {new_value}"
+    return ""
+
+
+def _old_budget(known: dict[str, Any]) -> Any:
+    return next(iter(known["arms"].values()))["budget"]
+
+
+Say = Callable[[str], None]
+__all__ = ["check_directory", "compare", "describe_plan", "finished_runs", "write_results", "Watch"]

@@ -1,0 +1,205 @@
+"""Gradient descent for one epoch, and looking at a model: the plain parts of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from evostep.engines.guard import preserved_rng, seed_everything
+from evostep.fitness import Fitness
+from evostep.lab.arms import Training
+from evostep.lab.budget import PER_GRADIENT_EXAMPLE
+from evostep.lab.data import ImageData, augment
+from evostep.lab.options import Options
+from evostep.lab.splits import Splits
+from evostep.metrics import accuracy, make_metric
+from evostep.noise import derive_seed, make_generator
+
+LOOK_BATCH = 500
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some examples of the data: images as they are stored, and their classes."""
+
+    images: Tensor  # (n, channels, height, width) uint8
+    targets: Tensor  # (n,) int64
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def to(self, device: torch.device) -> Part:
+        """Move to a device."""
+        return Part(self.images.to(device), self.targets.to(device))
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The data of one seed, cut into parts that do not overlap."""
+
+    data: ImageData
+    train: Part
+    fitness: Part
+    accept: Part
+    test: Part
+
+    def gradients(self, training: Training) -> Part:
+        """What the gradients of an arm see."""
+        if not training.all_data:
+            return self.train
+        parts = (self.train, self.fitness, self.accept)
+        return Part(
+            torch.cat([part.images for part in parts]), torch.cat([part.targets for part in parts])
+        )
+
+
+def cut(data: ImageData, splits: Splits, device: torch.device) -> Parts:
+    """Cut the data as the splits say, and move it to the device."""
+
+    def take(indices: Tensor) -> Part:
+        return Part(data.inputs[indices], data.targets[indices]).to(device)
+
+    if splits.official_test:
+        assert data.test_inputs is not None
+        assert data.test_targets is not None
+        test = Part(data.test_inputs[splits.test], data.test_targets[splits.test]).to(device)
+    else:
+        test = take(splits.test)
+    return Parts(data, take(splits.train), take(splits.fitness), take(splits.accept), test)
+
+
+def make_optimizer(training: Training, model: nn.Module) -> torch.optim.Optimizer:
+    """Make the base optimizer, with the names of the parameters."""
+    named = list(model.named_parameters())
+    if training.optimizer == "sgd":
+        return torch.optim.SGD(
+            named,
+            lr=training.lr,
+            momentum=training.momentum,
+            weight_decay=training.weight_decay,
+        )
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[training.optimizer]
+    return kind(
+        named,
+        lr=training.lr,
+        betas=(training.momentum, 0.999),
+        weight_decay=training.weight_decay,
+    )
+
+
+def batches_of(n: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Give shuffled indices in batches; a last batch of one example joins the one before.
+
+    BatchNorm cannot normalise a batch of one.
+    """
+    order = torch.randperm(n, generator=generator)
+    batches = list(order.split(size))
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return iter(batches)
+
+
+def train_epoch(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    part: Part,
+    data: ImageData,
+    training: Training,
+    *,
+    seed: int,
+    epoch: int,
+    max_forwards: int | None,
+    on_step: Callable[[int], None],
+) -> tuple[dict[str, float], int]:
+    """Train for one epoch, or up to the first step that reaches `max_forwards`.
+
+    The order of the examples, their augmentation and the model's own randomness (dropout) are a
+    pure function of (seed, epoch), so that a resumed run sees what the first one saw.
+
+    Args:
+        on_step: told the sample-forwards of each step.
+
+    Returns:
+        Accuracy and loss as measured on the way, and the sample-forwards spent.
+    """
+    device = part.targets.device
+    generator = make_generator(derive_seed(seed, epoch, "order of examples"))
+    forwards, right, lost, seen = 0, 0.0, 0.0, 0
+    model.train()
+    with preserved_rng():
+        seed_everything(derive_seed(seed, epoch, "training"))
+        for indices in batches_of(len(part), training.batch, generator):
+            images = data.normalise(part.images[indices.to(device)])
+            images = augment(images, generator, kind=training.augment)
+            targets = part.targets[indices.to(device)]
+            outputs = model(images)
+            loss = F.cross_entropy(outputs, targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            cost = PER_GRADIENT_EXAMPLE * len(targets)
+            forwards += cost
+            seen += len(targets)
+            lost += float(loss.detach()) * len(targets)
+            right += float(accuracy(outputs.detach(), targets).sum())
+            on_step(cost)
+            if max_forwards is not None and forwards >= max_forwards:
+                break
+    return {"accuracy": right / seen, "loss": lost / seen}, forwards
+
+
+def make_fitness(model: nn.Module, part: Part, data: ImageData, options: Options) -> Fitness:
+    """Make the fitness of a part of the data: the reported metric."""
+    return Fitness(
+        model,
+        _look_batches(part, data),
+        resolve_metric(options.metric),
+        higher_is_better=options.higher_is_better,
+    )
+
+
+def resolve_metric(name: str) -> object:
+    """Give a metric by name, or what an import path names."""
+    if ":" not in name:
+        return name
+    from evostep.lab.imports import load_attribute
+
+    metric = load_attribute(name)
+    return metric() if isinstance(metric, type) else metric
+
+
+def look(model: nn.Module, part: Part, data: ImageData, options: Options) -> dict[str, float]:
+    """Measure accuracy, cross-entropy and the chosen metric in eval mode.
+
+    Returns:
+        ``{"accuracy", "loss", <metric>}``; a metric of which less is better as it is, not negated.
+        Empty where the part is.
+    """
+    if not len(part):
+        return {}
+    outputs = Fitness(model, _look_batches(part, data), "accuracy")
+    logits = outputs.score(outputs.examples(), keep_outputs=True).outputs
+    values = {
+        "accuracy": float(accuracy(logits, part.targets).mean()),
+        "loss": float(F.cross_entropy(logits, part.targets)),
+    }
+    if options.metric not in values:
+        metric = make_metric(
+            resolve_metric(options.metric), higher_is_better=options.higher_is_better
+        )()
+        metric.update(logits, part.targets)
+        values[options.metric] = metric.compute()[0]
+    return values
+
+
+def _look_batches(part: Part, data: ImageData) -> list[tuple[Tensor, Tensor]]:
+    return [
+        (data.normalise(images), targets)
+        for images, targets in zip(
+            part.images.split(LOOK_BATCH), part.targets.split(LOOK_BATCH), strict=True
+        )
+    ]
