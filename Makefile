@@ -23,7 +23,7 @@ help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
 
 demo: $(STAMP) ## compare the arms on real data; table, figures and page in DEMO_OUT
-	"$(BIN)/evostep" compare --out "$(DEMO_OUT)" $(DEMO_ARGS)
+	"$(BIN)/evostep" compare --train-size 200 --generations 2 --seeds 5 --out "$(DEMO_OUT)" $(DEMO_ARGS)
 	@echo "The page: $$(cd "$(DEMO_OUT)" && pwd)/report.html"
 
 test: lint types unit ## lint, types and tests: what must pass before a change lands

@@ -4,17 +4,24 @@ Wrap an optimizer in `Evolved`, score with a `Fitness`, and call `optimizer.evol
 or evolve a checkpoint without any optimizer by `Evolution`.
 """
 
+from evostep._version import __version__
 from evostep.acceptance import Always, Improves
 from evostep.evolution import Evolution, Record
 from evostep.fitness import Fitness, Scores
+from evostep.noise import LowRank
 from evostep.optimizer import Evolved
 from evostep.schedule import Alternate
 from evostep.spaces.weights import AllWeights, Only
+from evostep.strategies.cmaes import CMAES
 from evostep.strategies.openai_es import OpenAIES
 from evostep.strategies.random_mutation import RandomMutation
+from evostep.strategies.random_search import RandomSearch
+from evostep.strategies.snes import SNES
 from evostep.suggest import suggest_sigma
 
 __all__ = [
+    "CMAES",
+    "SNES",
     "AllWeights",
     "Alternate",
     "Always",
@@ -22,10 +29,13 @@ __all__ = [
     "Evolved",
     "Fitness",
     "Improves",
+    "LowRank",
     "Only",
     "OpenAIES",
     "RandomMutation",
+    "RandomSearch",
     "Record",
     "Scores",
+    "__version__",
     "suggest_sigma",
 ]

@@ -6,20 +6,31 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from evostep.acceptance import Improves, Rule
-from evostep.engines.base import Judge, Outcome, Workspace
+from evostep.calibration import estimates
+from evostep.engines.base import Judge, Workspace
 from evostep.engines.guard import ModuleState, preserved_rng
 from evostep.engines.inplace import inplace
+from evostep.engines.network import Network
 from evostep.fitness import Fitness
-from evostep.naming import Slots, renamed, slots_of_module, slots_of_tensors, with_model
+from evostep.naming import (
+    Slots,
+    module_names,
+    renamed,
+    slots_of_module,
+    slots_of_tensors,
+    with_model,
+)
+from evostep.phase import Decision, Phase, Verdict
 from evostep.spaces.base import Genome, Space
+from evostep.spaces.memory import Memory
 from evostep.spaces.weights import AllWeights
-from evostep.strategies.base import State, Step, Strategy
+from evostep.strategies.base import State, Strategy
 
 FitnessLike = Fitness | Callable[[], float]
 
@@ -34,12 +45,17 @@ class Record:
         parent: score of the center before, on the same examples.
         candidate: score of the proposed center on the examples on which it was judged; None where
             nothing was proposed or the rule asks for no score.
-        accepted: whether the center moved.
+        accepted: whether the center moved; where the rule judges phases, whether it moved within
+            the phase: `verdict` says whether it stayed.
         failed: members (and a candidate) whose fitness raised or was not finite.
         error: what the first of them failed by.
         sample_forwards: examples that went forward through the network, parent, members, candidate
-            and acceptance counted; calls, where the fitness is a bare callable.
+            acceptance and what a strategy measures counted (a backward as two more); calls, where
+            the fitness is a bare callable.
         seconds: wall-clock time.
+        verdict: in the last record of a phase, what a rule that judges phases said of it.
+        opened: in the first record of a phase, the start that the space chose: ``"current"`` or
+            ``"average"`` for a `Span`; None where there is no choice.
     """
 
     generation: int
@@ -51,6 +67,8 @@ class Record:
     error: str | None
     sample_forwards: int
     seconds: float
+    verdict: Verdict | None = field(default=None, kw_only=True)
+    opened: str | None = field(default=None, kw_only=True)
 
 
 class Evolution:
@@ -75,6 +93,16 @@ class Evolution:
         >>> bool(w.norm() < 0.1)
         True
     """
+
+    generation: int
+    attempts: int
+    sample_forwards: int
+    _state: State | None
+    _layout: int | None
+    _memory: Memory
+    _phase: Phase | None
+    _saved_phase: dict[str, Any] | None
+    _guides: list[dict[str, Tensor]]
 
     def __init__(
         self,
@@ -137,7 +165,7 @@ class Evolution:
         self.seed = int(seed)
         self.model = model
         self.history: list[Record] = []
-        self._state: State | None
+        self._unguided = False  # whether a warning said so
         self.reset()
         self.bind(slots)
 
@@ -151,6 +179,36 @@ class Evolution:
         self.space.touched(slots)
         self.slots = slots
 
+    @property
+    def guided(self) -> bool:
+        """Whether there are guiding directions."""
+        return bool(self._guides)
+
+    def guide(self, *directions: Mapping[str, Tensor]) -> None:
+        """Give a strategy that needs them the directions that are likely to matter.
+
+        They hold until the next call and are part of `state_dict`. `Evolved` calls this itself.
+
+        Args:
+            *directions: each name -> a tensor of the weight's shape, of any length: a gradient, a
+                momentum buffer. Copied. None at all: forget those that there were.
+
+        Raises:
+            ValueError: a name or a shape that the weights do not have.
+        """
+        live = {**self.slots.buffers, **self.slots.tensors}
+        for name, tensor in ((name, t) for one in directions for name, t in one.items()):
+            if name not in live or live[name].shape != tensor.shape:
+                has = f"has shape {tuple(live[name].shape)}" if name in live else "does not exist"
+                raise ValueError(
+                    f"a guide of shape {tuple(tensor.shape)} is for {name!r}, which {has}: give "
+                    "each weight's own gradient"
+                )
+        self._guides = [
+            {name: tensor.detach().to_dense().clone() for name, tensor in one.items()}
+            for one in directions
+        ]
+
     def evolve(
         self,
         fitness: FitnessLike,
@@ -163,13 +221,20 @@ class Evolution:
     ) -> list[Record]:
         """Evolve the weights for some generations.
 
+        A rule that judges phases judges this call: at its end the center is compared with where
+        it began, on `accept_on`, and stays or goes back there. The last record, handed on when
+        that is done, has the `verdict`.
+
+        A state saved in `on_generation` within the call goes on in the same phase: load it with
+        the weights of the same moment, and call `evolve` for the generations that are left.
+
         Args:
             fitness: selects: a `Fitness`, or any callable that scores the model as it now stands.
             generations: how many, at least 0.
             accept_on: decides survival, where the rule asks for scores; None: `fitness` does.
                 Examples that selection has not seen tell gains from luck.
             max_forwards: stop after the first generation with which the sample-forwards of this
-                call reach this number.
+                call, what judging the phase takes included, reach this number.
             max_seconds: stop after the first generation with which this call has lasted so long.
             on_generation: called with each record as soon as its generation is done; True stops.
 
@@ -179,49 +244,135 @@ class Evolution:
         Raises:
             ValueError: a negative number of generations; a `Fitness` of another model.
             Exception: whatever the fitness raises for the center as it stands (for a member it is
-                counted instead). Weights are the last center's then, as after Ctrl-C.
+                counted instead). Weights are the last center's then, as after Ctrl-C; or, where
+                the rule judges phases, where the phase began.
         """
         if generations < 0:
             raise ValueError(f"generations must be >= 0, got {generations}")
         self._check(fitness)
+        if self.strategy.needs_network and not isinstance(fitness, Fitness):
+            raise ValueError(
+                f"{self.strategy!r} measures the network's outputs on the fitness's examples: give "
+                f"an evostep.Fitness, not a {type(fitness).__name__}, or use scale='rms'"
+            )
         if accept_on is not None:
             self._check(accept_on)
+        self.accept.check(fitness if accept_on is None else accept_on)
         if generations == 0:
             return []
+        self._warn_of_settings(fitness, accept_on)
         began = time.perf_counter()
         records: list[Record] = []
-        with preserved_rng():
-            genome, workspace = self._open()
-        judge = self._judge(fitness)
-        second = self._judge(accept_on) if accept_on is not None else None
+        spent = 0
+
+        def timed_out() -> bool:
+            return max_seconds is not None and time.perf_counter() - began >= max_seconds
+
         try:
-            for _ in range(generations):
+            with preserved_rng():
+                phase, opening = self._open(fitness, accept_on)
+            for i in range(generations):
                 with preserved_rng():  # each time anew: on_generation may save the streams
-                    record = self._generation(genome, workspace, judge, second)
-                records.append(record)
-                self.history.append(record)
-                _warn_of_failures(record)
-                if on_generation is not None and on_generation(record) is True:
-                    break
-                spent = sum(r.sample_forwards for r in records)
-                if max_forwards is not None and spent >= max_forwards:
-                    break
-                if max_seconds is not None and time.perf_counter() - began >= max_seconds:
+                    records.append(self._generation(phase, opening if i == 0 else None))
+                    self.history.append(records[-1])
+                    spent += records[-1].sample_forwards
+                    due = spent + phase.cost(records[-1].generation)
+                    last = i + 1 == generations or timed_out()
+                    last = last or (max_forwards is not None and due >= max_forwards)
+                    if last:
+                        self._conclude(phase, records)
+                _warn_of_failures(records[-1])
+                stop = on_generation is not None and on_generation(records[-1]) is True
+                if not last and (stop or timed_out()):
+                    with preserved_rng():
+                        self._conclude(phase, records)
+                if last or phase.over:
                     break
         finally:
-            workspace.restore()
+            if self._phase is not None:
+                self._phase.close()
+            self._phase = None
         return records
 
-    def _open(self) -> tuple[Genome, Workspace]:
+    def _open(
+        self, fitness: FitnessLike, accept_on: FitnessLike | None
+    ) -> tuple[Phase, tuple[str | None, int]]:
+        """Begin a phase, or go on with a loaded one; give it, the start chosen and its cost."""
         if self.space.moves_buffers and self.model is not None:
             # unlike parameters, buffers are replaced by model.to() and by some modules' forward
             self.slots = with_model(self.slots, self.model)
-        genome = self.space.open(self.slots)
+        saved = self._saved_phase
+        space = self.space.enter(self.slots, self._memory, saved["space"] if saved else None)
+        genome = space.open(self.slots)
         live = {**self.slots.buffers, **self.slots.tensors}
-        touched = {name: live[name] for name in self.space.touched(self.slots)}
-        if self._state is None:
-            self._state = self.strategy.init(genome)
-        return genome, Workspace(self.space, genome, touched)
+        workspace = Workspace(
+            space, genome, {name: live[name] for name in space.touched(self.slots)}
+        )
+        if self._state is None or self._layout != space.layout:
+            self._state, self._layout = self.strategy.init(genome), space.layout
+        if self.strategy.needs_guides:
+            self._add_guides(genome)
+        judge = self._judge(fitness)
+        second = self._judge(accept_on) if accept_on is not None else None
+        phase = Phase(self.accept, workspace, judge, second, self.generation, saved)
+        self._phase, self._saved_phase = phase, None
+        opening = (None, 0) if saved else phase.choose_start(self.generation)
+        self.sample_forwards += opening[1]
+        return phase, opening
+
+    def _warn_of_settings(self, fitness: FitnessLike, accept_on: FitnessLike | None) -> None:
+        if self.accept.needs_fresh and accept_on in (None, fitness):
+            warnings.warn(
+                f"{self.accept!r} judges on the examples that selected the candidate, where luck "
+                "counts as gain: pass accept_on=",
+                stacklevel=3,
+            )
+        calibration = fitness.calibration if isinstance(fitness, Fitness) else None
+        if calibration is None and getattr(accept_on, "calibration", None) is not None:
+            warnings.warn(
+                "the calibration of accept_on has no effect: candidates are scored with the "
+                "statistics that the fitness's calibration= gives",
+                stacklevel=3,
+            )
+        model = fitness.model if isinstance(fitness, Fitness) else self.model
+        if calibration is None and self.space.memory and model is not None and estimates(model):
+            warnings.warn(
+                f"{self.space!r} mixes weights but not BatchNorm statistics, which are the current "
+                "weights': pass Fitness(calibration=) to estimate them again",
+                stacklevel=3,
+            )
+
+    def _conclude(self, phase: Phase, records: list[Record]) -> None:
+        """End a phase; the last record, here and in the history, tells what was said of it."""
+        verdict = phase.conclude(records[-1].generation, self.attempts)
+        if verdict is not None:
+            self.attempts += verdict.candidate is not None
+            self.sample_forwards += verdict.sample_forwards
+            forwards = records[-1].sample_forwards + verdict.sample_forwards
+            records[-1] = replace(records[-1], verdict=verdict, sample_forwards=forwards)
+            self.history[-1] = records[-1]
+
+    def _add_guides(self, genome: Genome) -> None:
+        """Give the genome those parts of the guides that are directions in its coordinates."""
+        center = genome.center
+        genome.guides = tuple(
+            {
+                name: tensor.to(center[name].device)
+                for name, tensor in one.items()
+                if name in center and center[name].shape == tensor.shape
+            }
+            for one in self._guides
+        )
+        moving = [name for name, sigma in genome.sigma.items() if sigma != 0]
+        if not any(bool((genome.gram[name].diagonal() > 0).any()) for name in moving):
+            if not self._unguided:
+                warnings.warn(
+                    f"{type(self.strategy).__name__} has no guides, and evolves without: keep "
+                    "gradients until evolve() (zero_grad afterwards), give the optimizer momentum, "
+                    "or call Evolution.guide()",
+                    stacklevel=4,
+                )
+            self._unguided = True
 
     def _judge(self, fitness: FitnessLike) -> Judge:
         model = fitness.model if isinstance(fitness, Fitness) else self.model
@@ -230,80 +381,50 @@ class Evolution:
         state = ModuleState(model, moving) if model is not None else None
         return Judge(fitness, state, self.seed)
 
-    def _generation(
-        self, genome: Genome, workspace: Workspace, judge: Judge, second: Judge | None
-    ) -> Record:
+    def _generation(self, phase: Phase, opening: tuple[str | None, int] | None) -> Record:
         began = time.perf_counter()
         strategy, generation = self.strategy, self.generation
+        genome, workspace, judge = phase.genome, phase.workspace, phase.judge
         assert self._state is not None, "_open() comes first"
         judge.begin(generation)
-        parent = judge()
+        parent = judge(keep_outputs=phase.outputs_of_selection)
+        state, measured = self._state, 0
+        if strategy.needs_network:
+            network = Network(workspace, judge, generation)
+            state = strategy.prepare(genome, state, generation, self.seed, network)
+            measured = network.sample_forwards
         members = [
-            strategy.member(genome, self._state, generation, i, self.seed)
-            for i in range(strategy.size)
+            strategy.member(genome, state, generation, i, self.seed)
+            for i in range(strategy.size_for(genome))
         ]
         outcomes = inplace(members, workspace, judge)
         scores = [outcome.scores.value for outcome in outcomes]
-        step, state = strategy.tell(
-            genome, self._state, generation, scores, parent.value, self.seed
+        step, state = strategy.tell(genome, state, generation, scores, parent.value, self.seed)
+        forwards = (
+            (len(members) + 1) * judge.cost + len(members) * judge.calibration_cost + measured
         )
-        forwards = (len(members) + 1) * judge.cost
-        verdict = _Verdict()
+        decision = Decision()
         if step is not None:
-            verdict = self._decide(step, outcomes, Outcome(parent), workspace, judge, second)
+            decision = phase.consider(step, outcomes, parent, generation, self.attempts)
         self._state, self.generation = state, generation + 1
-        self.sample_forwards += forwards + verdict.forwards
-        errors = [o.error for o in (*outcomes, *verdict.outcome) if o.error is not None]
+        self.attempts += decision.judged
+        forwards += decision.forwards
+        self.sample_forwards += forwards
+        opened, cost_of_opening = opening or (None, 0)
+        candidate = decision.candidate
+        errors = [o.error for o in (*outcomes, candidate) if o is not None and o.failed]
         return Record(
             generation=generation,
             scores=scores,
             parent=parent.value,
-            candidate=verdict.outcome[0].scores.value if verdict.outcome else None,
-            accepted=verdict.accepted,
+            candidate=candidate.scores.value if candidate is not None else None,
+            accepted=decision.accepted,
             failed=len(errors),
             error=errors[0] if errors else None,
-            sample_forwards=forwards + verdict.forwards,
+            sample_forwards=forwards + cost_of_opening,
             seconds=time.perf_counter() - began,
+            opened=opened,
         )
-
-    def _decide(
-        self,
-        step: Step,
-        outcomes: list[Outcome],
-        parent: Outcome,
-        workspace: Workspace,
-        judge: Judge,
-        second: Judge | None,
-    ) -> _Verdict:
-        """Write the proposed center; keep it or write the parent back."""
-        forwards = 0
-        candidate: Outcome | None = None
-        if self.accept.needs_scores:
-            if second is not None:
-                second.begin(self.generation)
-                parent = Outcome(second())
-                workspace.write(step.center)
-                candidate = second.attempt()
-                forwards = 2 * second.cost
-            elif step.scored is not None:
-                workspace.write(step.center)
-                candidate = outcomes[step.scored]
-            else:
-                workspace.write(step.center)
-                candidate = judge.attempt()
-                forwards = judge.cost
-            self.attempts += 1
-            accepted = not candidate.failed and self.accept(
-                parent.scores, candidate.scores, self.attempts
-            )
-        else:
-            workspace.write(step.center)
-            accepted = True
-        if accepted:
-            workspace.accept(step.center)
-        else:
-            workspace.restore()
-        return _Verdict(accepted, forwards, () if candidate is None else (candidate,))
 
     def _check(self, fitness: FitnessLike) -> None:
         if not callable(fitness):
@@ -319,10 +440,43 @@ class Evolution:
                     "it with the model that is trained, not with a copy"
                 )
 
+    def remember(self) -> None:
+        """Take a checkpoint of the weights as they stand, for a space that mixes them: `Span`.
+
+        Copies of all parameters, in host memory; the space's `memory` of them are kept, evenly
+        spaced. They are part of `state_dict`.
+
+        Raises:
+            ValueError: a model that has changed since it was given, or since the last checkpoint;
+                a phase under way.
+        """
+        if not self.space.memory:
+            warnings.warn(
+                f"remember() has no effect: {self.space!r} mixes no checkpoints; take Span()",
+                stacklevel=2,
+            )
+            return
+        if self._phase is not None or self._saved_phase is not None:
+            raise ValueError("remember() in the middle of a phase: call it before evolve or after")
+        known = module_names(self.model) if self.model is not None else None
+        for name, tensor in self.slots.tensors.items():
+            if known is not None and id(tensor) not in known:
+                raise ValueError(
+                    f"the model has changed: {name!r} is not the parameter that evolves any more; "
+                    "make a new optimizer and a new Evolution for the model as it is"
+                )
+        self._memory.add(self.slots.tensors)
+
     def reset(self) -> None:
-        """Start anew: generation 0 and the strategy's first state; history and weights stay."""
+        """Start anew: generation 0, the strategy's first state, no checkpoint remembered.
+
+        History and weights stay.
+        """
         self.generation = self.attempts = self.sample_forwards = 0
-        self._state = None
+        self._state = self._layout = None
+        self._memory = Memory(max(self.space.memory, 1))
+        self._phase = self._saved_phase = None
+        self._guides = []
 
     def state_dict(self) -> dict[str, Any]:
         """Give what a later run needs to go on with the same bits, weights excepted.
@@ -337,7 +491,17 @@ class Evolution:
             "names": list(self.slots.tensors) if self.slots.named else None,
             "strategy": type(self.strategy).__name__,
             "state": self._state,
+            **({"guides": self._guides} if self.strategy.needs_guides else {}),
+            **self._phase_state(),
         }
+
+    def _phase_state(self) -> dict[str, Any]:
+        """Give what spaces with a memory and rules that judge phases add to the state."""
+        state: dict[str, Any] = {}
+        if self.space.memory:
+            state |= {"layout": self._layout, "memory": self._memory.state_dict()}
+        phase = self._phase.state() if self._phase is not None else self._saved_phase
+        return state if phase is None else {**state, "phase": phase}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken; the weights are loaded elsewhere.
@@ -345,7 +509,7 @@ class Evolution:
         Raises:
             ValueError: a state of another strategy or of other names; a key that is missing.
         """
-        missing = [key for key in self.state_dict() if key not in state]
+        missing = [key for key in self.state_dict() if key not in state and key != "phase"]
         if missing:
             raise ValueError(f"the state of an evolution lacks {', '.join(missing)}")
         own = type(self.strategy).__name__
@@ -372,13 +536,11 @@ class Evolution:
         self.attempts = int(state["attempts"])
         self.sample_forwards = int(state["sample_forwards"])
         self._state = state["state"]
-
-
-@dataclass(frozen=True)
-class _Verdict:
-    accepted: bool = False
-    forwards: int = 0
-    outcome: tuple[Outcome, ...] = ()
+        self._layout = state.get("layout")
+        if self.space.memory:
+            self._memory.load_state_dict(state["memory"])
+        self._phase, self._saved_phase = None, state.get("phase")
+        self._guides = list(state["guides"]) if self.strategy.needs_guides else []
 
 
 def _warn_of_failures(record: Record) -> None:

@@ -21,6 +21,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from evostep.calibration import Calibration
 from evostep.engines.guard import ModuleState, preserved_rng, seed_everything
 from evostep.metrics import MetricLike, concatenate, make_metric
 from evostep.noise import derive_seed, make_generator
@@ -37,11 +38,15 @@ class Scores:
         value: the fitness, higher is better.
         per_example: (n,) float64, whose mean is `value`; None where the metric has no such thing.
         outputs: what the model gave for all examples; None unless asked for.
+        targets: what `outputs` was compared with; None unless asked for.
+        measure: gives the value of any (outputs, targets); None unless asked for.
     """
 
     value: float
     per_example: Tensor | None = None
     outputs: Any = None
+    targets: Any = None
+    measure: Callable[[Any, Any], float] | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,10 @@ class Fitness:
         batches_per_generation: score each generation on so many batches only, drawn without
             replacement by (seed, generation). None: on all of them.
         forward: ``forward(model, batch) -> (outputs, targets)``, for batches of any other form.
+        calibration: batches, as above, on which BatchNorm statistics are estimated again for
+            weights that evolution proposes, before they are scored. The center is scored as it
+            stands, and a center that is accepted keeps the statistics with which it was scored.
+            Take training examples. Counted as forwards.
 
     Raises:
         ValueError: batches that can be read only once, that shuffle, or that are none; an unknown
@@ -105,6 +114,7 @@ class Fitness:
         mode: Literal["eval", "train"] = "eval",
         batches_per_generation: int | None = None,
         forward: Callable[[nn.Module, Any], tuple[Any, Any]] | None = None,
+        calibration: Iterable[Any] | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise ValueError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -122,6 +132,20 @@ class Fitness:
         self._make_accumulator = make_metric(metric, loss=loss, higher_is_better=higher_is_better)
         self._batches: list[tuple[Any, Any]] | None = None
         self._device = torch.device("cpu")
+        self.calibration: Calibration | None = None
+        if calibration is not None:
+            self.calibration = Calibration(Fitness(model, calibration, forward=forward))
+
+    @property
+    def gives_per_example(self) -> bool | None:
+        """Whether the metric has a value for each example; None where only scoring will tell."""
+        return self._make_accumulator().gives_per_example
+
+    def measure(self, outputs: Any, targets: Any) -> float:
+        """Give the metric of outputs that somebody has, higher is better."""
+        accumulator = self._make_accumulator()
+        accumulator.update(outputs, targets)
+        return accumulator.compute()[0]
 
     def __call__(self) -> float:
         """Score the model as it stands, on all examples, leaving no trace in it."""
@@ -151,29 +175,36 @@ class Fitness:
         """
         modes = [(module, module.training) for module in self.model.modules()]
         accumulator = self._make_accumulator()
-        kept: list[Any] = []
+        kept: list[tuple[Any, Any]] = []
         try:
             self.model.train(self.mode == "train")
             for inputs, targets in examples:
-                outputs, targets = self._apply(inputs, targets)  # noqa: PLW2901
+                outputs, targets = self._apply(inputs, targets)
                 accumulator.update(outputs, targets)
                 if keep_outputs:
-                    kept.append(outputs)
+                    kept.append((outputs, targets))
         finally:
             for module, training in modes:
                 module.training = training
         value, per_example = accumulator.compute()
-        return Scores(value, per_example, concatenate(kept) if keep_outputs else None)
+        if not keep_outputs:
+            return Scores(value, per_example)
+        outputs, targets = (concatenate(column) for column in zip(*kept, strict=True))
+        return Scores(value, per_example, outputs, targets, self.measure)
 
     def _apply(self, inputs: Any, targets: Any) -> tuple[Any, Any]:
+        return self.apply(self.model, inputs, targets)
+
+    def apply(self, model: nn.Module, inputs: Any, targets: Any) -> tuple[Any, Any]:
+        """Send one batch forward through `model`; give (outputs, targets)."""
         if self._forward is not None:
-            return self._forward(self.model, inputs)
+            return self._forward(model, inputs)
         if isinstance(inputs, Mapping):
-            outputs = self.model(**inputs)
+            outputs = model(**inputs)
         elif isinstance(inputs, tuple):
-            outputs = self.model(*inputs)
+            outputs = model(*inputs)
         else:
-            outputs = self.model(inputs)
+            outputs = model(inputs)
         # Hugging Face models give an object or dictionary with `logits`
         if isinstance(outputs, Mapping) and "logits" in outputs:
             return outputs["logits"], targets

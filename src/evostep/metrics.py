@@ -21,7 +21,13 @@ PerExample = Callable[[Any, Any], Tensor]
 
 
 class Accumulator(ABC):
-    """Takes batches of (outputs, targets) and gives (value, per-example values or None)."""
+    """Takes batches of (outputs, targets) and gives (value, per-example values or None).
+
+    Attributes:
+        gives_per_example: whether there are per-example values; None where only computing tells.
+    """
+
+    gives_per_example: bool | None = None
 
     @abstractmethod
     def update(self, outputs: Any, targets: Any) -> None:
@@ -34,6 +40,8 @@ class Accumulator(ABC):
 
 class _Mean(Accumulator):
     """The mean of a per-example metric, never holding more than its n values."""
+
+    gives_per_example = True
 
     def __init__(self, function: PerExample) -> None:
         self.function = function
@@ -50,9 +58,12 @@ class _Mean(Accumulator):
 class _Whole(Accumulator):
     """A metric of all examples at once, such as macro-F1: outputs are kept until the end."""
 
-    def __init__(self, function: Callable[[Any, Any], Any], sign: float) -> None:
+    def __init__(
+        self, function: Callable[[Any, Any], Any], sign: float, per_example: bool | None = None
+    ) -> None:
         self.function = function
         self.sign = sign
+        self.gives_per_example = per_example
         self.outputs: list[Any] = []
         self.targets: list[Any] = []
 
@@ -72,6 +83,8 @@ class _Whole(Accumulator):
 
 class _TorchMetric(Accumulator):
     """A torchmetrics metric, on a copy: the user's own keeps its state."""
+
+    gives_per_example = False
 
     def __init__(self, metric: Any, sign: float) -> None:
         self.metric = copy.deepcopy(metric)
@@ -223,7 +236,7 @@ def _parameters(function: Callable[..., Any]) -> Collection[str]:
 def _negative_loss(loss: Callable[..., Tensor]) -> PerExample | None:
     """Make minus the loss of each example from a loss that can be told not to reduce."""
     if isinstance(loss, nn.Module) and hasattr(loss, "reduction"):
-        module = copy.deepcopy(loss)
+        module: Any = copy.deepcopy(loss)
         module.reduction = "none"
         unreduced: Callable[..., Tensor] = module
     elif not isinstance(loss, nn.Module) and "reduction" in _parameters(loss):
@@ -305,4 +318,5 @@ def _named(
             return lambda: _Mean(negative)
         return lambda: _Whole(loss, -1.0)
     _torchmetrics()  # say now, not in the middle of a run, that it is missing
-    return lambda: _Whole(balanced_accuracy if name == "balanced-accuracy" else macro_f1, 1.0)
+    function = balanced_accuracy if name == "balanced-accuracy" else macro_f1
+    return lambda: _Whole(function, 1.0, per_example=False)

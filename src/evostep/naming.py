@@ -69,7 +69,9 @@ def _owners(model: nn.Module, ids: Mapping[int, str]) -> dict[str, type[nn.Modul
 def slots_of_module(model: nn.Module) -> Slots:
     """Give every floating-point parameter and buffer of a model (quantised ones do not move)."""
     names = module_names(model)
-    tensors = {names[id(p)]: p for p in model.parameters() if p.is_floating_point()}
+    tensors: dict[str, Tensor] = {
+        names[id(p)]: p for p in model.parameters() if p.is_floating_point()
+    }
     return with_model(Slots(tensors, sigma=dict.fromkeys(tensors)), model)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from evostep.acceptance import Rule
@@ -106,7 +106,7 @@ class Evolved(Optimizer):
     # What is the base's stays the base's.
 
     @property
-    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+    def param_groups(self) -> list[dict[str, Any]]:
         """The base optimizer's parameter groups."""
         return self.base.param_groups
 
@@ -115,7 +115,7 @@ class Evolved(Optimizer):
         self.base.param_groups = value
 
     @property
-    def state(self) -> Any:  # type: ignore[override]
+    def state(self) -> Any:
         """The base optimizer's state."""
         return self.base.state
 
@@ -124,7 +124,7 @@ class Evolved(Optimizer):
         self.base.state = value
 
     @property
-    def defaults(self) -> dict[str, Any]:  # type: ignore[override]
+    def defaults(self) -> dict[str, Any]:
         """The base optimizer's defaults."""
         return self.base.defaults
 
@@ -161,7 +161,7 @@ class Evolved(Optimizer):
 
     # Gradient steps.
 
-    def step(self, closure: Callable[[], float] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
         """Take one step of the base optimizer; hooks of both are called, each once."""
         args: tuple[Any, ...] = (self,) if closure is None else (self, closure)
         kwargs: dict[str, Any] = {}
@@ -170,6 +170,8 @@ class Evolved(Optimizer):
             if replaced is not None:
                 args, kwargs = replaced
         loss = self.base.step(*args[1:], **kwargs)
+        if self.evolution.guided:
+            self.evolution.guide()  # directions of before this step are of no use any more
         for post_hook in self._optimizer_step_post_hooks.values():
             post_hook(self, args, kwargs)
         return loss
@@ -204,13 +206,20 @@ class Evolved(Optimizer):
             self._model = fitness.model
         else:
             self._refresh_sigma()
+        if self.evolution.strategy.needs_guides and not self.evolution.guided:
+            self.evolution.guide(*self._guides())
+
+        by_phase = self.evolution.accept.every == "phase"
+        damped = False
 
         def after(record: Record) -> object:
-            if record.accepted:
+            nonlocal damped
+            if _stays(record, by_phase):
                 self._damp_momentum()
+                damped = True
             return on_generation(record) if on_generation is not None else None
 
-        return self.evolution.evolve(
+        records = self.evolution.evolve(
             fitness,
             generations,
             accept_on=accept_on,
@@ -218,11 +227,27 @@ class Evolved(Optimizer):
             max_seconds=max_seconds,
             on_generation=after,
         )
+        if by_phase and records and not damped and _stays(records[-1], by_phase):
+            self._damp_momentum()  # on_generation stopped the phase, which was judged after that
+        return records
+
+    def remember(self) -> None:
+        """Take a checkpoint of the weights as they stand: see `Evolution.remember`."""
+        self.evolution.remember()
 
     def _refresh_sigma(self) -> None:
         """Read the groups' sigmas again: they may be scheduled, as learning rates are."""
         sigmas = sigmas_of_groups(self.param_groups)
         self.evolution.slots.sigma.update(zip(self.evolution.slots.tensors, sigmas, strict=True))
+
+    def _guides(self) -> list[dict[str, Tensor]]:
+        """Give the last gradients and the momentum buffers, as far as there are any."""
+        tensors = self.evolution.slots.tensors
+        guides = [{name: p.grad for name, p in tensors.items() if p.grad is not None}]
+        for key in _FIRST_MOMENTS:
+            moments = {name: self.base.state.get(p, {}).get(key) for name, p in tensors.items()}
+            guides.append({name: m for name, m in moments.items() if m is not None})
+        return [guide for guide in guides if guide]
 
     @torch.no_grad()
     def _damp_momentum(self) -> None:
@@ -278,6 +303,13 @@ class Evolved(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._make_hooks()
+
+
+def _stays(record: Record, by_phase: bool) -> bool:
+    """Say whether with this record the center stays at other weights than before."""
+    if by_phase:
+        return record.verdict is not None and record.verdict.accepted
+    return record.accepted or record.opened not in (None, "current")
 
 
 def _damping(policy: MomentumPolicy) -> float:

@@ -6,6 +6,7 @@ and a rank that depends on a member's position in the list would be a random ste
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
@@ -76,6 +77,42 @@ def z_score(scores: Sequence[float]) -> Tensor:
         return torch.zeros_like(values)
     height = height / top
     return (height - height.mean()) / height.std(correction=0)
+
+
+def log_rank(scores: Sequence[float]) -> Tensor:
+    """Give the utilities of natural evolution strategies: most for the best, none below the middle.
+
+    ``max(0, ln(n/2 + 1) - ln k)`` for the member ranked k (the best is 1), divided by its sum,
+    minus 1/n: section 3.1 of Wierstra et al. 2014 (https://arxiv.org/abs/1106.4487). Here members
+    with the same score share the mean of their utilities, and scores that are not finite share the
+    last ranks. Invariant to any strictly increasing transform of the scores.
+
+    Args:
+        scores: one for each member, higher is better.
+
+    Returns:
+        float64 utilities, shape (n,), with sum 0; all zero where all scores are equal.
+
+    Example:
+        >>> [round(u, 3) for u in log_rank([0.5, 0.9, 0.1, 0.2]).tolist()]
+        [0.02, 0.48, -0.25, -0.25]
+        >>> log_rank([1.0, 1.0]).tolist()
+        [0.0, 0.0]
+    """
+    values = torch.as_tensor(scores, dtype=torch.float64)
+    n = len(values)
+    values = torch.where(values.isfinite(), values, -torch.inf)
+    if bool((values == values[0]).all()):
+        return torch.zeros_like(values)
+    rank = torch.arange(1, n + 1, dtype=torch.float64)
+    raw = (math.log(n / 2 + 1) - rank.log()).clamp(min=0)
+    total = torch.cat([raw.new_zeros(1), (raw / raw.sum()).cumsum(0)])
+    # members that are tied hold the ranks above + 1 ... above + tied
+    ordered = values.sort().values
+    below = torch.searchsorted(ordered, values, right=False)
+    up_to = torch.searchsorted(ordered, values, right=True)
+    above, tied = n - up_to, up_to - below
+    return (total[above + tied] - total[above]) / tied - 1 / n
 
 
 _SHAPERS: dict[str, Callable[[Sequence[float]], Tensor]] = {

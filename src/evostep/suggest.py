@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -147,7 +148,7 @@ def _interpolate(sigmas: Sequence[float], changed: Sequence[float], share: float
     if changed[0] >= share:
         return sigmas[0]
     pairs = list(zip(sigmas, changed, strict=True))
-    for (low, below), (high, above) in zip(pairs, pairs[1:], strict=False):
+    for (low, below), (high, above) in pairwise(pairs):
         if below < share <= above:
             part = (share - below) / (above - below)
             return math.exp(math.log(low) + part * (math.log(high) - math.log(low)))

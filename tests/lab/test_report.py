@@ -229,6 +229,27 @@ def test_partial_runs_and_missing_history(tmp_path) -> None:
     assert "| openai-es | 2 |" in paths.table.read_text()
 
 
+def test_figures_of_an_earlier_report_are_removed(tmp_path) -> None:
+    results, history = records(("sgd", "mutation"), seeds=2, epochs=3, start=1)
+    assert len(write_report(write(tmp_path, results, history)).figures) == 10
+    (tmp_path / "figures" / "own.svg").write_text("a file that somebody else put there")
+    (tmp_path / "history.jsonl").unlink()
+    paths = write_report(tmp_path)
+    assert {path.stem for path in paths.figures} == {"gap", "contrasts"}
+    kept = {*paths.figures, tmp_path / "figures" / "own.svg"}
+    assert set((tmp_path / "figures").iterdir()) == kept
+
+
+def test_a_metric_that_is_no_fraction_is_said_to_be_higher_is_better(tmp_path) -> None:
+    results, _ = records(("sgd", "mutation"), seeds=2)
+    told = "Higher is better in test neg-loss"
+    assert told not in Page(write_report(write(tmp_path, results, None)).page).text
+    results["config"]["metric"] = "neg-loss"
+    for run in results["runs"]:
+        run["test"]["neg-loss"] = -run["test"]["loss"]
+    assert told in Page(write_report(write(tmp_path, results, None)).page).text
+
+
 def test_no_runs_yet(tmp_path) -> None:
     results, history = records(("sgd",), seeds=1, epochs=2, start=1)
     results["runs"] = []

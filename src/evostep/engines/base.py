@@ -53,6 +53,11 @@ class Workspace:
             self.write(Tensors(self.genome.center))
             self._dirty = False
 
+    @property
+    def dirty(self) -> bool:
+        """Whether the weights may be others than the center's."""
+        return self._dirty
+
     def accept(self, coordinates: Coordinates) -> None:
         """Make the center what was last written, at `coordinates`.
 
@@ -84,11 +89,12 @@ class Judge:
         self.state = state
         self.seed = seed
         self.examples: Examples | None = None
-        self._scoring_seed = 0
+        self._scoring_seed = self._calibration_seed = 0
 
     def begin(self, generation: int) -> None:
         """Fix the examples and the random streams with which `generation` is scored."""
         self._scoring_seed = derive_seed(self.seed, generation, "scoring")
+        self._calibration_seed = derive_seed(self.seed, generation, "calibration")
         if isinstance(self.fitness, Fitness):
             self.examples = self.fitness.examples(self.seed, generation)
 
@@ -97,23 +103,59 @@ class Judge:
         """Sample-forwards of one scoring; 1 for a bare callable, whose examples are unknown."""
         return len(self.examples) if self.examples is not None else 1
 
+    @property
+    def calibrates(self) -> bool:
+        """Whether BatchNorm statistics are estimated again for weights that are proposed."""
+        return self.calibration_cost > 0
+
+    @property
+    def calibration_cost(self) -> int:
+        """Sample-forwards of one estimate; 0 where there is none."""
+        if not isinstance(self.fitness, Fitness) or self.fitness.calibration is None:
+            return 0
+        return self.fitness.calibration.cost(self.fitness.model)
+
+    def calibrate(self) -> None:
+        """Estimate BatchNorm statistics for the weights as they stand, and leave them so.
+
+        The next scoring puts them back, as does an exception.
+        """
+        if not self.calibrates:
+            return
+        assert isinstance(self.fitness, Fitness), "it has a calibration"
+        assert self.fitness.calibration is not None, "it costs something"
+        seed_everything(self._calibration_seed)
+        try:
+            self.fitness.calibration(self.fitness.model)
+        except BaseException:
+            if self.state is not None:
+                self.state.restore()
+            raise
+
     @torch.no_grad()
-    def __call__(self) -> Scores:
+    def __call__(self, *, keep_outputs: bool = False) -> Scores:
         """Score the model as it stands; whatever the fitness raises propagates."""
         seed_everything(self._scoring_seed)
         try:
             if isinstance(self.fitness, Fitness):
                 assert self.examples is not None, "begin() comes first"
-                return self.fitness.score(self.examples)
+                return self.fitness.score(self.examples, keep_outputs=keep_outputs)
             return Scores(float(self.fitness()))
         finally:
             if self.state is not None:
                 self.state.restore()
 
-    def attempt(self) -> Outcome:
-        """Score the model as it stands; an error or a value that is not finite is a failure."""
+    def attempt(self, *, calibrate: bool = True, keep_outputs: bool = False) -> Outcome:
+        """Score weights that are proposed; an error or a value that is not finite is a failure.
+
+        Args:
+            calibrate: whether to estimate their BatchNorm statistics first, if the fitness does.
+            keep_outputs: see `Fitness.score`.
+        """
         try:
-            scores = self()
+            if calibrate:
+                self.calibrate()
+            scores = self(keep_outputs=keep_outputs)
         except Exception as error:
             return Outcome(Scores(math.nan), f"{type(error).__name__}: {error}")
         if not math.isfinite(scores.value):

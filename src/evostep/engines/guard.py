@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+
+def _live_devices() -> list[Any]:
+    return [device for device in (torch.cuda, torch.xpu) if device.is_initialized()]
 
 
 @contextmanager
@@ -25,7 +29,7 @@ def preserved_rng() -> Iterator[None]:
     """
     numpy: Any = sys.modules.get("numpy")
     torch_state, python_state = torch.get_rng_state(), random.getstate()
-    cuda_state = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    device_states = [(device, device.get_rng_state_all()) for device in _live_devices()]
     mps_state = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
     numpy_state = numpy.random.get_state() if numpy is not None else None
     try:
@@ -33,8 +37,8 @@ def preserved_rng() -> Iterator[None]:
     finally:
         torch.set_rng_state(torch_state)
         random.setstate(python_state)
-        if cuda_state is not None:
-            torch.cuda.set_rng_state_all(cuda_state)
+        for device, state in device_states:
+            device.set_rng_state_all(state)
         if mps_state is not None:
             torch.mps.set_rng_state(mps_state)
         if numpy_state is not None:
@@ -43,7 +47,13 @@ def preserved_rng() -> Iterator[None]:
 
 def seed_everything(seed: int) -> None:
     """Seed the global streams of torch, Python and (where it is loaded) NumPy."""
-    torch.manual_seed(seed % 2**63)
+    # torch.manual_seed would also change the seed with which a device that is not in use yet will
+    # start, which cannot be put back; and it takes a millisecond, being slow to say so
+    torch.default_generator.manual_seed(seed % 2**63)
+    for device in _live_devices():
+        device.manual_seed_all(seed % 2**63)
+    if torch.backends.mps.is_available():
+        torch.mps.manual_seed(seed % 2**63)
     random.seed(seed)
     numpy: Any = sys.modules.get("numpy")
     if numpy is not None:
@@ -81,3 +91,20 @@ class ModuleState:
                 del module._buffers[name]
         for buffer, value in self._values:
             buffer.copy_(value)
+
+    @torch.no_grad()
+    def values(self) -> list[Tensor]:
+        """Give copies of what the buffers hold now, not of what would be put back."""
+        return [buffer.detach().clone() for buffer, _ in self._values]
+
+    @torch.no_grad()
+    def write(self, values: Sequence[Tensor]) -> None:
+        """Fill the buffers with what `values` gave; `restore` still puts back what it did."""
+        for (buffer, _), value in zip(self._values, values, strict=True):
+            buffer.copy_(value)
+
+    @torch.no_grad()
+    def hold(self) -> None:
+        """Take what the buffers hold now as what is to be put back."""
+        for buffer, value in self._values:
+            value.copy_(buffer)

@@ -3,64 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from evostep.acceptance import Always, Improves, Rule
+from evostep.acceptance import Always, Improves, Ladder, PairedTest, Rule
 from evostep.errors import InputError, unknown_name
-from evostep.lab.options import ArmEntry, Options
+from evostep.lab.methods import METHODS, Course, Method, read_setting
+from evostep.lab.options import ArmEntry, Options, check_type
 from evostep.schedule import Alternate
 from evostep.spaces.base import Space
+from evostep.spaces.span import Span
 from evostep.spaces.weights import AllWeights, Only
 from evostep.strategies.base import Strategy
-from evostep.strategies.openai_es import OpenAIES
-from evostep.strategies.random_mutation import RandomMutation
-
-
-@dataclass(frozen=True)
-class Method:
-    """A way to train, by name.
-
-    Attributes:
-        summary: one line.
-        source: where it is from.
-        strategy: the strategy with its defaults; None where gradients do everything.
-        size_field: which field of the strategy `--population` sets.
-        all_data: whether it trains on the fitness and accept examples, too.
-    """
-
-    summary: str
-    source: str
-    strategy: Strategy | None = None
-    size_field: str = "population"
-    all_data: bool = False
-
-
-METHODS: dict[str, Method] = {
-    "sgd": Method("the base optimizer alone", "control"),
-    "sgd-all": Method(
-        "the base optimizer alone, trained on the fitness and accept examples, too",
-        "control for the data that evolution sees",
-        all_data=True,
-    ),
-    "mutation": Method(
-        "random mutations of all weights, the best one kept if it is better",
-        "Spartan neural network training, 2020, method 1",
-        RandomMutation(sigma=0.02, children=16),
-        size_field="children",
-    ),
-    "openai-es": Method(
-        "OpenAI-ES on all weights",
-        "arXiv 1703.03864; Spartan neural network training, 2020, method 2",
-        OpenAIES(sigma=0.02, lr=0.004, population=16),
-    ),
-}
 
 _TRAINING = ("optimizer", "lr", "momentum", "weight_decay", "batch", "augment")
 _EVOLUTION = ("sigma", "population", "generations", "every", "accept", "space")
-_RULES: dict[str, Rule] = {"improves": Improves(), "always": Always()}
+_RULES: dict[str, Rule] = {
+    "improves": Improves(),
+    "always": Always(),
+    "improves-phase": Improves(every="phase"),
+    "mcnemar": PairedTest(kind="mcnemar"),
+    "t": PairedTest(kind="t"),
+    "permutation": PairedTest(kind="permutation"),
+    "ladder": Ladder(),
+}
 
 
 @dataclass(frozen=True)
@@ -73,16 +43,30 @@ class Training:
     weight_decay: float
     batch: int
     augment: str
-    all_data: bool
+    all_data: bool = False
+    gradient_noise: float = 0.0
 
     @property
     def key(self) -> str:
         """A readable name, the same for equal settings."""
-        parts = [self.optimizer, f"lr{self.lr:g}", f"m{self.momentum:g}", f"b{self.batch}"]
-        parts += [f"wd{self.weight_decay:g}"] if self.weight_decay else []
+        parts = [self.optimizer, f"lr{_short(self.lr)}", f"m{_short(self.momentum)}"]
+        parts += [f"b{self.batch}"]
+        parts += [f"wd{_short(self.weight_decay)}"] if self.weight_decay else []
         parts += [self.augment] if self.augment != "none" else []
         parts += ["all-data"] if self.all_data else []
+        parts += [f"noise{_short(self.gradient_noise)}"] if self.gradient_noise else []
         return "-".join(parts)
+
+
+@dataclass(frozen=True)
+class PopulationSizes:
+    """Sizes of ESGD's population, and sigma_0 of its noise in units of the weights."""
+
+    individuals: int = 4
+    offspring: int = 8
+    parents: int = 2
+    elite: int = 2
+    sigma: float = 0.01
 
 
 @dataclass(frozen=True)
@@ -92,22 +76,35 @@ class Arm:
     Attributes:
         label: unique within the comparison.
         method: its name among `METHODS`.
+        course: what it does besides plain epochs.
         training: how gradients are used.
         strategy: how it evolves; None where it does not.
         schedule: when it evolves.
         accept: when a new center replaces its parent.
         space: which weights evolve.
+        at_end: whether it evolves once only, where its budget ends.
+        epochs: how many it has where there is no budget.
+        population: sizes of ESGD's population.
         settings: what of this was set for the arm itself, as it was written.
     """
 
     label: str
     method: str
+    course: Course
     training: Training
     strategy: Strategy | None
     schedule: Alternate
     accept: Rule
     space: Space
+    at_end: bool
+    epochs: int
+    population: PopulationSizes = PopulationSizes()
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether it mixes checkpoints, so that BatchNorm statistics have to be estimated again."""
+        return isinstance(self.space, Span) and self.strategy is not None
 
     def describe(self) -> dict[str, Any]:
         """Give everything that determines the arm's result, as plain data."""
@@ -115,12 +112,19 @@ class Arm:
             "label": self.label,
             "method": self.method,
             "training": dataclasses.asdict(self.training),
+            "epochs": self.epochs,
         }
+        if self.course == "population":
+            described["population"] = dataclasses.asdict(self.population)
+            described["schedule"] = dataclasses.asdict(self.schedule)
         if self.strategy is not None:
+            fields = dataclasses.fields(self.strategy)  # type: ignore[arg-type]
+            values = {f.name: getattr(self.strategy, f.name) for f in fields}
             described["strategy"] = {
                 "name": type(self.strategy).__name__,
-                **dataclasses.asdict(self.strategy),  # type: ignore[call-overload]
+                **{name: _plain(value) for name, value in values.items()},
             }
+            described["at_end"] = self.at_end
             described["schedule"] = dataclasses.asdict(self.schedule)
             described["accept"] = repr(self.accept)
             described["space"] = repr(self.space)
@@ -161,60 +165,107 @@ def _make_arm(entry: ArmEntry, options: Options) -> Arm:
     if not re.fullmatch(r"[\w.+=-]+", label):
         raise InputError(f"label {label!r} may hold letters, digits and the signs . + = - _ only")
     own_strategy = settings.pop("strategy", {})
+    check_type(f"strategy of arm {label!r}", own_strategy, Mapping)
     for name in settings:
         if name not in (*_TRAINING, *_EVOLUTION):
             known = ("method", "label", "strategy", *_TRAINING, *_EVOLUTION)
             raise unknown_name(f"setting of arm {label!r}", name, known)
-    # the arm's own settings are checked as the options are
-    chosen = dataclasses.replace(options, **settings)
+    try:  # the arm's own settings are checked as the options are
+        chosen = dataclasses.replace(options, **settings)
+    except InputError as error:
+        raise InputError(f"arm {label!r}: {error}") from error
     training = Training(
-        **{name: getattr(chosen, name) for name in _TRAINING}, all_data=method.all_data
+        **{name: getattr(chosen, name) for name in _TRAINING},
+        all_data=method.all_data,
+        gradient_noise=method.gradient_noise,
     )
+    sizes = PopulationSizes()
+    if method.course == "population" and chosen.population is not None:
+        sizes = dataclasses.replace(sizes, offspring=chosen.population)
     return Arm(
         label=label,
         method=method_name,
+        course=method.course,
         training=training,
-        strategy=_make_strategy(method_name, label, chosen, own_strategy),
-        schedule=Alternate(
-            gradient=chosen.every,
-            evolution=chosen.generations if method.strategy is not None else 0,
-            start=options.evolve_from,
-        ),
-        accept=_RULES[chosen.accept],
-        space=make_space(chosen.space),
+        strategy=_make_strategy(method_name, label, options, settings, own_strategy),
+        schedule=_make_schedule(method, chosen, options),
+        accept=_RULES[chosen.accept or method.accept],
+        space=make_space(chosen.space or method.space or "all"),
+        at_end=method.phases == "end",
+        epochs=_epochs(method, options, sizes),
+        population=sizes,
         settings=settings,
     )
 
 
+def _make_schedule(method: Method, chosen: Options, options: Options) -> Alternate:
+    start, evolution = options.evolve_from, chosen.generations if method.evolves else 0
+    if method.phases == "end" and options.epochs > start:
+        phases = (options.epochs - start) // chosen.every
+        return Alternate(options.epochs - start, evolution * phases, start)
+    return Alternate(chosen.every, evolution, start)
+
+
+def _epochs(method: Method, options: Options, sizes: PopulationSizes) -> int:
+    """An epoch of a population of mu counts as mu, so that it has as many fewer from the trunk."""
+    own = options.epochs - options.evolve_from
+    if method.course == "population":
+        return options.evolve_from + math.ceil(own / sizes.individuals)
+    return options.epochs
+
+
 def _make_strategy(
-    method_name: str, label: str, options: Options, own: Mapping[str, Any]
+    method_name: str,
+    label: str,
+    options: Options,
+    of_arm: Mapping[str, Any],
+    own: Mapping[str, Any],
 ) -> Strategy | None:
-    """Apply, in rising order, the method's defaults, its options, --sigma and the arm's own."""
+    """Apply, in rising order: --sigma and --population, the method's options, the arm's own."""
     method = METHODS[method_name]
     if method.strategy is None:
         if own:
             raise InputError(f"arm {label!r} has a strategy, but {method_name!r} does not evolve")
         return None
+    kinds = typing.get_type_hints(type(method.strategy))
     fields = {f.name for f in dataclasses.fields(method.strategy)}  # type: ignore[arg-type]
-    settings = dict(options.strategies.get(method_name, {}))
-    if options.sigma is not None and "sigma" in fields:
-        settings["sigma"] = options.sigma
-    if options.population is not None:
-        settings[method.size_field] = options.population
-    settings.update(own)
-    for name in settings:
+    general = {"sigma": options.sigma, method.size_field: options.population}
+    # the command line gives every option of a method: only those that say something new count
+    of_method = {
+        name: value
+        for name, value in options.strategies.get(method_name, {}).items()
+        if read_setting(name, value) != getattr(method.strategy, name, None)
+    }
+    of_arm = {"sigma": of_arm.get("sigma"), method.size_field: of_arm.get("population")}
+    settings: dict[str, Any] = {}
+    for source in (general, of_method, of_arm):
+        settings |= {name: value for name, value in source.items() if value is not None}
+    settings |= own
+    for name, value in settings.items():
         if name not in fields:
             raise unknown_name(f"strategy setting of arm {label!r}", name, fields)
+        settings[name] = read_setting(name, value)
+        check_type(f"{name} of arm {label!r}", settings[name], kinds[name])
     try:
         return dataclasses.replace(method.strategy, **settings)  # type: ignore[type-var]
     except ValueError as error:
         raise InputError(f"arm {label!r}: {error}") from error
-    except TypeError as error:
-        raise InputError(f"arm {label!r}: a strategy setting has the wrong type: {error}") from error
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, str | int | float | bool | None) else repr(value)
+
+
+def _short(number: float) -> str:
+    """The number as text, as short as can be without becoming another one."""
+    return f"{number:g}" if float(f"{number:g}") == number else repr(number)
 
 
 def make_space(text: str) -> Space:
-    """Make the space that an option names: ``all``, or patterns for `Only`.
+    """Make the space that an option names: ``all``, ``span``, or patterns for `Only`.
+
+    A `Span` has one coefficient for each checkpoint (``span:layer``: one for each layer, too), and
+    they stay few enough for a short search.
 
     Example:
         >>> make_space("head, norm")
@@ -223,4 +274,6 @@ def make_space(text: str) -> Space:
     patterns = [part.strip() for part in text.split(",") if part.strip()]
     if not patterns or patterns == ["all"]:
         return AllWeights()
+    if patterns in (["span"], ["span:layer"]):
+        return Span(groups="layer" if patterns == ["span:layer"] else "all")
     return Only(*patterns)

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from evostep.errors import InputError
+from evostep.errors import InputError, reason
 from evostep.lab.budget import arm_cost, epoch_cost
 from evostep.lab.environment import describe_environment
-from evostep.lab.plan import Plan, estimate
+from evostep.lab.estimate import estimate
+from evostep.lab.plan import Plan
 from evostep.lab.progress import show_progress
 from evostep.lab.report import ReportPaths, write_report
-from evostep.lab.run import Setting, Watch, run_arm, run_directory, run_trunk
+from evostep.lab.run import run_arm, run_trunk
+from evostep.lab.setting import Setting, run_directory
 from evostep.lab.statistics import finish
 from evostep.lab.storage import History, read_json, write_json
 from evostep.lab.training import cut
+
+_OF_A_RESULT = {"arm", "seed", "test", "train", "sample_forwards", "seconds"}
 
 
 def compare(plan: Plan, directory: Path, console: Console) -> ReportPaths:
@@ -30,11 +33,17 @@ def compare(plan: Plan, directory: Path, console: Console) -> ReportPaths:
         InputError: the directory holds results of another configuration, or a corrupt file.
     """
     check_directory(plan, directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    runs = finished_runs(directory)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"--out {directory} cannot be made ({reason(error)}): choose another"
+        ) from error
     _register(plan, directory)
-    runs = finished_runs(plan, directory)
     if runs:
-        console.print(f"{len(runs)} finished runs found in {directory}: they are kept")
+        found = f"{len(runs)} finished runs found in {directory}: they are kept"
+        console.print(found, markup=False, highlight=False, soft_wrap=True)
     history = History(directory / "history.jsonl")
     with show_progress(_total_forwards(plan, runs), console) as watch:
         for seed in plan.seeds:
@@ -42,7 +51,9 @@ def compare(plan: Plan, directory: Path, console: Console) -> ReportPaths:
             if not missing:
                 continue
             parts = cut(plan.data, plan.splits[seed], plan.device)
-            setting = Setting(plan.options, seed, parts, plan.device, directory, history, watch)
+            setting = Setting(
+                plan.options, seed, parts, plan.sizes, plan.device, directory, history, watch
+            )
             trunks = {
                 key: run_trunk(setting, training, labels)
                 for key, (training, labels) in plan.trunks.items()
@@ -67,46 +78,44 @@ def check_directory(plan: Plan, directory: Path) -> None:
     registered = directory / "plan.json"
     if not registered.exists():
         if directory.exists() and any(directory.iterdir()):
-            raise InputError(f"--out {directory} is not empty and holds no comparison: choose another")
+            raise InputError(
+                f"--out {directory} is not empty and holds no comparison: choose another"
+            )
         return
     known, new = read_json(registered), _plain(plan.identity())
     try:
         differs = _difference(known["options"], new["options"], "--")
         for label in known["arms"].keys() & new["arms"].keys():
-            differs = differs or _difference(
-                known["arms"][label], new["arms"][label], f"arm {label}: "
-            )
+            was, now = ({**arms["arms"][label], "budget": None} for arms in (known, new))
+            differs = differs or _difference(was, now, f"arm {label}: ")
         budgets = {arm["budget"] for arm in (*known["arms"].values(), *new["arms"].values())}
     except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{registered} is not a plan of evostep: choose another --out"
-        ) from error
+        raise InputError(f"{registered} is not a plan of evostep: choose another --out") from error
     if not differs and len(budgets) > 1:
         differs = (
-            f"the common budget was {_old_budget(known)} sample-forwards, these arms need "
-            f"{max(budget or 0 for budget in budgets)}"
+            f"the common budget was {_budget(known)} sample-forwards, that of these arms is "
+            f"{_budget(new)}"
         )
+    differs = differs or _other_splits(plan, directory)
     if differs:
         raise InputError(
             f"{directory} holds results of another configuration ({differs}): choose another --out"
         )
 
 
-def finished_runs(plan: Plan, directory: Path) -> dict[tuple[str, int], dict[str, Any]]:
+def finished_runs(directory: Path) -> dict[tuple[str, int], dict[str, Any]]:
     """Read the runs that are finished, those of other seeds and arms included."""
     runs: dict[tuple[str, int], dict[str, Any]] = {}
     for path in sorted((directory / "runs").glob("*/result.json")):
         result = read_json(path)
-        try:
-            runs[result["arm"], int(result["seed"])] = result
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{path} is not the result of a run: delete it to run it again") from error
+        whole = isinstance(result, dict) and result.keys() >= _OF_A_RESULT
+        if not whole or path.parent != run_directory(directory, result["arm"], result["seed"]):
+            raise InputError(f"{path} is not the result of this run: delete it to run it again")
+        runs[result["arm"], result["seed"]] = result
     return runs
 
 
-def write_results(
-    plan: Plan, directory: Path, runs: dict[tuple[str, int], dict[str, Any]]
-) -> None:
+def write_results(plan: Plan, directory: Path, runs: dict[tuple[str, int], dict[str, Any]]) -> None:
     """Write ``results.json`` from the runs that are finished."""
     described = read_json(directory / "plan.json")
     order = {label: i for i, label in enumerate(described["arms"])}
@@ -141,17 +150,25 @@ def describe_plan(plan: Plan, console: Console) -> None:
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    say(f"{plan.data.title}: {sizes.train} train, {sizes.fitness} fitness, {sizes.accept} accept, "
-        f"{sizes.test} test; model {options.model}; device {plan.device}")
-    say(f"{len(plan.seeds)} seeds: {', '.join(map(str, plan.seeds))}; {options.epochs} epochs, "
-        f"evolution from {options.evolve_from}")
-    say(f"timed: {1 / guess.gradient_seconds:.0f} examples/s in gradient steps, "
-        f"{1 / guess.forward_seconds:.0f} scored")
+    say(
+        f"{plan.data.title}: {sizes.train} train, {sizes.fitness} fitness, {sizes.accept} accept, "
+        f"{sizes.test} test; model {options.model}; device {plan.device}"
+    )
+    say(
+        f"{len(plan.seeds)} seeds: {', '.join(map(str, plan.seeds))}; {options.epochs} epochs, "
+        f"evolution from {options.evolve_from}"
+    )
+    say(
+        f"timed: {1 / guess.gradient_seconds:.0f} examples/s in gradient steps, "
+        f"{1 / guess.forward_seconds:.0f} scored"
+    )
     for arm in plan.arms:
         budget, hours = guess.runs[arm.label]
-        own = arm_cost(arm, sizes, options.epochs)
-        say(f"  {arm.label}: {own / 1e6:.3f} M sample-forwards of its own, runs to "
-            f"{budget / 1e6:.3f} M, {hours * 60:.1f} min a seed after the trunk")
+        own = arm_cost(arm, sizes)
+        say(
+            f"  {arm.label}: {own / 1e6:.3f} M sample-forwards of its own, runs to "
+            f"{budget / 1e6:.3f} M, {hours * 60:.1f} min a seed after the trunk"
+        )
     say(f"trunks: {len(plan.trunks)}, {guess.trunk_hours * 60:.1f} min a seed")
     say(f"in all: {guess.hours:.2f} h, {guess.bytes / 1e6:.0f} MB on disk at most")
 
@@ -162,13 +179,31 @@ def _register(plan: Plan, directory: Path) -> None:
     path = directory / "plan.json"
     if path.exists():
         new["arms"] = {**read_json(path)["arms"], **new["arms"]}
-    splits_path = directory / "splits.json"
-    splits = read_json(splits_path) if splits_path.exists() else {"summary": {}, "indices": {}}
+    splits = _known_splits(directory)
     for seed, cut_of_seed in plan.splits.items():
         splits["summary"][str(seed)] = cut_of_seed.as_json()
         splits["indices"][str(seed)] = cut_of_seed.indices()
-    write_json(splits_path, splits)
-    write_json(path, new)
+    write_json(path, new)  # first, for it is what tells that the directory is ours
+    write_json(directory / "splits.json", splits)
+
+
+def _known_splits(directory: Path) -> dict[str, Any]:
+    path = directory / "splits.json"
+    if not path.exists():
+        return {"summary": {}, "indices": {}}
+    splits = read_json(path)
+    if isinstance(splits, dict) and splits.keys() >= {"summary", "indices"}:
+        return splits
+    raise InputError(f"{path} does not hold splits: delete it, or choose another --out")
+
+
+def _other_splits(plan: Plan, directory: Path) -> str:
+    """Say which seed's examples are not those that it had; empty where all are."""
+    known = _known_splits(directory)["summary"]
+    for seed, splits in plan.splits.items():
+        if known.get(str(seed), splits.as_json()) != splits.as_json():
+            return f"the data or its splits of seed {seed} were others"
+    return ""
 
 
 def _total_forwards(plan: Plan, runs: dict[tuple[str, int], dict[str, Any]]) -> int:
@@ -181,7 +216,7 @@ def _total_forwards(plan: Plan, runs: dict[tuple[str, int], dict[str, Any]]) -> 
         }
         total += sum(shared.values())
         for arm in missing:
-            whole = plan.budgets[arm.label] or arm_cost(arm, plan.sizes, options.epochs)
+            whole = plan.budgets[arm.label] or arm_cost(arm, plan.sizes)
             total += max(0, whole - shared[arm.training.key])
     return total
 
@@ -209,9 +244,6 @@ def _difference(known: dict[str, Any], new: dict[str, Any], prefix: str) -> str:
     return ""
 
 
-def _old_budget(known: dict[str, Any]) -> Any:
-    return next(iter(known["arms"].values()))["budget"]
-
-
-Say = Callable[[str], None]
-__all__ = ["check_directory", "compare", "describe_plan", "finished_runs", "write_results", "Watch"]
+def _budget(described: dict[str, Any]) -> Any:
+    """The common budget; the arms of a plan all have the same."""
+    return next(iter(described["arms"].values()))["budget"]

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import re
+import types
+import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from evostep.errors import InputError
 
 OptimizerName = Literal["sgd", "adam", "adamw"]
 Augmentation = Literal["none", "shift", "flip-shift"]
-AcceptName = Literal["improves", "always"]
+AcceptName = Literal[
+    "improves", "always", "improves-phase", "mcnemar", "t", "permutation", "ladder"
+]
 
 ArmEntry = str | dict[str, Any]
-
-
-def _option(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
 
 
 @dataclass(frozen=True)
@@ -26,72 +27,90 @@ class Options:
     """What to compare, on which data, with which settings. An arm in YAML may set its own.
 
     Raises:
-        InputError: a number out of its range.
+        InputError: a value of the wrong type, or a number out of its range.
     """
 
-    data: str = _option(
-        "digits", "digits, fashion-mnist, cifar10, folder:PATH, or package.module:attribute"
+    data: Annotated[
+        str, "digits, fashion-mnist, cifar10, folder:PATH, or package.module:attribute"
+    ] = "digits"
+    data_dir: Annotated[Path | None, "folder that holds the data, where it is not found"] = None
+    image_size: Annotated[int | None, "size to which a folder's images are brought"] = None
+    model: Annotated[
+        str, "mlp, small-cnn, a torchvision name such as resnet18, or package.module:name"
+    ] = "small-cnn"
+    pretrained: Annotated[bool, "start from torchvision's pretrained weights"] = False
+    init_from: Annotated[Path | None, "start from the weights in this .safetensors file"] = None
+    arms: Annotated[
+        str | list[ArmEntry], "methods, comma-separated; in YAML a list with settings"
+    ] = "sgd,mutation,openai-es"
+    seeds: Annotated[
+        str | int | list[int], "a count (3 = 0,1,2), a list 0,4,7, a range 100:108"
+    ] = 3
+    epochs: Annotated[int, "epochs of gradient descent in a run"] = 30
+    evolve_from: Annotated[int, "epochs before the first evolution; the trunk that arms share"] = 20
+    every: Annotated[int, "epochs of gradient descent between two phases of evolution"] = 1
+    generations: Annotated[int, "generations in a phase of evolution"] = 5
+    train_size: Annotated[int | None, "training examples; default: all that are left"] = None
+    fitness_size: Annotated[int, "examples that score members"] = 300
+    accept_size: Annotated[int, "examples that decide survival; 0: the fitness examples decide"] = 0
+    test_size: Annotated[int | None, "test examples; default: the official test set, or 25%%"] = (
+        None
     )
-    data_dir: Path | None = _option(None, "folder that holds the data, where it is not found")
-    image_size: int | None = _option(None, "size to which a folder's images are brought")
-    model: str = _option(
-        "small-cnn", "mlp, small-cnn, a torchvision name such as resnet18, or package.module:name"
-    )
-    pretrained: bool = _option(False, "start from torchvision's pretrained weights")
-    init_from: Path | None = _option(None, "start from the weights in this .safetensors file")
-    arms: str | list[ArmEntry] = _option(
-        "sgd,mutation,openai-es", "methods, comma-separated; in YAML a list with settings"
-    )
-    seeds: int | str | list[int] = _option(3, "a count (3 = 0,1,2), a list 0,4,7, a range 100:108")
-    epochs: int = _option(30, "epochs of gradient descent in a run")
-    evolve_from: int = _option(20, "epochs before the first evolution; the trunk that arms share")
-    every: int = _option(1, "epochs of gradient descent between two phases of evolution")
-    generations: int = _option(5, "generations in a phase of evolution")
-    train_size: int | None = _option(None, "training examples; default: all that are left")
-    fitness_size: int = _option(300, "examples that score members")
-    accept_size: int = _option(0, "examples that decide survival; 0: the fitness examples decide")
-    test_size: int | None = _option(None, "test examples; default: the official test set, or 25%%")
-    batch: int = _option(64, "examples in a gradient step")
-    optimizer: OptimizerName = _option("sgd", "base optimizer")
-    lr: float = _option(0.01, "learning rate of the base optimizer")
-    momentum: float = _option(0.9, "momentum of SGD; the first beta of Adam")
-    weight_decay: float = _option(0.0, "weight decay of the base optimizer")
-    augment: Augmentation = _option("none", "augmentation of training images")
-    metric: str = _option(
-        "accuracy",
+    batch: Annotated[int, "examples in a gradient step"] = 64
+    optimizer: Annotated[OptimizerName, "base optimizer"] = "sgd"
+    lr: Annotated[float, "learning rate of the base optimizer"] = 0.01
+    momentum: Annotated[float, "momentum of SGD; the first beta of Adam"] = 0.9
+    weight_decay: Annotated[float, "weight decay of the base optimizer"] = 0.0
+    augment: Annotated[Augmentation, "augmentation of training images"] = "none"
+    metric: Annotated[
+        str,
         "what evolution maximises and the tables show: accuracy, balanced-accuracy, macro-f1, "
         "neg-loss, or package.module:attribute",
-    )
-    higher_is_better: bool | None = _option(None, "direction of a metric that does not say it")
-    sigma: float | None = _option(None, "sigma of every method (else each method's own)")
-    population: int | None = _option(None, "members a generation of every method")
-    space: str = _option("all", "which weights evolve: all, or patterns such as head,norm,layer4.*")
-    accept: AcceptName = _option("improves", "when a new center replaces its parent")
-    equal_budget: bool = _option(True, "run every arm up to the budget of the costliest one")
-    device: str = _option("auto", "auto, cpu, cuda, ...")
-    threads: int | None = _option(None, "CPU threads of torch; default: torch's own choice")
+    ] = "accuracy"
+    higher_is_better: Annotated[bool | None, "direction of a metric that does not say it"] = None
+    sigma: Annotated[float | None, "sigma of every method (else each method's own)"] = None
+    population: Annotated[int | None, "members a generation of every method"] = None
+    space: Annotated[
+        str | None,
+        "which weights evolve: all, patterns such as head,norm,layer4.*, or span (mixtures of the "
+        "run's checkpoints; span:layer for a mixture of each layer's own); default: the method's",
+    ] = None
+    accept: Annotated[
+        AcceptName | None,
+        "when a new center replaces its parent; default: the method's own. The last four judge a "
+        "phase on the accept examples",
+    ] = None
+    calibration_size: Annotated[
+        int, "training examples on which a mixture's BatchNorm statistics are estimated again"
+    ] = 500
+    equal_budget: Annotated[bool, "run every arm up to the budget of the costliest one"] = True
+    device: Annotated[str, "auto, cpu, cuda, ..."] = "auto"
+    threads: Annotated[int | None, "CPU threads of torch; default: torch's own choice"] = None
     strategies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name, kind in typing.get_type_hints(Options).items():
+            check_type(flag(name), getattr(self, name), kind)
         for name, least in (
             ("epochs", 1),
             ("evolve_from", 0),
             ("every", 1),
             ("generations", 0),
             ("batch", 2),
+            ("calibration_size", 2),
             ("threads", 1),
             ("weight_decay", 0),
         ):
             value = getattr(self, name)
-            if value is not None and value < least:
+            if value is not None and not value >= least:
                 raise InputError(f"{flag(name)} must be at least {least}, got {value}")
         if self.evolve_from > self.epochs:
             raise InputError(
                 f"--evolve-from {self.evolve_from} lies past the end: there are {self.epochs} "
                 "epochs; lower it or raise --epochs"
             )
-        if not self.lr > 0:
-            raise InputError(f"--lr must be > 0, got {self.lr}")
+        if not (self.lr > 0 and math.isfinite(self.lr)):
+            raise InputError(f"--lr must be a finite number > 0, got {self.lr}")
         if not 0 <= self.momentum < 1:
             raise InputError(f"--momentum must lie in [0, 1), got {self.momentum}")
 
@@ -104,6 +123,58 @@ class Options:
 def flag(name: str) -> str:
     """Give the command-line flag of an option's name."""
     return "--" + name.replace("_", "-")
+
+
+def check_type(name: str, value: Any, kind: Any) -> None:
+    """Refuse a value that is not of the kind that an annotation tells.
+
+    A whole number passes as a float; a bool as neither a float nor an int.
+
+    Raises:
+        InputError: naming the setting, the value, and what is expected.
+
+    Example:
+        >>> check_type("--epochs", 3, int)
+        >>> check_type("lr", "fast", float)
+        Traceback (most recent call last):
+        evostep.errors.InputError: lr must be a number, got 'fast'
+    """
+    if not _fits(value, kind):
+        raise InputError(f"{name} must be {kind_in_words(kind)}, got {value!r}")
+
+
+def kind_in_words(kind: Any) -> str:
+    """Say what values a type annotation admits.
+
+    Example:
+        >>> kind_in_words(float | None), kind_in_words(Literal["sgd", "adam"])
+        ('a number or null', 'sgd or adam')
+    """
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        return " or ".join(map(str, parts))
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(map(kind_in_words, parts))
+    known = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    known |= {Path: "a path", types.NoneType: "null", list: "a list", dict: "a mapping"}
+    kind = origin or kind
+    return known.get(kind) or ("a mapping" if kind is Mapping else f"a {kind.__name__}")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return True
+    if origin is Literal:
+        return value in parts
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, part) for part in parts)
+    if origin is list:
+        return isinstance(value, list) and all(_fits(item, parts[0]) for item in value)
+    if kind in (int, float):
+        numbers = int if kind is int else int | float
+        return isinstance(value, numbers) and not isinstance(value, bool)
+    return isinstance(value, origin or kind)
 
 
 def parse_seeds(value: int | str | Iterable[int]) -> list[int]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     Progress,
@@ -16,7 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from evostep.lab.run import Watch
+from evostep.lab.setting import Watch
 
 PLAIN_EVERY_SECONDS = 10.0
 
@@ -43,7 +44,8 @@ def _bar(total: int, console: Console) -> Iterator[Watch]:
         task = progress.add_task("starting", total=total)
         yield Watch(
             advance=lambda forwards: progress.advance(task, forwards),
-            say=lambda text: progress.update(task, description=text),
+            say=lambda text: progress.update(task, description=escape(text)),
+            warn=lambda text: _print(progress.console, text),
         )
         progress.update(task, completed=total, description="done")
 
@@ -63,11 +65,19 @@ def _lines(total: int, console: Console) -> Iterator[Watch]:
         if now - last < PLAIN_EVERY_SECONDS:
             return
         last = now
+        show(text)
+
+    def show(text: str) -> None:
+        now = time.perf_counter() - began
         share = min(done / total, 1.0) if total else 1.0
         left = f", {_clock(now / share - now)} left" if share > 0 else ""
-        console.print(f"[{share:4.0%}{left}] {text}", markup=False, highlight=False, soft_wrap=True)
+        _print(console, f"[{share:4.0%}{left}] {text}")
 
-    yield Watch(advance=advance, say=say)
+    yield Watch(advance=advance, say=say, warn=show)
+
+
+def _print(console: Console, text: str) -> None:
+    console.print(text.replace("\n", " "), markup=False, highlight=False, soft_wrap=True)
 
 
 def _clock(seconds: float) -> str:

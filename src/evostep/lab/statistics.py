@@ -250,13 +250,19 @@ def control_labels(results: Mapping[str, Any]) -> list[str]:
 
 
 def main_metric(results: Mapping[str, Any]) -> str:
-    """The test metric that decides: the configured one where the runs have it, else accuracy."""
+    """The test metric that decides: the configured one where the runs have it, else accuracy.
+
+    Runs store it as the score that evolution maximised, higher is better: a metric of which less
+    is better stands there negated. Only "loss", which stands beside it, is lower-is-better.
+    """
     metric = str(results.get("config", {}).get("metric") or "accuracy")
     return metric if any(metric in run["test"] for run in results["runs"]) else "accuracy"
 
 
 def higher_is_better(metric: str) -> bool:
-    """Direction of a metric: higher is better for all of them but losses.
+    """Direction of a key of `runs[].test`: higher is better for all of them but "loss".
+
+    What the configuration calls the metric is stored as a score; see `main_metric`.
 
     >>> higher_is_better("macro-f1"), higher_is_better("neg-loss"), higher_is_better("loss")
     (True, True, False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,23 @@ from torch import Tensor
 from evostep.errors import InputError
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all: no reader, and no killed run, is left with half of one.
+
+    Folders that are missing are made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_bytes(content)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)  # after success it is not there
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically."""
-    _replace(path, (json.dumps(value, indent=1, default=str) + "\n").encode())
+    """Write JSON atomically; a number that is not finite is null."""
+    write_bytes(path, (json.dumps(_finite(value), indent=1, default=str) + "\n").encode())
 
 
 def read_json(path: Path) -> Any:
@@ -35,7 +49,7 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     torch.save(dict(state), part)
-    os.replace(part, path)
+    part.replace(path)
 
 
 def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
@@ -61,11 +75,11 @@ def save_weights(path: Path, model: torch.nn.Module) -> None:
     tensors: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
         if tensor.data_ptr() in seen and tensor.numel():
-            tensor = tensor.clone()  # noqa: PLW2901  (safetensors refuses shared memory)
+            tensor = tensor.clone()  # safetensors refuses shared memory
         seen.add(tensor.data_ptr())
         tensors[name] = tensor.contiguous()
     save_file(tensors, part)
-    os.replace(part, path)
+    part.replace(path)
 
 
 class History:
@@ -75,41 +89,33 @@ class History:
         self.path = path
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Add one line."""
+        """Add one line; a number that is not finite is null."""
         with self.path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
-
-    def count(self, arm: str, seed: int) -> int:
-        """Count the lines of one run."""
-        return sum(1 for record in self._read() if (record.get("arm"), record.get("seed")) == (arm, seed))
+            file.write(json.dumps(_finite(record)) + "\n")
 
     def cut(self, arm: str, seed: int, keep: int) -> None:
         """Drop what a run wrote after its last checkpoint, for it will be written again."""
-        kept, seen = [], 0
-        records = self._read()
-        for record in records:
-            if (record.get("arm"), record.get("seed")) == (arm, seed):
-                seen += 1
-                if seen > keep:
-                    continue
-            kept.append(record)
-        if len(kept) < len(records):
-            _replace(self.path, "".join(json.dumps(r) + "\n" for r in kept).encode())
-
-    def _read(self) -> list[dict[str, Any]]:
         if not self.path.exists():
-            return []
-        records = []
-        for line in self.path.read_text().splitlines():
+            return
+        text = self.path.read_text()
+        kept, seen = [], 0
+        for line in text.splitlines():
             try:
-                records.append(json.loads(line))
-            except ValueError:  # the last line of a run that was killed
+                record = json.loads(line)
+                own = (record.get("arm"), record.get("seed")) == (arm, seed)
+            except (ValueError, AttributeError):  # the last line of a run that was killed
                 continue
-        return records
+            seen += own
+            if not own or seen <= keep:
+                kept.append(line + "\n")
+        if "".join(kept) != text:  # also where half a line is left, to which the next would stick
+            write_bytes(self.path, "".join(kept).encode())
 
 
-def _replace(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(content)
-    os.replace(part, path)
+def _finite(value: Any) -> Any:
+    """JSON has neither NaN nor infinity, which Python would write nevertheless."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

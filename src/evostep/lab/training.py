@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -10,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from evostep.engines.guard import preserved_rng, seed_everything
+from evostep.errors import InputError, reason
 from evostep.fitness import Fitness
 from evostep.lab.arms import Training
 from evostep.lab.budget import PER_GRADIENT_EXAMPLE
-from evostep.lab.data import ImageData, augment
+from evostep.lab.data import ImageData, augment, channel_statistics
 from evostep.lab.options import Options
 from evostep.lab.splits import Splits
 from evostep.metrics import accuracy, make_metric
@@ -31,6 +33,12 @@ class Part:
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    def spread(self, n: int) -> Part:
+        """Take `n` examples, evenly spaced: data may be sorted by class."""
+        n = min(n, len(self))
+        chosen = torch.arange(n, device=self.targets.device) * len(self) // max(n, 1)
+        return Part(self.images[chosen], self.targets[chosen])
 
     def to(self, device: torch.device) -> Part:
         """Move to a device."""
@@ -58,7 +66,12 @@ class Parts:
 
 
 def cut(data: ImageData, splits: Splits, device: torch.device) -> Parts:
-    """Cut the data as the splits say, and move it to the device."""
+    """Cut the data as the splits say, and move it to the device.
+
+    Images are normalised by the statistics of the training part alone.
+    """
+    mean, std = channel_statistics(data.inputs[splits.train])
+    data = dataclasses.replace(data, mean=mean, std=std)
 
     def take(indices: Tensor) -> Part:
         return Part(data.inputs[indices], data.targets[indices]).to(device)
@@ -82,8 +95,8 @@ def make_optimizer(training: Training, model: nn.Module) -> torch.optim.Optimize
             momentum=training.momentum,
             weight_decay=training.weight_decay,
         )
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[training.optimizer]
-    return kind(
+    adam = torch.optim.Adam if training.optimizer == "adam" else torch.optim.AdamW
+    return adam(
         named,
         lr=training.lr,
         betas=(training.momentum, 0.999),
@@ -121,6 +134,14 @@ def train_epoch(
     pure function of (seed, epoch), so that a resumed run sees what the first one saw.
 
     Args:
+        model: is trained, in place.
+        optimizer: of its weights.
+        part: the examples.
+        data: tells how images are normalised.
+        training: batch size and augmentation.
+        seed: of the run.
+        epoch: counted from 0.
+        max_forwards: sample-forwards after which the epoch ends early; None: it does not.
         on_step: told the sample-forwards of each step.
 
     Returns:
@@ -152,36 +173,55 @@ def train_epoch(
     return {"accuracy": right / seen, "loss": lost / seen}, forwards
 
 
-def make_fitness(model: nn.Module, part: Part, data: ImageData, options: Options) -> Fitness:
+def make_fitness(
+    model: nn.Module,
+    part: Part,
+    data: ImageData,
+    options: Options,
+    calibration: list[tuple[Tensor, Tensor]] | None = None,
+) -> Fitness:
     """Make the fitness of a part of the data: the reported metric."""
     return Fitness(
         model,
-        _look_batches(part, data),
+        look_batches(part, data),
         resolve_metric(options.metric),
         higher_is_better=options.higher_is_better,
+        calibration=calibration,
     )
 
 
 def resolve_metric(name: str) -> object:
-    """Give a metric by name, or what an import path names."""
+    """Give a metric by name, or what an import path names; a class is called without arguments.
+
+    Raises:
+        InputError: it cannot be imported, or made.
+    """
     if ":" not in name:
         return name
     from evostep.lab.imports import load_attribute
 
     metric = load_attribute(name)
-    return metric() if isinstance(metric, type) else metric
+    if not isinstance(metric, type):
+        return metric
+    try:
+        return metric()
+    except Exception as error:  # a user's class may raise anything
+        raise InputError(
+            f"{name} cannot be made without arguments ({reason(error)}): name a metric that is "
+            "made already, or a function on (outputs, targets)"
+        ) from error
 
 
 def look(model: nn.Module, part: Part, data: ImageData, options: Options) -> dict[str, float]:
     """Measure accuracy, cross-entropy and the chosen metric in eval mode.
 
     Returns:
-        ``{"accuracy", "loss", <metric>}``; a metric of which less is better as it is, not negated.
-        Empty where the part is.
+        ``{"accuracy", "loss", <metric>}``; a metric of which less is better comes negated, as
+        evolution sees it. Empty where the part is.
     """
     if not len(part):
         return {}
-    outputs = Fitness(model, _look_batches(part, data), "accuracy")
+    outputs = Fitness(model, look_batches(part, data), "accuracy")
     logits = outputs.score(outputs.examples(), keep_outputs=True).outputs
     values = {
         "accuracy": float(accuracy(logits, part.targets).mean()),
@@ -196,7 +236,8 @@ def look(model: nn.Module, part: Part, data: ImageData, options: Options) -> dic
     return values
 
 
-def _look_batches(part: Part, data: ImageData) -> list[tuple[Tensor, Tensor]]:
+def look_batches(part: Part, data: ImageData) -> list[tuple[Tensor, Tensor]]:
+    """Give a part in batches, in its own order, images normalised."""
     return [
         (data.normalise(images), targets)
         for images, targets in zip(

@@ -7,14 +7,30 @@ back into weights. Strategies see genomes alone.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from evostep.naming import Slots
+
+State = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights that the run passed through.
+
+    Attributes:
+        number: how many `remember` calls there had been, this one included; 0 if a user gave it.
+        weights: name -> tensor, in host memory; not to be changed.
+    """
+
+    number: int
+    weights: Mapping[str, Tensor]
+
 
 # A tensor that starts at zero (a bias, the last gain of a residual block) has no scale of its own;
 # without a floor a relative sigma would never move it.
@@ -47,11 +63,15 @@ class Genome:
         center: name -> coordinates. Detached: the one copy from which weights are restored.
         sigma: name -> the standard deviation that replaces the strategy's there, in its unit; None
             where the strategy's holds; 0 for coordinates that must not move.
+        guides: directions that are likely to matter, each name -> a tensor of the center's shape
+            (a name that is missing: zeros); gradients, of whatever length.
     """
 
     center: dict[str, Tensor]
     sigma: Mapping[str, float | None]
     _rms: dict[str, float] | None = field(default=None, repr=False)
+    guides: tuple[Mapping[str, Tensor], ...] = ()
+    _gram: dict[str, Tensor] | None = field(default=None, repr=False)
 
     @property
     def rms(self) -> dict[str, float]:
@@ -59,6 +79,13 @@ class Genome:
         if self._rms is None:
             self._rms = root_mean_square(self.center)
         return self._rms
+
+    @property
+    def gram(self) -> dict[str, Tensor]:
+        """Name -> (k, k) float64, the inner products of the k guides' tensors of that name."""
+        if self._gram is None:
+            self._gram = {name: inner_products(self.guides, name) for name in self.center}
+        return self._gram
 
     @torch.no_grad()
     def move(self, coordinates: Coordinates) -> None:
@@ -83,16 +110,62 @@ def root_mean_square(tensors: Mapping[str, Tensor]) -> dict[str, float]:
     return {name: max(value, RMS_FLOOR) for name, value in zip(tensors, values, strict=True)}
 
 
+def inner_products(directions: Sequence[Mapping[str, Tensor]], name: str) -> Tensor:
+    """Give the inner products of the tensors called `name`, (k, k) float64 on the host.
+
+    Example:
+        >>> inner_products([{"w": torch.ones(4)}, {}], "w").tolist()
+        [[4.0, 0.0], [0.0, 0.0]]
+    """
+    products = torch.zeros(len(directions), len(directions), dtype=torch.float64)
+    for i, one in enumerate(directions):
+        if name not in one:
+            continue
+        vector = one[name].detach().double().flatten()
+        for j, other in enumerate(directions[: i + 1]):
+            if name in other:
+                products[i, j] = vector @ other[name].detach().double().flatten()
+                products[j, i] = products[i, j]
+    return products
+
+
 class Space(ABC):
     """Which weights may move, in which coordinates. Subclasses are frozen configuration.
 
     Attributes:
         needs_names: whether names of parameters are needed (positions do not do).
         moves_buffers: whether buffers may move, too.
+        memory: how many of the run's checkpoints it mixes; 0: `remember` has no effect.
     """
 
     needs_names: bool = False
     moves_buffers: bool = False
+    memory: int = 0
+
+    def enter(
+        self, slots: Slots, remembered: Sequence[Checkpoint], saved: State | None = None
+    ) -> Space:
+        """Give the space as it stands for one phase; most are the same for all.
+
+        Args:
+            slots: the live tensors.
+            remembered: the run's checkpoints, oldest first.
+            saved: what `state` gave in the middle of this phase, to go on with it.
+        """
+        return self
+
+    @property
+    def layout(self) -> int | None:
+        """What the coordinates mean, as a number; a strategy starts anew where it changes."""
+        return None
+
+    def state(self, genome: Genome) -> State | None:
+        """Give what `enter` needs to go on in the middle of a phase, the weights excepted."""
+        return None
+
+    def starts(self, genome: Genome) -> dict[str, Coordinates]:
+        """Give other points than where the weights stand at which a phase may begin, by name."""
+        return {}
 
     @abstractmethod
     def touched(self, slots: Slots) -> tuple[str, ...]:

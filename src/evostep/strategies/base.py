@@ -10,12 +10,15 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from torch import Tensor
 
-from evostep.noise import NOISE_KINDS, NoiseKind, draw
+from evostep.noise import LowRank, Noise, check_noise, draw
 from evostep.spaces.base import Coordinates, Genome
+
+if TYPE_CHECKING:
+    from evostep.engines.network import Network
 
 ScaleKind = Literal["rms", "absolute"]
 SCALE_KINDS: tuple[str, ...] = get_args(ScaleKind)
@@ -38,16 +41,49 @@ class Step:
 
 
 class Strategy(ABC):
-    """Draws members and proposes a step. Subclasses are frozen dataclasses."""
+    """Draws members and proposes a step. Subclasses are frozen dataclasses.
+
+    Attributes:
+        needs_guides: whether it follows `Genome.guides`; nothing is gathered otherwise.
+    """
+
+    needs_guides: ClassVar[bool] = False
 
     @property
     @abstractmethod
     def size(self) -> int:
         """How many members a generation has, the parent not counted."""
 
+    def size_for(self, genome: Genome) -> int:
+        """Give the size where it may depend on how many coordinates move; `size` otherwise."""
+        return self.size
+
     def init(self, genome: Genome) -> State:
         """Give the state before the first generation."""
         return {}
+
+    @property
+    def needs_network(self) -> bool:
+        """Whether `prepare` has to be called, which takes a `Fitness`."""
+        return False
+
+    def prepare(
+        self, genome: Genome, state: State, generation: int, seed: int, network: Network
+    ) -> State:
+        """Measure the network before the members of a generation are drawn, where that is needed.
+
+        Args:
+            genome: with the center around which members will be drawn.
+            state: from the generation before (not changed).
+            generation: counted from 0.
+            seed: of the run.
+            network: what may be measured; it counts what that costs.
+
+        Returns:
+            The state for `member` and `tell` of this generation; `tell` drops from it what was
+            measured, so that it is not saved.
+        """
+        return state
 
     @abstractmethod
     def member(
@@ -89,20 +125,31 @@ class NoiseStrategy(Strategy):
             `scale`.
         scale: ``"rms"``: sigma is relative to each tensor's root mean square (at least 0.01, so
             that zero-initialised biases move). ``"absolute"``: sigma is in units of the weights.
-        noise: ``"normal"``, or ``"uniform"`` on [-1, 1].
+        noise: ``"normal"``, ``"uniform"`` on [-1, 1], or ``LowRank(rank)``.
     """
 
     sigma: float
     scale: ScaleKind = field(default="rms", kw_only=True)
-    noise: NoiseKind = field(default="normal", kw_only=True)
+    noise: Noise = field(default="normal", kw_only=True)
 
     def __post_init__(self) -> None:
         if not (self.sigma > 0 and math.isfinite(self.sigma)):
             raise ValueError(f"sigma must be a finite number > 0, got {self.sigma}")
+        self.check_scale()
+        check_noise(self.noise)
+
+    def check_scale(self) -> None:
+        """Raise ValueError for a scale that the strategy does not know."""
         if self.scale not in SCALE_KINDS:
             raise ValueError(f"scale must be one of {', '.join(SCALE_KINDS)}, got {self.scale!r}")
-        if self.noise not in NOISE_KINDS:
-            raise ValueError(f"noise must be one of {', '.join(NOISE_KINDS)}, got {self.noise!r}")
+
+    def init(self, genome: Genome) -> State:
+        """Give the state before the first generation; refuse a rank above a layer's."""
+        if isinstance(self.noise, LowRank):
+            for name, center in genome.center.items():
+                if self.sigma_of(genome, name) != 0:
+                    self.noise.check(name, center.shape)
+        return {}
 
     def sigma_of(self, genome: Genome, name: str) -> float:
         """Give the sigma in force for `name`, in units of the scale."""
@@ -141,3 +188,24 @@ class Perturbed:
             name=name,
         )
         return noise.mul_(spread).add_(center)
+
+    def factors(self, name: str) -> tuple[Tensor, Tensor] | None:
+        """Give A and B where the perturbed coordinates are the center plus ``A @ B.T``.
+
+        None where the noise has no such factors; A has the sign, sigma and scale in it.
+        """
+        noise, center = self.strategy.noise, self.genome.center[name]
+        sigma = self.strategy.sigma_of(self.genome, name)
+        if sigma == 0 or not isinstance(noise, LowRank):
+            return None
+        factors = noise.factors(
+            center,
+            seed=self.seed,
+            generation=self.generation,
+            member=self.direction,
+            name=name,
+        )
+        if factors is None:
+            return None
+        A, B = factors
+        return A.mul_(self.sign * sigma * self.strategy.scale_of(self.genome, name)), B

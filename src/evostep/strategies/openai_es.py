@@ -4,22 +4,28 @@ Salimans, Ho, Chen, Sidor, Sutskever 2017, "Evolution Strategies as a Scalable A
 Reinforcement Learning", https://arxiv.org/abs/1703.03864; method 2 of "Spartan neural network
 training" (2020), whose formula is ``OpenAIES(..., antithetic=False, shaping="z-score",
 scale="absolute")``. What differs from the paper's code: members with the same score have the same
-utility.
+utility. The step may go through a torch optimizer, as the paper's code does through Adam.
 """
 
 from __future__ import annotations
 
+import copy
+import functools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from evostep.errors import InputError, reason, unknown_name
 from evostep.noise import draw
 from evostep.shaping import SHAPINGS, Shaping, shape_scores
-from evostep.spaces.base import Coordinates, Genome
+from evostep.spaces.base import Coordinates, Genome, Tensors
 from evostep.strategies.base import NoiseStrategy, Perturbed, State, Step
+
+OptimizerFactory = Callable[..., torch.optim.Optimizer]
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,14 @@ class OpenAIES(NoiseStrategy):
 
     With `scale="rms"` both sigma and the step are in units of each tensor's root mean square: the
     formula holds for the weights divided by it.
+
+    With an `optimizer` the estimate ``g = 1 / (n * sigma) * sum_i u_i * eps_i`` takes the place of
+    minus the gradient, and the optimizer steps, with `lr` as its learning rate: ``"SGD"`` gives
+    the formula above. Each tensor has an optimizer of its own, whose state (moments, counts) is
+    saved, goes on over generations and phases, and stays when a center is rejected; equal scores
+    all over are no step for it. Memory: without an optimizer the step is built one tensor at a
+    time; with one it holds the stepped center, and the optimizer's tensors (Adam: two per weight)
+    before and after the step; only the latter stay.
 
     Args:
         sigma: standard deviation of the noise, in units of `scale`.
@@ -39,21 +53,28 @@ class OpenAIES(NoiseStrategy):
         antithetic: whether members come in pairs center + noise, center - noise.
         shaping: ``"centered-rank"`` or ``"z-score"``.
         scale: ``"rms"`` (relative to each tensor's root mean square) or ``"absolute"``.
-        noise: ``"normal"`` or ``"uniform"`` (on [-1, 1]).
+        noise: ``"normal"``, ``"uniform"`` (on [-1, 1]) or ``LowRank(rank)``.
+        optimizer: None; the name of a class in `torch.optim`, such as ``"Adam"``; or what makes an
+            optimizer from (parameters, lr=...), such as a class or a `functools.partial` of one.
 
     Raises:
         ValueError: sigma or lr <= 0, a population below 2 or odd with antithetic pairs, an unknown
-            shaping, scale or noise.
+            shaping, scale, noise or optimizer; an optimizer that has an lr already, or that cannot
+            step from gradients alone (LBFGS); later one that does not take a tensor of this shape.
 
     Example:
         >>> OpenAIES(sigma=0.02, lr=0.002, population=32).size
         32
+        >>> import functools
+        >>> adam = functools.partial(torch.optim.Adam, betas=(0.9, 0.99))
+        >>> strategy = OpenAIES(sigma=0.02, lr=0.001, optimizer=adam)
     """
 
     lr: float = 0.002
     population: int = 32
     antithetic: bool = True
     shaping: Shaping = "centered-rank"
+    optimizer: str | OptimizerFactory | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,6 +89,17 @@ class OpenAIES(NoiseStrategy):
             )
         if self.shaping not in SHAPINGS:
             raise ValueError(f"shaping must be one of {', '.join(SHAPINGS)}, got {self.shaping!r}")
+        if self.optimizer is not None:
+            _try_step(self._make_optimizer(nn.Parameter(torch.ones(2, 2))), self.optimizer)
+
+    def init(self, genome: Genome) -> State:
+        """Give the state before the first generation; refuse what the optimizer does not take."""
+        state = super().init(genome)
+        if self.optimizer is not None:
+            for name, center in genome.center.items():
+                if self.sigma_of(genome, name) != 0:
+                    self._make_optimizer(nn.Parameter(center), name)
+        return state
 
     @property
     def size(self) -> int:
@@ -96,7 +128,77 @@ class OpenAIES(NoiseStrategy):
         weights = u[0::2] - u[1::2] if self.antithetic else u  # one for each direction
         if not bool((weights != 0).any()):
             return None, state
-        return Step(_Ascent(self, genome, seed, generation, tuple(weights.tolist()))), state
+        ascent = _Ascent(self, genome, seed, generation, tuple(weights.tolist()))
+        if self.optimizer is None:
+            return Step(ascent), state
+        return self._step_optimizers(ascent, genome, state)
+
+    def _step_optimizers(self, ascent: _Ascent, genome: Genome, state: State) -> tuple[Step, State]:
+        """Give the center after a step of each tensor's optimizer, and their new states."""
+        stepped, saved = dict(genome.center), dict(state.get("optimizer", {}))
+        for name, center in genome.center.items():
+            sigma, unit = self.sigma_of(genome, name), self.scale_of(genome, name)
+            if sigma == 0:
+                continue
+            gradient = ascent.total(name).div_(-self.population * sigma)
+            weight = nn.Parameter(center.to(gradient.dtype) / unit)
+            optimizer = self._make_optimizer(weight, name)
+            if name in saved:  # a copy: the step works in place
+                optimizer.load_state_dict(copy.deepcopy(saved[name]))
+            before, weight.grad = weight.detach().clone(), gradient
+            optimizer.step()
+            stepped[name] = weight.detach().sub_(before).mul_(unit).add_(center)
+            saved[name] = optimizer.state_dict()
+        return Step(Tensors(stepped)), {**state, "optimizer": saved}
+
+    def _make_optimizer(
+        self, weight: nn.Parameter, name: str = "a matrix"
+    ) -> torch.optim.Optimizer:
+        factory = self.optimizer
+        if isinstance(factory, str):
+            factory = _optimizer_class(factory)
+        if not callable(factory):
+            raise InputError(f"optimizer must be a name or a callable, got {factory!r}")
+        if isinstance(factory, functools.partial) and "lr" in factory.keywords:
+            raise InputError(
+                f"the optimizer has lr={factory.keywords['lr']}, which lr={self.lr} would replace: "
+                "leave it out of the partial"
+            )
+        try:
+            made: Any = factory([weight], lr=self.lr)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(
+                f"the optimizer {self.optimizer!r} does not take {name!r}, shape "
+                f"{tuple(weight.shape)}, with lr={self.lr} ({reason(error)}): choose another"
+            ) from error
+        if not isinstance(made, torch.optim.Optimizer):
+            raise InputError(f"optimizer must make a torch.optim.Optimizer, got {made!r}")
+        return made
+
+
+def _optimizer_class(name: str) -> OptimizerFactory:
+    known = {
+        key: value
+        for key, value in vars(torch.optim).items()
+        if isinstance(value, type) and issubclass(value, torch.optim.Optimizer)
+    }
+    known.pop("Optimizer", None)
+    if name not in known:
+        raise unknown_name("optimizer", name, known)
+    return known[name]
+
+
+def _try_step(optimizer: torch.optim.Optimizer, given: object) -> None:
+    """Step once from a gradient of zeros; raise ValueError where that needs more than gradients."""
+    (weight,) = optimizer.param_groups[0]["params"]
+    weight.grad = torch.zeros_like(weight)
+    try:
+        optimizer.step()
+    except Exception as error:
+        raise InputError(
+            f"the optimizer {given!r} cannot step from dense gradients alone ({reason(error)}): "
+            "choose one such as 'SGD' or 'Adam'"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -114,6 +216,13 @@ class _Ascent:
         sigma = es.sigma_of(self.genome, name)
         if sigma == 0:
             return center
+        n = es.population
+        factor = es.scale_of(self.genome, name) * es.lr / (n * sigma)
+        return self.total(name).mul_(factor).add_(center)
+
+    def total(self, name: str) -> Tensor:
+        """Give the sum of the directions, each times its weight."""
+        es, center = self.strategy, self.genome.center[name]
         total = torch.zeros_like(center, dtype=torch.promote_types(center.dtype, torch.float32))
         for direction, weight in enumerate(self.weights):
             if weight:
@@ -126,5 +235,4 @@ class _Ascent:
                     name=name,
                 )
                 total.add_(eps, alpha=weight)
-        n = es.population
-        return total.mul_(es.scale_of(self.genome, name) * es.lr / (n * sigma)).add_(center)
+        return total

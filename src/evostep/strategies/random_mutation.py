@@ -3,16 +3,27 @@
 Method 1 of "Spartan neural network training" (2020). With `Improves` as the acceptance rule it is
 the (1 + lambda) evolution strategy: the parent survives unless a child is strictly better. The
 article scores children only; here the parent is scored again on the same examples as its children.
+With ``scale="safe"`` mutations are small where the outputs are sensitive: see `Safe`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
 
-from evostep.spaces.base import Coordinates, Genome
-from evostep.strategies.base import NoiseStrategy, Perturbed, State, Step
+from torch import Tensor
+
+from evostep.noise import draw
+from evostep.safe_mutation import Safe, measure_sensitivity, output_change, search_magnitude
+from evostep.spaces.base import Coordinates, Genome, Tensors
+from evostep.strategies.base import NoiseStrategy, Perturbed, ScaleKind, State, Step
+
+if TYPE_CHECKING:
+    from evostep.engines.network import Network
+
+MutationScale = ScaleKind | Literal["safe"] | Safe
 
 
 @dataclass(frozen=True)
@@ -22,8 +33,10 @@ class RandomMutation(NoiseStrategy):
     Args:
         sigma: standard deviation of the mutations, in units of `scale`.
         children: copies in a generation, at least 1.
-        scale: ``"rms"`` (relative to each tensor's root mean square) or ``"absolute"``.
-        noise: ``"normal"`` or ``"uniform"`` (on [-1, 1]).
+        scale: ``"rms"`` (relative to each tensor's root mean square), ``"absolute"``, ``"safe"``
+            (relative to the inverse of each weight's sensitivity, as `Safe()` says) or a `Safe`;
+            the last two need a `Fitness`, and measuring counts as sample-forwards.
+        noise: ``"normal"``, ``"uniform"`` (on [-1, 1]) or ``LowRank(rank)``.
 
     Raises:
         ValueError: sigma <= 0, fewer than one child, an unknown scale or noise.
@@ -34,21 +47,81 @@ class RandomMutation(NoiseStrategy):
     """
 
     children: int = 16
+    # wider than the base's, and the base only ever compares it
+    scale: MutationScale = field(default="rms", kw_only=True)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.children < 1:
             raise ValueError(f"children must be at least 1, got {self.children}")
 
+    def check_scale(self) -> None:
+        """Raise ValueError for a scale that is neither a name nor a `Safe`."""
+        if self.safe is None and self.scale not in ("rms", "absolute"):
+            raise ValueError(
+                f"scale must be one of rms, absolute, got {self.scale!r}; or 'safe', or a Safe(...)"
+            )
+
+    @property
+    def safe(self) -> Safe | None:
+        """How mutations are kept safe, or None."""
+        if isinstance(self.scale, Safe):
+            return self.scale
+        return Safe() if self.scale == "safe" else None
+
+    @property
+    def needs_network(self) -> bool:
+        """Whether mutations are safe, for which outputs are measured."""
+        return self.safe is not None
+
+    def scale_of(self, genome: Genome, name: str) -> float:
+        """Give the unit of sigma for `name`, sensitivities apart."""
+        rms = self.scale == "rms" or (self.safe is not None and self.safe.kind == "rescale")
+        return genome.rms[name] if rms else 1.0
+
     @property
     def size(self) -> int:
         """The number of children."""
         return self.children
 
+    def prepare(
+        self, genome: Genome, state: State, generation: int, seed: int, network: Network
+    ) -> State:
+        """Measure sensitivities, and search each child's magnitude, where mutations are safe."""
+        safe = self.safe
+        moving = {
+            name: center
+            for name, center in genome.center.items()
+            if self.sigma_of(genome, name) != 0
+        }
+        if safe is None or not moving:
+            return state
+        batches = network.inputs(safe.examples)
+        sensitivity: Mapping[str, Tensor] = {}
+        if safe.kind != "rescale":
+            sensitivity = measure_sensitivity(network, moving, batches, safe.kind)
+        children = [
+            _SafeMutant(self, genome, seed, generation, i, sensitivity=sensitivity)
+            for i in range(self.children)
+        ]
+        if safe.target is not None:
+            before = network.outputs(Tensors(genome.center), batches)
+            for i, child in enumerate(children):
+
+                def change(magnitude: float, child: _SafeMutant = child) -> float:
+                    after = network.outputs(replace(child, magnitude=magnitude), batches)
+                    return output_change(before, after)
+
+                children[i] = replace(child, magnitude=search_magnitude(change, safe.target))
+        return {**state, "children": children}
+
     def member(
         self, genome: Genome, state: State, generation: int, i: int, seed: int
     ) -> Coordinates:
         """Give child `i`: center + sigma * scale * eps_i."""
+        if self.safe is not None and "children" in state:
+            child: Coordinates = state["children"][i]
+            return child
         return Perturbed(self, genome, seed, generation, direction=i)
 
     def tell(
@@ -61,8 +134,40 @@ class RandomMutation(NoiseStrategy):
         seed: int,
     ) -> tuple[Step | None, State]:
         """Propose the child with the highest score, the first among equals."""
+        after = {key: value for key, value in state.items() if key != "children"}
         finite = [i for i, score in enumerate(scores) if math.isfinite(score)]
         if not finite:
-            return None, state
+            return None, after
         best = max(finite, key=lambda i: scores[i])
-        return Step(self.member(genome, state, generation, best, seed), scored=best), state
+        return Step(self.member(genome, state, generation, best, seed), scored=best), after
+
+
+@dataclass(frozen=True)
+class _SafeMutant(Perturbed):
+    """Center + magnitude * sigma * scale * noise / sensitivity, one tensor at a time."""
+
+    sensitivity: Mapping[str, Tensor] = field(default_factory=dict)
+    magnitude: float = 1.0
+
+    def tensor(self, name: str) -> Tensor:
+        """Give the perturbed coordinates, float32 or the center's wider type."""
+        center = self.genome.center[name]
+        sigma = self.strategy.sigma_of(self.genome, name)
+        if sigma == 0:
+            return center
+        noise = draw(
+            self.strategy.noise,
+            center,
+            seed=self.seed,
+            generation=self.generation,
+            member=self.direction,
+            name=name,
+        )
+        if name in self.sensitivity:
+            noise.div_(self.sensitivity[name])
+        spread = self.magnitude * sigma * self.strategy.scale_of(self.genome, name)
+        return noise.mul_(spread).add_(center)
+
+    def factors(self, name: str) -> tuple[Tensor, Tensor] | None:
+        """Give None: divided by sensitivities noise is of low rank no longer."""
+        return None

@@ -1,4 +1,4 @@
-"""When is a new center truly better than its parent?
+"""What a rule of acceptance is, and the two plain ones.
 
 A rule compares the parent's scores with the candidate's and decides which one lives. The
 strategy proposes, the rule disposes: `RandomMutation` proposes its best child, `Improves` makes
@@ -8,22 +8,31 @@ that (1 + lambda) with survival, `Always` (1, lambda).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, get_args
 
-from evostep.fitness import Scores
+from evostep.fitness import Fitness, Scores
+
+Every = Literal["generation", "phase"]
 
 
 class Rule(ABC):
     """Decides whether a candidate replaces its parent.
 
     Attributes:
-        every: ``"generation"`` (asked after each generation) or ``"phase"``.
+        every: ``"generation"``: asked after each. ``"phase"``: asked once, at the end of `evolve`,
+            where the center stands then against where the phase began; within the phase every
+            proposal moves the center.
         needs_scores: whether the candidate has to be scored before the rule can decide.
+        needs_outputs: whether it needs the outputs of all examples, too (`Scores.outputs`).
+        needs_fresh: whether what it promises holds only on examples that selection has not seen.
     """
 
-    every: ClassVar[Literal["generation", "phase"]] = "generation"
-    needs_scores: ClassVar[bool] = True
+    every: Every = "generation"
+    needs_scores: bool = True
+    needs_outputs: bool = False
+    needs_fresh: bool = False
 
     @abstractmethod
     def __call__(self, parent: Scores, candidate: Scores, attempts: int) -> bool:
@@ -34,6 +43,21 @@ class Rule(ABC):
             candidate: scores of the proposed center, on the same examples.
             attempts: how many candidates this run has judged, this one included.
         """
+
+    def check(self, fitness: Fitness | Callable[[], float]) -> None:
+        """Raise ValueError where this fitness cannot give what the rule needs, as far as known."""
+        return None
+
+
+def check_every(every: str) -> None:
+    """Raise ValueError for what is neither a generation nor a phase."""
+    if every not in get_args(Every):
+        raise ValueError(f"every must be 'generation' or 'phase', got {every!r}")
+
+
+def gives_per_example(fitness: Fitness | Callable[[], float]) -> bool | None:
+    """Say whether a fitness scores each example; None where only scoring will tell."""
+    return fitness.gives_per_example if isinstance(fitness, Fitness) else False
 
 
 @dataclass(frozen=True)
@@ -46,7 +70,7 @@ class Always(Rule):
         True
     """
 
-    needs_scores: ClassVar[bool] = False
+    needs_scores = False
 
     def __call__(self, parent: Scores, candidate: Scores, attempts: int) -> bool:
         """Accept."""
@@ -62,11 +86,19 @@ class Improves(Rule):
     sqrt(d / n) * sqrt(2 ln K) on n examples. Pass `accept_on` to `evolve` to decide on examples
     that selection has not seen.
 
+    Args:
+        every: ``"generation"``, or ``"phase"`` to judge where a whole `evolve` led.
+
     Example:
         >>> from evostep.fitness import Scores
         >>> Improves()(Scores(0.5), Scores(0.5), attempts=1)
         False
     """
+
+    every: Every = field(default="generation", kw_only=True)
+
+    def __post_init__(self) -> None:
+        check_every(self.every)
 
     def __call__(self, parent: Scores, candidate: Scores, attempts: int) -> bool:
         """Accept if the candidate's value is strictly higher (never if it is NaN)."""

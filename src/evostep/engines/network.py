@@ -1,0 +1,165 @@
+"""The network that a fitness scores, as a function of coordinates: what strategies may measure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from evostep.engines.base import Judge, Workspace
+from evostep.engines.guard import seed_everything
+from evostep.fitness import Fitness, _batch_size
+from evostep.noise import derive_seed
+from evostep.spaces.base import Coordinates, Tensors
+
+
+class Network:
+    """The outputs of the network at any coordinates, on the examples of one generation.
+
+    Measured in eval mode, whatever the fitness's own mode: dropout is off, and BatchNorm takes its
+    running statistics, so that outputs are a function of weights and example. Modes, buffers and
+    weights are put back.
+
+    Args:
+        workspace: writes coordinates into the model.
+        judge: of a `Fitness`, whose examples are used.
+        generation: its number; with the seed it determines the random streams.
+
+    Attributes:
+        sample_forwards: what measuring has cost so far; a backward counts as two.
+    """
+
+    def __init__(self, workspace: Workspace, judge: Judge, generation: int) -> None:
+        assert isinstance(judge.fitness, Fitness), "a bare callable has neither model nor examples"
+        assert judge.examples is not None, "judge.begin() comes first"
+        self.sample_forwards = 0
+        self._workspace = workspace
+        self._judge = judge
+        self._seed = derive_seed(judge.seed, generation, "measuring")
+        self._applied = _Applied(judge.fitness)
+        named = (*self._applied.named_parameters(), *self._applied.named_buffers())
+        ids = {id(tensor): name for name, tensor in named}
+        # the model's own name of each tensor that moves; what the model does not hold has none
+        self._paths = {
+            name: ids[id(tensor)] for name, tensor in workspace.live.items() if id(tensor) in ids
+        }
+
+    @property
+    def model(self) -> nn.Module:
+        """The fitness's model."""
+        return self._applied.model
+
+    def inputs(self, limit: int) -> list[Batch]:
+        """Give at most `limit` of the generation's examples, evenly spaced among all of them."""
+        assert self._judge.examples is not None
+        count = len(self._judge.examples)
+        kept = min(limit, count)
+        wanted = [(2 * i + 1) * count // (2 * kept) for i in range(kept)]
+        batches, first = [], 0
+        for inputs, targets in self._judge.examples:
+            size = _batch_size(inputs, targets)
+            rows = [i - first for i in wanted if first <= i < first + size]
+            if rows:
+                batches.append(Batch(_rows(inputs, rows, size), len(rows)))
+            first += size
+        return batches
+
+    def function(self, coordinates: Mapping[str, Tensor], inputs: Any) -> Tensor:
+        """Give the outputs, (n, ...), as a function that torch.func can differentiate.
+
+        Args:
+            coordinates: name -> tensor, of those that differ from the center.
+            inputs: of a `Batch`.
+        """
+        workspace = self._workspace
+        at = Tensors({**workspace.genome.center, **coordinates})
+        weights = {path: workspace.space.decode(at, name) for name, path in self._paths.items()}
+        outputs: Tensor = torch.func.functional_call(self._applied, weights, (inputs,))
+        return outputs
+
+    @torch.no_grad()
+    def outputs(self, coordinates: Coordinates, batches: list[Batch]) -> Tensor:
+        """Give the outputs at `coordinates`, (n, outputs of an example), float32 or wider."""
+        try:
+            self._workspace.write(coordinates)
+            with self.measuring():
+                rows = [self._applied(batch.inputs).flatten(1) for batch in batches]
+        finally:
+            self._workspace.restore()
+        self.count(forward=sum(batch.count for batch in batches))
+        return torch.cat(rows).to(torch.promote_types(rows[0].dtype, torch.float32))
+
+    def count(self, *, forward: int = 0, backward: int = 0) -> None:
+        """Count examples that went through the network."""
+        self.sample_forwards += forward + 2 * backward
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Set eval mode and the same random streams for everyone; leave no trace."""
+        seed_everything(self._seed)
+        try:
+            self._applied.model.eval()
+            yield
+        finally:
+            if self._judge.state is not None:
+                self._judge.state.restore()
+
+
+class Batch:
+    """Inputs of some examples, as the fitness applies the model to them."""
+
+    def __init__(self, inputs: Any, count: int) -> None:
+        self.inputs = inputs
+        self.count = count
+
+
+class _Applied(nn.Module):
+    """The model as the fitness applies it: inputs of any form in, a tensor of outputs out."""
+
+    def __init__(self, fitness: Fitness) -> None:
+        super().__init__()
+        self.model: nn.Module = fitness.model
+        self._fitness = fitness
+
+    def forward(self, inputs: Any) -> Tensor:
+        outputs, _ = self._fitness.apply(self.model, inputs, None)
+        if not isinstance(outputs, Tensor) or outputs.dim() == 0:
+            raise ValueError(
+                f"the outputs of {type(self.model).__name__} must be one tensor with a row for "
+                f"each example, got {type(outputs).__name__}: pass Fitness(forward=...)"
+            )
+        return outputs if outputs.dim() > 1 else outputs.unsqueeze(1)
+
+
+def map_tensors(value: Any, change: Callable[[Tensor], Any], other: Any = ...) -> Any:
+    """Apply `change` to the tensors in nested tuples, lists and dictionaries.
+
+    Args:
+        value: the nest.
+        change: what to put in a tensor's place.
+        other: what to put in the place of anything else; left out: the thing itself.
+
+    Example:
+        >>> map_tensors({"x": torch.zeros(2), "name": "a"}, len)
+        {'x': 2, 'name': 'a'}
+    """
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: map_tensors(item, change, other) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        items = [map_tensors(item, change, other) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value if other is ... else other
+
+
+def _rows(inputs: Any, rows: list[int], size: int) -> Any:
+    def pick(tensor: Tensor) -> Tensor:
+        if tensor.dim() == 0 or len(tensor) != size:
+            return tensor  # shared by all examples
+        return tensor[torch.tensor(rows, device=tensor.device)]
+
+    return map_tensors(inputs, pick)

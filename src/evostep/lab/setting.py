@@ -1,0 +1,92 @@
+"""What the runs of one seed share, and what each of them counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from evostep.lab.arms import Training
+from evostep.lab.budget import Sizes
+from evostep.lab.models import build_model
+from evostep.lab.options import Options
+from evostep.lab.storage import History
+from evostep.lab.training import Parts
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who is told how a run goes.
+
+    Attributes:
+        advance: told sample-forwards as they are spent.
+        say: told one line of text after each epoch and phase.
+        warn: told one line of text that must not be missed.
+    """
+
+    advance: Callable[[int], None] = lambda _: None
+    say: Callable[[str], None] = lambda _: None
+    warn: Callable[[str], None] = lambda _: None
+
+
+@dataclass
+class Counters:
+    """What a run has spent and done so far; saved with each checkpoint."""
+
+    epoch: int = 0
+    forwards: int = 0
+    seconds: float = 0.0
+    generations: int = 0
+    accepted: int = 0
+    failed: int = 0
+    lines: int = 0
+
+    def left(self, budget: int | None) -> int | None:
+        """Sample-forwards that may still be spent; None: no budget."""
+        return None if budget is None else max(0, budget - self.forwards)
+
+
+@dataclass
+class Setting:
+    """What the runs of one seed share."""
+
+    options: Options
+    seed: int
+    parts: Parts
+    sizes: Sizes
+    device: torch.device
+    directory: Path
+    history: History
+    watch: Watch = field(default_factory=Watch)
+
+    def build(self) -> nn.Module:
+        """Make the model as it is before any training: the same for every arm of the seed."""
+        data = self.parts.data
+        return build_model(
+            self.options.model,
+            channels=data.inputs.shape[1],
+            classes=len(data.classes),
+            image_size=data.inputs.shape[-1],
+            seed=self.seed,
+            pretrained=self.options.pretrained,
+            init_from=self.options.init_from,
+        ).to(self.device)
+
+    def write(self, counters: Counters, record: dict[str, Any]) -> None:
+        """Add a line to the history."""
+        self.history.append(record)
+        counters.lines += 1
+
+
+def trunk_directory(directory: Path, training: Training, seed: int) -> Path:
+    """Where the trunk of all arms with this training is kept."""
+    return directory / "trunks" / f"{training.key}-seed{seed}"
+
+
+def run_directory(directory: Path, label: str, seed: int) -> Path:
+    """Where a run of an arm is kept."""
+    return directory / "runs" / f"{label}-seed{seed}"

@@ -1,0 +1,57 @@
+"""Images as Pillow opens them, as bytes: three channels or one, never clipped without a word."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evostep.errors import InputError, reason
+
+
+def decode_rgb(file: Any, named: str, image_size: int | None = None) -> NDArray[np.uint8]:
+    """Decode one image file to `(3, h, w)`, cropped and scaled to `image_size` where given.
+
+    Args:
+        file: a path or a stream of bytes.
+        named: what an error calls it.
+        image_size: height and width in pixels.
+
+    Raises:
+        InputError: it does not decode, or has more than 8 bits per channel.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(file) as image:
+            refuse_deep(image, named)
+            return to_bytes(image.convert("RGB"), image_size)
+    except InputError:
+        raise
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        # Pillow puts the address of the stream in its message, which helps nobody.
+        why = type(error).__name__ if "BytesIO" in str(error) else reason(error)
+        raise InputError(f"{named} does not decode ({why}): replace or remove it") from error
+
+
+def refuse_deep(image: Any, named: str) -> None:
+    """Refuse more than 8 bits per channel, which Pillow would clip to white without a word.
+
+    Raises:
+        InputError: naming the mode of the image.
+    """
+    if image.mode.startswith(("I", "F")):
+        raise InputError(f"{named} has Pillow's mode {image.mode!r}: convert it to 8 bits")
+
+
+def to_bytes(image: Any, image_size: int | None) -> NDArray[np.uint8]:
+    """The `(c, h, w)` bytes of a PIL image: one channel if it is grey, else three."""
+    from PIL import Image, ImageOps
+
+    if image.mode not in ("L", "RGB"):
+        image = image.convert("L" if image.mode == "1" else "RGB")
+    if image_size is not None and image.size != (image_size, image_size):
+        image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR)
+    array = np.asarray(image, dtype=np.uint8)
+    return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))

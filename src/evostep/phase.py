@@ -1,0 +1,356 @@
+"""A phase: the generations of one `evolve`, where they began, and what becomes of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evostep.acceptance import Rule
+from evostep.engines.base import Judge, Outcome, Workspace
+from evostep.fitness import Scores
+from evostep.spaces.base import Coordinates, Tensors
+from evostep.strategies.base import Step
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a rule that judges phases said.
+
+    Attributes:
+        generation: number of the phase's first generation.
+        generations: how many the phase had.
+        parent: score of where the phase began; None where no generation moved the center, so that
+            there was nothing to judge.
+        candidate: score of where it led, on the same examples; None where there was nothing to
+            judge, NaN where scoring failed.
+        accepted: whether the center stays there; otherwise it is back where the phase began.
+        error: what the candidate failed by.
+        sample_forwards: what judging cost.
+    """
+
+    generation: int
+    generations: int
+    parent: float | None
+    candidate: float | None
+    accepted: bool
+    error: str | None
+    sample_forwards: int
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What became of the center that one generation proposed.
+
+    Attributes:
+        accepted: whether the center moved.
+        forwards: sample-forwards of calibration and scoring.
+        candidate: how it scored; None where it was not scored.
+        judged: whether the rule was asked.
+    """
+
+    accepted: bool = False
+    forwards: int = 0
+    candidate: Outcome | None = None
+    judged: bool = False
+
+
+class Phase:
+    """Moves the center within one `evolve`, and takes it back where a rule says so.
+
+    The center is its weights and, where the fitness calibrates, the BatchNorm statistics with
+    which it was scored: they are kept, and taken back, together. An interrupt finds either all
+    moved or nothing.
+
+    For a rule that judges phases it holds one more copy of the coordinates and of the buffers,
+    where the phase began.
+
+    Args:
+        rule: of acceptance.
+        workspace: with the genome of the space as it was entered.
+        judge: of the fitness that selects.
+        second: of the fitness that decides survival; None: the first does.
+        generation: number of the phase's first generation.
+        saved: what `state` gave in the middle of this phase, to go on with it.
+
+    Raises:
+        ValueError: the weights are not those with which the phase was saved.
+    """
+
+    def __init__(
+        self,
+        rule: Rule,
+        workspace: Workspace,
+        judge: Judge,
+        second: Judge | None,
+        generation: int,
+        saved: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.rule = rule
+        self.workspace = workspace
+        self.genome = workspace.genome
+        self.judge = judge
+        self.second = second
+        self.by_phase = rule.every == "phase"
+        self.began = generation
+        self.moved = False
+        self.over = False
+        self._start: dict[str, Tensor] = {}
+        self._buffers: list[Tensor] = []
+        if saved is not None:
+            self._resume(saved)
+        elif self.by_phase:
+            self._start = {name: z.clone() for name, z in self.genome.center.items()}
+            self._buffers = judge.state.values() if judge.state is not None else []
+
+    def _resume(self, saved: Mapping[str, Any]) -> None:
+        if saved["weights"] != fingerprint(self.workspace.live):
+            raise ValueError(
+                "the state was saved in the middle of a phase, at other weights than the model "
+                "has: load the weights saved with it, or call Evolution.reset()"
+            )
+        center = self.genome.center
+        if self.by_phase != bool(saved["start"]) or (saved["start"].keys() - center.keys()):
+            raise ValueError(
+                "the state was saved in the middle of a phase under another rule of acceptance: "
+                "go on with the same one, or call Evolution.reset()"
+            )
+        self.began, self.moved = int(saved["generation"]), bool(saved["moved"])
+        self._start = {name: z.to(center[name].device) for name, z in saved["start"].items()}
+        self._buffers = list(saved["buffers"])
+
+    @property
+    def outputs_of_selection(self) -> bool:
+        """Whether the rule needs the outputs with which the selection scores the center."""
+        return self.rule.needs_outputs and not self.by_phase and self.second is None
+
+    def state(self) -> dict[str, Any] | None:
+        """Give what a later run needs to go on in the middle of this phase; None: nothing."""
+        space = self.workspace.space.state(self.genome)
+        if self.over or (space is None and not self.by_phase):
+            return None
+        return {
+            "generation": self.began,
+            "moved": self.moved,
+            "weights": fingerprint(self.workspace.live),
+            "space": space,
+            "start": dict(self._start),
+            "buffers": list(self._buffers),
+        }
+
+    def choose_start(self, generation: int) -> tuple[str | None, int]:
+        """Begin where the space offers a better start than the weights as they stand.
+
+        Returns:
+            The name of the start (``"current"``: none was better), None where the space offers
+            none; and the sample-forwards that the choice took.
+        """
+        starts = self.workspace.space.starts(self.genome)
+        if not starts:
+            return None, 0
+        self.judge.begin(generation)
+        best, chosen, forwards = self.judge().value, "current", self.judge.cost
+        for name, coordinates in starts.items():
+            statistics, outcome, cost = self._try(coordinates, self.judge)
+            forwards += cost
+            if not outcome.failed and not outcome.scores.value <= best:
+                self._commit(coordinates, statistics)
+                best, chosen, self.moved = outcome.scores.value, name, True
+            else:
+                self.workspace.restore()
+        return chosen, forwards
+
+    def consider(
+        self,
+        step: Step,
+        outcomes: Sequence[Outcome],
+        parent: Scores,
+        generation: int,
+        attempts: int,
+    ) -> Decision:
+        """Write the proposed center; keep it or write the parent back.
+
+        Args:
+            step: what is proposed.
+            outcomes: how the members scored.
+            parent: scores of the center, with outputs where the rule needs them and there is no
+                other fitness to decide.
+            generation: its number.
+            attempts: how many candidates the run has judged before.
+        """
+        keep = self.rule.needs_outputs
+        forwards = 0
+        candidate: Outcome | None = None
+        judged = self.rule.needs_scores and not self.by_phase
+        if judged and self.second is not None:
+            self.second.begin(generation)
+            parent = self.second(keep_outputs=keep)
+            forwards = self.second.cost
+        if not judged:
+            statistics, failure, cost = self._stand(step.center)
+            # weights on which the statistics cannot be estimated are not worth going on with
+            accepted, candidate = failure is None, failure
+        elif self.second is None and step.scored is not None and not keep:
+            statistics, failure, cost = self._stand(step.center)
+            candidate = failure or outcomes[step.scored]
+        else:
+            statistics, candidate, cost = self._try(step.center, self.second or self.judge)
+        forwards += cost
+        try:
+            if judged:
+                assert candidate is not None, "it was scored"
+                accepted = not candidate.failed and self.rule(
+                    parent, candidate.scores, attempts + 1
+                )
+            if accepted:
+                self._commit(step.center, statistics)
+                self.moved = True
+        finally:
+            self.workspace.restore()
+            if statistics is not None:
+                self._restore_buffers()
+        return Decision(accepted, forwards, candidate, judged)
+
+    def conclude(self, generation: int, attempts: int) -> Verdict | None:
+        """Judge where the phase led against where it began, if the rule does; keep it or go back.
+
+        Args:
+            generation: number of the phase's last generation, on whose examples both are scored.
+            attempts: how many candidates the run has judged before.
+        """
+        count = generation + 1 - self.began
+        if not self.by_phase or not self.moved:
+            self.over = True
+            if not self.by_phase:
+                return None
+            return Verdict(self.began, count, None, None, False, None, 0)
+        judge = self.second or self.judge
+        judge.begin(generation)
+        keep = self.rule.needs_outputs
+        candidate = judge.attempt(calibrate=False, keep_outputs=keep)
+        self.workspace.write(Tensors(self._start))
+        if self.judge.state is not None:
+            self.judge.state.write(self._buffers)
+        parent = judge(keep_outputs=keep)
+        accepted = not candidate.failed and self.rule(parent, candidate.scores, attempts + 1)
+        if accepted:
+            self.workspace.restore()
+            self._restore_buffers()
+        else:
+            self.go_back()
+        self.over = True
+        return Verdict(
+            self.began,
+            count,
+            parent.value,
+            candidate.scores.value,
+            accepted,
+            candidate.error,
+            2 * judge.cost,
+        )
+
+    def cost(self, generation: int) -> int:
+        """Sample-forwards of judging the phase after `generation`; 0 for a rule that does not."""
+        if not self.by_phase or not self.moved:
+            return 0
+        judge = self.second or self.judge
+        judge.begin(generation)
+        return 2 * judge.cost
+
+    def close(self) -> None:
+        """Leave the weights whole: the center's, or where the phase began if it was not judged."""
+        if self.by_phase and not self.over:
+            self.go_back()
+        self.workspace.restore()
+        if self.judge.calibrates:
+            self._restore_buffers()
+
+    def go_back(self) -> None:
+        """Put weights and buffers back where the phase began."""
+        try:
+            self._go_back()
+        except BaseException:  # an interrupt on the way: once more, from the start
+            self._go_back()
+            raise
+        self.over = True
+
+    def _go_back(self) -> None:
+        start = Tensors(self._start)
+        self.workspace.write(start)
+        self.genome.move(start)
+        self.workspace.restore()
+        if self.judge.state is not None:
+            self.judge.state.write(self._buffers)
+        self._hold()
+
+    def _stand(self, coordinates: Coordinates) -> tuple[list[Tensor] | None, Outcome | None, int]:
+        """Write weights and estimate their statistics; give these, why not, and the cost."""
+        self.workspace.write(coordinates)
+        judge = self.judge
+        if not judge.calibrates:
+            return None, None, 0
+        try:
+            judge.calibrate()
+        except Exception as error:
+            failure = Outcome(Scores(math.nan), f"{type(error).__name__}: {error}")
+            return None, failure, judge.calibration_cost
+        assert judge.state is not None, "a Fitness knows its model"
+        return judge.state.values(), None, judge.calibration_cost
+
+    def _try(
+        self, coordinates: Coordinates, judge: Judge
+    ) -> tuple[list[Tensor] | None, Outcome, int]:
+        """Write weights and score them; give their statistics, the outcome, and the cost."""
+        statistics, failure, cost = self._stand(coordinates)
+        outcome = failure or judge.attempt(calibrate=False, keep_outputs=self.rule.needs_outputs)
+        return statistics, outcome, cost + (0 if failure else judge.cost)
+
+    def _commit(self, coordinates: Coordinates, statistics: list[Tensor] | None) -> None:
+        """Make what was last written the center, with the statistics that belong to it."""
+        try:
+            self.workspace.accept(coordinates)
+            self._keep(statistics)
+        except BaseException:
+            if not self.workspace.dirty:  # the weights have moved
+                self._keep(statistics)
+            raise
+
+    def _keep(self, statistics: list[Tensor] | None) -> None:
+        if statistics is not None and self.judge.state is not None:
+            self.judge.state.write(statistics)
+            self._hold()
+
+    def _hold(self) -> None:
+        for judge in (self.judge, self.second):
+            if judge is not None and judge.state is not None:
+                judge.state.hold()
+
+    def _restore_buffers(self) -> None:
+        for judge in (self.judge, self.second):
+            if judge is not None and judge.state is not None:
+                judge.state.restore()
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> list[int]:
+    """Give a checksum of each tensor's bits, which tells other weights from the same.
+
+    Example:
+        >>> w = torch.tensor([1.0, 2.0])
+        >>> fingerprint({"w": w}) == fingerprint({"w": w.flip(0)})
+        False
+    """
+    return [_checksum(tensor) for tensor in tensors.values()]
+
+
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@torch.no_grad()
+def _checksum(tensor: Tensor) -> int:
+    bits = tensor.detach().contiguous().flatten().view(_INTEGERS[tensor.element_size()]).cpu()
+    # sums of products wrap around; odd factors lose no bit
+    return int((bits.long() * torch.arange(1, 2 * len(bits), 2)).sum())

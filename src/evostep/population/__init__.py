@@ -1,0 +1,1 @@
+"""Populations: methods that train several models and let them compete."""

@@ -1,0 +1,109 @@
+"""Scoring any model of a population, the same way for all, and counting what that costs."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from evostep.calibration import Calibration
+from evostep.engines.base import Judge, Outcome
+from evostep.engines.guard import ModuleState, seed_everything
+from evostep.fitness import Fitness, Scores
+from evostep.noise import derive_seed
+from evostep.population.individual import Individual
+
+FitnessOfModel = Fitness | Callable[[nn.Module], float | Fitness]
+
+
+class Scorer:
+    """Scores models by one fitness, on examples that are fixed within a phase.
+
+    Args:
+        fitness: a `Fitness`, whose model is replaced by the one to score; or a callable on a model
+            that gives a number, or a `Fitness` (it is then asked once).
+        seed: with the phase it determines examples and random streams.
+
+    Attributes:
+        calibration: estimates BatchNorm statistics of offspring; None: the fitness's own does, if
+            it has one.
+        sample_forwards: examples scored so far; calls, where the fitness gives numbers. Those on
+            which statistics were estimated are counted, too.
+    """
+
+    def __init__(self, fitness: FitnessOfModel, seed: int) -> None:
+        if not callable(fitness):
+            raise ValueError(
+                "fitness must be an evostep.Fitness or a callable on a model, got "
+                f"{type(fitness).__name__}"
+            )
+        self.seed = seed
+        self.sample_forwards = 0
+        self.calibration: Calibration | None = None
+        self._call: Callable[..., Any] = fitness
+        self._fitness = fitness if isinstance(fitness, Fitness) else None
+
+    def attempt(self, model: nn.Module, phase: int) -> Outcome:
+        """Score `model` as it stands; an error or a value that is not finite is a failure."""
+        outcome = self._judge(model, phase).attempt(calibrate=False)
+        self.sample_forwards += self._cost(phase)
+        return outcome
+
+    def propose(self, one: Individual, phase: int) -> tuple[Outcome, dict[str, Tensor]]:
+        """Score weights that no gradient step led to, with statistics that fit them.
+
+        Returns:
+            What `attempt` gives, and the buffers that were scored; none where nothing estimates.
+        """
+        try:
+            buffers = self._calibrate(one, phase)
+        except Exception as error:
+            return Outcome(Scores(math.nan), f"{type(error).__name__}: {error}"), {}
+        return self.attempt(one.model, phase), buffers
+
+    @torch.no_grad()
+    def _calibrate(self, one: Individual, phase: int) -> dict[str, Tensor]:
+        own = self._fitness.calibration if self._fitness is not None else None
+        calibration = self.calibration or own
+        if calibration is None:
+            return {}
+        seed_everything(derive_seed(self.seed, phase, "calibration"))
+        self.sample_forwards += calibration(one.model)
+        return {name: buffer.detach().clone() for name, buffer in one.buffers().items()}
+
+    def score(self, model: nn.Module, phase: int) -> float:
+        """Score `model` as it stands, NaN if not finite; what the fitness raises propagates."""
+        value = self._judge(model, phase)().value
+        self.sample_forwards += self._cost(phase)
+        return value if math.isfinite(value) else math.nan
+
+    def _judge(self, model: nn.Module, phase: int) -> Judge:
+        fitness: Fitness | Callable[[], float] = partial(self._number, model, phase)
+        if self._fitness is not None:
+            self._fitness.examples(self.seed, phase)  # read here, once, for all copies
+            fitness = copy.copy(self._fitness)
+            fitness.model = model
+        judge = Judge(fitness, ModuleState(model), self.seed)
+        judge.begin(phase)
+        return judge
+
+    def _number(self, model: nn.Module, phase: int) -> float:
+        made = self._call(model)
+        if isinstance(made, Fitness):
+            self._fitness = made
+            return made.score(made.examples(self.seed, phase)).value
+        try:
+            return float(made)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                "fitness(model) must give a number or an evostep.Fitness, got "
+                f"{type(made).__name__}"
+            ) from error
+
+    def _cost(self, phase: int) -> int:
+        return 1 if self._fitness is None else len(self._fitness.examples(self.seed, phase))

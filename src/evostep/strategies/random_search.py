@@ -1,0 +1,172 @@
+"""Random search: the control for every space. Does following scores beat drawing blindly?
+
+Samples come from one fixed distribution around an anchor, whatever was found before, and the best
+is kept: pure random search (Brooks 1958, "A Discussion of Random Methods for Seeking Maxima",
+https://doi.org/10.1287/opre.6.2.244; the control of Bergstra & Bengio 2012,
+https://jmlr.org/papers/v13/bergstra12a.html). `RandomMutation` differs in that its children are
+drawn around the best so far, so that it walks: that is the (1 + lambda) strategy.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from evostep.spaces.base import Coordinates, Genome, Tensors
+from evostep.strategies.base import NoiseStrategy, Perturbed, State, Step
+
+
+@dataclass(frozen=True)
+class RandomSearch(NoiseStrategy):
+    """Draw around where the search opened, with a fixed radius; propose what beats the center.
+
+    The anchor is where the weights stood when the search began, and begins anew wherever something
+    else moved them since (gradient steps, a space that was opened again). A center that this
+    search proposed, or to which a rejection went back, leaves the anchor where it is.
+
+    A member is proposed where it scores strictly higher than the center, which is scored on the
+    same examples: the best is kept under every rule of acceptance, `Always` included.
+
+    Memory: after the first proposal one copy of the moving weights, the anchor, is in the state;
+    the center itself belongs to the model.
+
+    Args:
+        sigma: standard deviation of the samples (half the width where they are uniform), in units
+            of `scale`.
+        population: samples in a generation, at least 1.
+        scale: ``"rms"`` (relative to each tensor's root mean square at the anchor) or
+            ``"absolute"``.
+        noise: ``"normal"``, ``"uniform"`` (on [-1, 1], a box) or ``LowRank(rank)``.
+
+    Raises:
+        ValueError: sigma <= 0, fewer than one sample, an unknown scale or noise.
+
+    Example:
+        >>> RandomSearch(sigma=0.02, population=32, noise="uniform").size
+        32
+    """
+
+    population: int = 16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.population < 1:
+            raise ValueError(f"population must be at least 1, got {self.population}")
+
+    @cached_property
+    def _memo(self) -> _Memo:
+        return _Memo()
+
+    @property
+    def size(self) -> int:
+        """The population."""
+        return self.population
+
+    def member(
+        self, genome: Genome, state: State, generation: int, i: int, seed: int
+    ) -> Coordinates:
+        """Give sample `i`: anchor + sigma * scale * eps_i."""
+        opened = self._place(genome, state, generation, seed).opened or genome
+        return Perturbed(self, opened, seed, generation, direction=i)
+
+    def tell(
+        self,
+        genome: Genome,
+        state: State,
+        generation: int,
+        scores: Sequence[float],
+        parent: float,
+        seed: int,
+    ) -> tuple[Step | None, State]:
+        """Propose the best sample, the first among equals, if it scores higher than the center."""
+        finite = [i for i, score in enumerate(scores) if math.isfinite(score)]
+        best = max(finite, key=lambda i: scores[i], default=None)
+        if best is None or scores[best] <= parent:
+            return None, state
+        place = self._place(genome, state, generation, seed)
+        if place.opened is None:  # the center is the anchor and may move away: its one copy
+            anchor = {name: genome.center[name].clone() for name in self._moving(genome)}
+        else:
+            anchor = {name: place.opened.center[name] for name in self._moving(genome)}
+        opened = Genome({**genome.center, **anchor}, genome.sigma)
+        proposed = [generation, best]
+        sample = Perturbed(self, opened, seed, generation, direction=best)
+        told = {"anchor": anchor, "here": place.here, "proposed": proposed}
+        return Step(sample, scored=best), told
+
+    def _moving(self, genome: Genome) -> list[str]:
+        return [name for name in genome.center if self.sigma_of(genome, name) != 0]
+
+    def _place(self, genome: Genome, state: State, generation: int, seed: int) -> _Place:
+        """Say where the anchor is, and which sample the center is; once for each generation."""
+        # in-place changes count up a tensor's version; the state is compared by identity
+        moves = tuple(tensor._version for tensor in genome.center.values())
+        key = (id(state), generation, seed, moves)
+        memo = self._memo
+        return memo.get(genome, key) or memo.keep(self._find(genome, state, seed), genome, key)
+
+    def _find(self, genome: Genome, state: State, seed: int) -> _Place:
+        moving = self._moving(genome)
+        if state and set(moving) == set(state["anchor"]):
+            anchor = {name: state["anchor"][name].to(genome.center[name].device) for name in moving}
+            opened = Genome({**genome.center, **anchor}, genome.sigma)
+            for here in (state["proposed"], state["here"], None):
+                spot: Coordinates = Tensors(anchor)
+                if here is not None:
+                    spot = Perturbed(self, opened, seed, here[0], direction=here[1])
+                if all(_stands(genome.center[name], spot, name) for name in moving):
+                    return _Place(opened, here)
+        return _Place(None, None)  # nothing told yet, or moved by something else
+
+
+def _stands(center: Tensor, spot: Coordinates, name: str) -> bool:
+    """Say whether the center is what writing `spot` gives, to the bit."""
+    there = spot.tensor(name)
+    return there.shape == center.shape and torch.equal(center, there.to(center.dtype))
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a generation stands.
+
+    Attributes:
+        opened: the genome at the anchor; None where the search opens at the center itself.
+        here: [generation, sample] that the center is; None where it is the anchor.
+    """
+
+    opened: Genome | None
+    here: list[int] | None
+
+
+class _Memo:
+    """The place of the generation under way: finding it draws the noise of a sample again.
+
+    Never saved and never copied; it follows from the genome and the state, and goes with the
+    genome.
+    """
+
+    def __init__(self) -> None:
+        self._kept: tuple[weakref.ref[Genome], object, _Place] | None = None
+
+    def get(self, genome: Genome, key: object) -> _Place | None:
+        """Give the place kept for exactly this genome and key."""
+        if self._kept is None or self._kept[0]() is not genome or self._kept[1] != key:
+            return None
+        return self._kept[2]
+
+    def keep(self, place: _Place, genome: Genome, key: object) -> _Place:
+        """Keep `place` for as long as the genome lives."""
+        self._kept = (weakref.ref(genome, self._drop), key, place)
+        return place
+
+    def _drop(self, _: object) -> None:
+        self._kept = None
+
+    def __reduce__(self) -> tuple[type[_Memo], tuple[()]]:
+        return _Memo, ()
