@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from evostep import Always, Evolution, Fitness, Improves, OpenAIES, RandomMutation
+from evostep import Always, Evolution, Fitness, Improves, Only, OpenAIES, RandomMutation
 from evostep.calibration import Calibration
 from evostep.engines.guard import ModuleState
+from evostep.population.esgd import ESGD
 
 N = 48
 
@@ -272,6 +272,35 @@ def test_a_calibration_on_accept_on_alone_is_a_warning() -> None:
         search.evolve(Fitness(model, data(), "neg-loss"), accept_on=second)
 
 
+def test_statistics_that_the_space_moves_cannot_be_estimated_too() -> None:
+    model = network()
+    space = Only("1.running_*", buffers=True)
+    search = Evolution(model, RandomMutation(0.1, children=2), space=space)
+    before = buffers(model)
+    fitness = Fitness(model, data(), "neg-loss", calibration=data(1))
+    with pytest.raises(ValueError, match=r"moves '1.running_mean', which calibration= estimates"):
+        search.evolve(fitness)
+    assert same(buffers(model), before)
+    assert search.evolve(Fitness(model, data(), "neg-loss"))
+
+
+def test_a_population_uses_the_calibration_of_its_fitness() -> None:
+    models = [network() for _ in range(2)]
+    make = lambda m: (m, torch.optim.SGD(m.parameters(), 0.01))  # noqa: E731
+    fitness = Fitness(models[0], data(), "neg-loss", calibration=data(1))
+    esgd = ESGD(
+        [make(m) for m in models], fitness, offspring=6, parents=1, elite=2, sigma=0.3, seed=1
+    )
+    esgd.evolve(2)
+    born = 0
+    for one, score in zip(esgd.individuals, esgd.scores, strict=True):
+        twin = copy.deepcopy(one.model)
+        update_bn([inputs for inputs, _ in data(1)], twin)
+        born += same(buffers(one.model), buffers(twin))
+        assert Fitness(one.model, data(), "neg-loss")() == pytest.approx(score)
+    assert born
+
+
 def test_dropout_while_estimating_is_the_same_for_everyone_and_leaves_no_trace() -> None:
     model = network(dropout=0.5)
     fitness = Fitness(model, data(), "neg-loss", calibration=data(1))
@@ -283,9 +312,9 @@ def test_dropout_while_estimating_is_the_same_for_everyone_and_leaves_no_trace()
 
 
 @pytest.fixture
-def state() -> Iterator[tuple[nn.Module, ModuleState]]:
+def state() -> tuple[nn.Module, ModuleState]:
     model = network()
-    yield model, ModuleState(model)
+    return model, ModuleState(model)
 
 
 def test_module_state_writes_holds_and_restores(state: tuple[nn.Module, ModuleState]) -> None:

@@ -90,8 +90,7 @@ def exit_code(*arguments: str) -> int:
     try:
         return main(list(arguments))
     except SystemExit as stop:
-        assert isinstance(stop.code, int)
-        return stop.code
+        return int(stop.code or 0)
 
 
 def timeless(value: Any) -> Any:
@@ -186,7 +185,7 @@ BAD: list[tuple[str, str, str]] = [
     ("--threads=0", "--threads", "at least 1, got 0"),
     ("--config=none.yaml", "none.yaml", "does not exist"),
     ("--config=list.yaml", "[1, 2]", "not a mapping of options"),
-    ("--config=broken.yaml", "--epochs", ": "),
+    ("--config=broken.yaml", "the configuration", "is not valid YAML: "),
     ("--config=unknown.yaml", "'epoch'", "did you mean --epochs"),
     ("--config=typed.yaml", "--lr 'fast'", "expected a number"),
     ("--config=arm.yaml", "'sgd'", "--lr must be a number, got 'fast'"),
@@ -284,8 +283,7 @@ def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = {"compare": "--openai-es.sigma", "train": "--resume", "report": "directory"}
     assert words[command] in captured.out
     if command != "report":
-        assert "or 25%" in captured.out
-        assert "25%%" not in captured.out
+        assert "%%" not in captured.out
     assert ("--dry-run" in captured.out) is (command == "compare")
 
 
@@ -449,9 +447,7 @@ def test_ctrl_c_is_one_line_and_the_same_command_goes_on(
     given = ["--metric=module_of_cli:interrupted", "--sigma=100", "--out=out"]
     assert exit_code("compare", *tiny(), *given) == 130
     captured = capsys.readouterr()
-    assert captured.err == (
-        "evostep: stopped; the same command goes on from the last checkpoint\n"
-    )
+    assert captured.err == ("evostep: stopped; the same command goes on from the last checkpoint\n")
     assert not list((here / "out").rglob("*.part"))
     finished = weights(here / "out")
     assert list(finished) == ["sgd-seed0"]
@@ -525,17 +521,17 @@ def test_a_process_that_is_stopped_and_killed_loses_nothing(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # some seconds of work: long enough to be met in the middle
-    given = ["compare", *tiny(epochs=150, evolve_from=75), "--arms=sgd,openai-es"]
+    given = ["compare", *tiny(epochs=80, evolve_from=60), "--arms=sgd,openai-es"]
     process = start(*given, "--out=out")
-    wait_for_lines(here / "out", 40, process)  # in the trunk
+    wait_for_lines(here / "out", 10, process)  # in the trunk
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert err == "evostep: stopped; the same command goes on from the last checkpoint\n"
-    assert len(history(here / "out")) < 75
+    assert len(history(here / "out")) < 60
 
     process = start(*given, "--out=out")
-    wait_for_lines(here / "out", 75 + 75 + 40, process)  # in an arm
+    wait_for_lines(here / "out", 60 + 20 + 5, process)  # in an arm
     process.kill()
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL

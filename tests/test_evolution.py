@@ -375,10 +375,18 @@ def test_a_generation_of_failures_is_a_zero_step_and_a_warning(
     assert w.tolist() == [3.0, -2.0]
 
 
-def test_a_candidate_that_fails_is_counted_and_not_accepted() -> None:
+class Yes(Rule):
+    """Accepts whatever it is shown, but wants to see its scores."""
+
+    def __call__(self, parent: Scores, candidate: Scores, attempts: int) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("accept", [Improves(), Yes()])
+def test_a_candidate_that_fails_is_counted_and_not_accepted(accept: Rule) -> None:
     w = torch.tensor([3.0, -2.0])
     fitness = Unlucky(w, {5: RuntimeError("at the candidate")}, calls=6)
-    record = Evolution({"w": w}, OpenAIES(0.1, population=4)).evolve(fitness)[0]
+    record = Evolution({"w": w}, OpenAIES(0.1, population=4), accept=accept).evolve(fitness)[0]
     assert (record.failed, record.error) == (1, "RuntimeError: at the candidate")
     assert not record.accepted
     assert record.candidate is not None

@@ -225,8 +225,8 @@ NULLS: dict[str, Callable[[torch.Generator, int], Tensor]] = {
 
 @pytest.mark.parametrize("kind", NULLS)
 def test_a_run_of_null_candidates_is_accepted_with_probability_alpha_at_most(kind: Any) -> None:
-    """Family-wise: ever accepting anything among ten attempts, over 600 runs."""
-    alpha, runs = 0.2, 600
+    """Family-wise: ever accepting anything among ten attempts, over 250 runs."""
+    alpha, runs = 0.2, 250
     test = PairedTest(alpha=alpha, kind=kind, permutations=99)
     generator = torch.Generator().manual_seed(0)
     false = 0

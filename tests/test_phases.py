@@ -406,9 +406,7 @@ def test_paired_test_and_ladder_keep_what_gains_and_refuse_what_loses() -> None:
         PairedTest(),
         PairedTest(kind="t"),
         PairedTest(kind="permutation"),
-        PairedTest(every="generation", kind="permutation"),
         Ladder(),
-        Ladder(every="generation"),
     ):
         model = network(norm=False)
         metric = "neg-loss" if getattr(rule, "kind", "") == "t" else "accuracy"
@@ -424,6 +422,32 @@ def test_paired_test_and_ladder_keep_what_gains_and_refuse_what_loses() -> None:
         kept = snapshot(model)
         search.evolve(fitness, 3, accept_on=Fitness(model, opposite, metric))
         assert same(snapshot(model), kept), rule
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        PairedTest(every="generation"),
+        PairedTest(every="generation", kind="t"),
+        PairedTest(every="generation", kind="permutation"),
+        Ladder(every="generation"),
+    ],
+)
+def test_a_generation_can_be_judged_by_itself(rule: Rule) -> None:
+    """Random search gains as much in one step as other strategies in a phase."""
+    model = network(norm=False)
+    with torch.no_grad():
+        model[2].weight.zero_()
+        model[2].bias.copy_(torch.tensor([0.0, 1.0]))
+    fitness, accept_on = (Fitness(model, data(k), "accuracy") for k in (0, 2))
+    strategy = RandomMutation(2.0, children=40, scale="absolute")
+    search = Evolution(model, strategy, accept=rule)
+    before = accept_on()
+    records = search.evolve(fitness, 4, accept_on=accept_on)
+    assert any(record.accepted for record in records)
+    assert accept_on() > before + 0.1
+    assert all(record.verdict is None for record in records)
+    assert search.attempts == 4
 
 
 def test_permutation_serves_a_metric_without_per_example_scores() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -158,7 +159,7 @@ def test_memory_is_evenly_spaced(size: int, count: int) -> None:
         assert numbers[-1] == count
     if count and size > 1:
         assert numbers[0] == 1
-        gaps = [b - a for a, b in zip(numbers, numbers[1:], strict=False)]
+        gaps = [b - a for a, b in itertools.pairwise(numbers)]
         assert max(gaps, default=0) <= max(1, 2 * (count - 1) / (size - 1))
 
 

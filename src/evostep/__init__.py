@@ -5,14 +5,21 @@ or evolve a checkpoint without any optimizer by `Evolution`.
 """
 
 from evostep._version import __version__
-from evostep.acceptance import Always, Improves
+from evostep.acceptance import Always, Improves, Ladder, PairedTest
 from evostep.evolution import Evolution, Record
 from evostep.fitness import Fitness, Scores
+from evostep.gradient_noise import GradientNoise
 from evostep.noise import LowRank
 from evostep.optimizer import Evolved
+from evostep.phase import Verdict
+from evostep.population.esgd import ESGD
+from evostep.population.species import Species
+from evostep.safe_mutation import Safe
 from evostep.schedule import Alternate
+from evostep.spaces.span import Span
 from evostep.spaces.weights import AllWeights, Only
 from evostep.strategies.cmaes import CMAES
+from evostep.strategies.guided_es import GuidedES
 from evostep.strategies.openai_es import OpenAIES
 from evostep.strategies.random_mutation import RandomMutation
 from evostep.strategies.random_search import RandomSearch
@@ -21,6 +28,7 @@ from evostep.suggest import suggest_sigma
 
 __all__ = [
     "CMAES",
+    "ESGD",
     "SNES",
     "AllWeights",
     "Alternate",
@@ -28,14 +36,22 @@ __all__ = [
     "Evolution",
     "Evolved",
     "Fitness",
+    "GradientNoise",
+    "GuidedES",
     "Improves",
+    "Ladder",
     "LowRank",
     "Only",
     "OpenAIES",
+    "PairedTest",
     "RandomMutation",
     "RandomSearch",
     "Record",
+    "Safe",
     "Scores",
+    "Span",
+    "Species",
+    "Verdict",
     "__version__",
     "suggest_sigma",
 ]

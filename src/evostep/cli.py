@@ -81,6 +81,8 @@ def reword(message: str) -> str:
         return f"{name} is missing: say which directory"
     if found := re.fullmatch(r'Parser key "([\w.]+)": (.*)', message):
         return f"{flag(found[1])}: {found[2]}"
+    if found := re.fullmatch(r"Problems parsing config: (.*)", message):
+        return f"the configuration is not valid YAML: {found[1]}"
     if found := re.fullmatch(r"Unexpected config: (.*)", message):
         return f"the configuration {found[1]} is not a mapping of options: write `epochs: 30`"
     return message

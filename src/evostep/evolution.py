@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from evostep.acceptance import Improves, Rule
 from evostep.calibration import estimates
@@ -260,7 +261,7 @@ class Evolution:
         self.accept.check(fitness if accept_on is None else accept_on)
         if generations == 0:
             return []
-        self._warn_of_settings(fitness, accept_on)
+        self._check_settings(fitness, accept_on)
         began = time.perf_counter()
         records: list[Record] = []
         spent = 0
@@ -320,7 +321,7 @@ class Evolution:
         self.sample_forwards += opening[1]
         return phase, opening
 
-    def _warn_of_settings(self, fitness: FitnessLike, accept_on: FitnessLike | None) -> None:
+    def _check_settings(self, fitness: FitnessLike, accept_on: FitnessLike | None) -> None:
         if self.accept.needs_fresh and accept_on in (None, fitness):
             warnings.warn(
                 f"{self.accept!r} judges on the examples that selected the candidate, where luck "
@@ -328,6 +329,12 @@ class Evolution:
                 stacklevel=3,
             )
         calibration = fitness.calibration if isinstance(fitness, Fitness) else None
+        for name in self.space.touched(self.slots) if self.space.moves_buffers else ():
+            owner = self.slots.owners.get(name, object)
+            if calibration and name in self.slots.buffers and issubclass(owner, _BatchNorm):
+                raise ValueError(
+                    f"{self.space!r} moves {name!r}, which calibration= estimates: leave one out"
+                )
         if calibration is None and getattr(accept_on, "calibration", None) is not None:
             warnings.warn(
                 "the calibration of accept_on has no effect: candidates are scored with the "

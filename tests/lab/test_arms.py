@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from evostep import AllWeights, Always, Improves, Only, OpenAIES, RandomMutation, Span
+from evostep import AllWeights, Always, Improves, Only, OpenAIES, RandomMutation
 from evostep.errors import InputError
 from evostep.lab.arms import Arm, make_arms, make_space
 from evostep.lab.methods import METHODS, strategy_settings
 from evostep.lab.options import ArmEntry, Options
+from evostep.spaces.span import Span
 
 
 def only_arm(entry: ArmEntry, **options: Any) -> Arm:
@@ -144,13 +145,13 @@ def test_a_description_is_plain_data_and_tells_all_that_matters() -> None:
     assert described["training"]["lr"] == 0.5
     assert described["strategy"]["name"] == "OpenAIES"
     assert described["strategy"]["sigma"] == 0.3
-    assert described["accept"] == "Improves()"
+    assert described["accept"] == "Improves(every='generation')"
     assert "strategy" not in only_arm("sgd").describe()
 
 
 REFUSED: list[tuple[Any, str]] = [
     ("sgdd", "unknown arm 'sgdd': did you mean sgd"),
-    (",", "--arms is empty: choose from sgd, sgd-all, mutation, openai-es"),
+    (",", "--arms is empty: choose from sgd, sgd-all, "),
     ([], "--arms is empty"),
     ("sgd,sgd", "two arms are called 'sgd': give each its own label"),
     ([{"label": "x"}], "an arm needs a method"),

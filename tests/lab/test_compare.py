@@ -4,6 +4,7 @@ import dataclasses
 import io
 import itertools
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -191,7 +192,9 @@ def test_a_trunk_is_trained_once_a_seed_and_sgd_all_has_its_own(finished: Path) 
 
 
 def test_history_has_no_line_twice(finished: Path) -> None:
-    keys = [(r["arm"], r["seed"], r["kind"], r["epoch"], r.get("generation")) for r in lines(finished)]
+    keys = [
+        (r["arm"], r["seed"], r["kind"], r["epoch"], r.get("generation")) for r in lines(finished)
+    ]
     assert len(set(keys)) == len(keys)
 
 
@@ -257,8 +260,6 @@ def test_what_diverges_is_still_json(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("without_report")
 def test_the_same_command_again_repeats_nothing(finished: Path, tmp_path: Path) -> None:
-    import shutil
-
     directory = tmp_path / "a directory with a [long] name, so that a narrow console would wrap it"
     shutil.copytree(finished, directory)
     before, history = stamps(directory), lines(directory)
@@ -289,9 +290,10 @@ def test_a_comparison_that_was_stopped_goes_on_to_the_same_bits(
             append(self, record)
 
         done = stamps(tmp_path)
-        with monkeypatch.context() as patch, pytest.raises(Stop):
+        with monkeypatch.context() as patch:
             patch.setattr(History, "append", stopping)
-            run(plan_of(), tmp_path)
+            with pytest.raises(Stop):
+                run(plan_of(), tmp_path)
         untouched = {p: s for p, s in done.items() if p.endswith(("result.json", ".safetensors"))}
         assert untouched.items() <= stamps(tmp_path).items()
     run(plan_of(), tmp_path)
@@ -315,9 +317,10 @@ def test_stopped_between_runs_it_goes_on(
         write_json(path, value)
 
     plan = plan_of(seeds=1)
-    with monkeypatch.context() as patch, pytest.raises(Stop):
+    with monkeypatch.context() as patch:
         patch.setattr(compare_module, "write_json", stopping)
-        run(plan, tmp_path)
+        with pytest.raises(Stop):
+            run(plan, tmp_path)
     run(plan, tmp_path)
     first = {name: w for name, w in weights(finished).items() if name.endswith("seed0")}
     assert weights(tmp_path) == first
@@ -336,9 +339,10 @@ def test_stopped_before_the_first_run_the_directory_is_still_ones_own(
         write_json(path, value)
 
     plan = plan_of(seeds=1, arms="sgd")
-    with monkeypatch.context() as patch, pytest.raises(Stop):
+    with monkeypatch.context() as patch:
         patch.setattr(compare_module, "write_json", stopping)
-        run(plan, tmp_path / "out")
+        with pytest.raises(Stop):
+            run(plan, tmp_path / "out")
     run(plan, tmp_path / "out")
     assert len(read_json(tmp_path / "out" / "results.json")["runs"]) == 1
 
@@ -379,9 +383,9 @@ def test_an_arm_that_needs_a_larger_budget_is_refused(finished: Path) -> None:
     before = stamps(finished)
     dear = {"method": "mutation", "label": "dear", "population": 40}
     # 900 + 2 * (41 * 40 + 2 * 20)
-    with pytest.raises(InputError, match="common budget was 1440 .* that of these arms is 4260"):
+    with pytest.raises(InputError, match=r"common budget was 1440 .* these arms is 4260"):
         run(plan_of(arms=[*ARMS, dear]), finished)
-    with pytest.raises(InputError, match="common budget was 1440 .* that of these arms is 900"):
+    with pytest.raises(InputError, match=r"common budget was 1440 .* these arms is 900"):
         run(plan_of(arms="sgd"), finished)
     assert stamps(finished) == before
 
@@ -440,8 +444,6 @@ def test_other_data_under_the_same_name_is_refused(finished: Path) -> None:
 
 @pytest.fixture
 def copied(finished: Path, tmp_path: Path) -> Path:
-    import shutil
-
     return Path(shutil.copytree(finished, tmp_path / "copy"))
 
 
@@ -480,7 +482,7 @@ def test_a_result_in_the_place_of_another_is_refused(copied: Path) -> None:
     (runs / "sgd-seed0" / "result.json").write_bytes(
         (runs / "mutation-seed1" / "result.json").read_bytes()
     )
-    with pytest.raises(InputError, match="sgd-seed0.* is not the result of this run: delete it"):
+    with pytest.raises(InputError, match=r"sgd-seed0.* is not the result of this run: delete it"):
         finished_runs(copied)
 
 
@@ -504,7 +506,7 @@ def test_a_truncated_checkpoint_of_a_finished_trunk(finished: Path, copied: Path
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     run(plan_of(), copied)  # nothing is missing
     (copied / "runs" / "mutation-seed1" / "result.json").unlink()
-    with pytest.raises(InputError, match="corrupt.*delete it") as caught:
+    with pytest.raises(InputError, match=r"corrupt.*delete it") as caught:
         run(plan_of(), copied)
     assert str(checkpoint) in str(caught.value)
     checkpoint.unlink()
@@ -521,7 +523,7 @@ def test_a_directory_with_something_else_in_it_is_refused(tmp_path: Path) -> Non
         check_directory(plan_of(), tmp_path)
     with pytest.raises(InputError, match="is a file: choose a directory"):
         check_directory(plan_of(), tmp_path / "thesis.tex")
-    with pytest.raises(InputError, match="cannot be made .*choose another"):
+    with pytest.raises(InputError, match=r"cannot be made .*choose another"):
         run(plan_of(), tmp_path / "thesis.tex" / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 

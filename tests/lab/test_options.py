@@ -132,7 +132,7 @@ def test_check_type(value: Any, kind: Any, fits: bool) -> None:
     if fits:
         check_type("x", value, kind)
     else:
-        with pytest.raises(InputError, match="^x must be "):
+        with pytest.raises(InputError, match=r"^x must be "):
             check_type("x", value, kind)
 
 

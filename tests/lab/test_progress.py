@@ -95,12 +95,17 @@ def test_a_terminal_gets_a_bar() -> None:
     assert "done" in shown
 
 
+def stop_in_the_middle(console: Console) -> None:
+    with show_progress(1000, console) as watch:
+        watch.say("sgd")
+        raise KeyboardInterrupt
+
+
 def test_the_bar_is_put_away_when_a_run_is_stopped() -> None:
     for terminal in (True, False):
         file = io.StringIO()
         console = Console(file=file, force_terminal=terminal, width=120)
-        with pytest.raises(KeyboardInterrupt), show_progress(1000, console) as watch:
-            watch.say("sgd")
-            raise KeyboardInterrupt
+        with pytest.raises(KeyboardInterrupt):
+            stop_in_the_middle(console)
         assert ("\x1b[?25h" in file.getvalue()) is terminal  # the cursor is shown again
         assert "done" not in file.getvalue()

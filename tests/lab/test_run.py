@@ -399,7 +399,7 @@ def test_a_truncated_checkpoint_is_named_and_what_to_do(plan: Plan, tmp_path: Pa
     training = plan.arms[0].training
     checkpoint = run_trunk(setting_of(plan, tmp_path), training, ["sgd"])
     checkpoint.write_bytes(checkpoint.read_bytes()[:500])
-    with pytest.raises(InputError, match="corrupt.*delete it") as caught:
+    with pytest.raises(InputError, match=r"corrupt.*delete it") as caught:
         run(plan, tmp_path, "sgd")
     assert str(checkpoint) in str(caught.value)
     checkpoint.unlink()  # as it says
@@ -421,7 +421,7 @@ def test_a_checkpoint_of_another_run_is_named(
 ) -> None:
     checkpoint = trunk_directory(tmp_path, plan.arms[0].training, 0) / "last.pt"
     save_checkpoint(checkpoint, state)
-    with pytest.raises(InputError, match="does not fit this run.*delete it") as caught:
+    with pytest.raises(InputError, match=r"does not fit this run.*delete it") as caught:
         run(plan, tmp_path, "sgd")
     assert "\n" not in str(caught.value)
 

@@ -24,7 +24,7 @@ from evostep.lab.storage import (
 CPU = torch.device("cpu")
 
 
-class Full(OSError):
+class FullError(OSError):
     """The disk is full."""
 
 
@@ -44,10 +44,10 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(
     def half(self: Path, content: bytes) -> int:
         with self.open("wb") as file:
             file.write(content[: len(content) // 2])
-        raise Full("no space left")
+        raise FullError("no space left")
 
     monkeypatch.setattr(Path, "write_bytes", half)
-    with pytest.raises(Full):
+    with pytest.raises(FullError):
         write_bytes(path, b"something else")
     assert read_json(path) == {"old": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
@@ -101,7 +101,7 @@ def test_a_checkpoint_of_something_else_is_an_input_error(tmp_path: Path) -> Non
     path = tmp_path / "c.pt"
     for value in ([1, 2], nn.Linear(1, 1)):  # weights_only refuses to unpickle a module
         torch.save(value, path)
-        with pytest.raises(InputError, match="corrupt.*delete it"):
+        with pytest.raises(InputError, match=r"corrupt.*delete it"):
             load_checkpoint(path, CPU)
 
 
@@ -113,10 +113,10 @@ def test_a_checkpoint_that_fails_half_way_leaves_the_one_before(
 
     def half(state: Any, part: Path) -> None:
         part.write_bytes(b"PK")
-        raise Full("no space left")
+        raise FullError("no space left")
 
     monkeypatch.setattr(storage.torch, "save", half)
-    with pytest.raises(Full):
+    with pytest.raises(FullError):
         save_checkpoint(path, {"n": 2})
     monkeypatch.undo()
     assert load_checkpoint(path, CPU) == {"n": 1}

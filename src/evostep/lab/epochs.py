@@ -94,6 +94,10 @@ def evolve(
         on_generation=lambda record: note_generation(setting, name, record, counters, epoch),
     )
     kept = sum(record.accepted for record in records)
+    verdict = records[-1].verdict
+    if verdict is not None and not verdict.accepted:  # what the generations gained is undone
+        counters.accepted -= kept
+        kept = 0
     where = f"{name} seed {setting.seed} epoch {counters.epoch}"
     setting.watch.say(
         f"{where}: {len(records)} generations, {kept} accepted, "
@@ -125,6 +129,12 @@ def note_generation(
         "sample_forwards": counters.forwards,
         "seconds": round(counters.seconds, 3),
     }
+    if record.verdict is not None:  # the last generation of a phase that was judged as a whole
+        line["phase"] = {
+            "parent": _finite(record.verdict.parent),
+            "candidate": _finite(record.verdict.candidate),
+            "accepted": record.verdict.accepted,
+        }
     setting.write(counters, line)
     setting.watch.advance(record.sample_forwards)
 

@@ -100,7 +100,7 @@ METHODS: dict[str, Method] = {
     "mutation-safe": _evolving(
         "mutations scaled by the sensitivity of the outputs (SM-G-SUM)",
         "arXiv 1712.06563",
-        RandomMutation(sigma=0.1, children=16, scale="safe"),
+        RandomMutation(sigma=0.03, children=16, scale="safe"),
     ),
     "openai-es": _evolving(
         "OpenAI-ES on all weights",
@@ -110,7 +110,7 @@ METHODS: dict[str, Method] = {
     "openai-es-adam": _evolving(
         "OpenAI-ES whose steps go through Adam",
         "arXiv 1703.03864, section 2",
-        OpenAIES(sigma=0.02, lr=0.005, population=16, optimizer="Adam"),
+        OpenAIES(sigma=0.02, lr=0.01, population=16, optimizer="Adam"),
     ),
     "low-rank-es": _evolving(
         "OpenAI-ES with noise of rank 1",
@@ -125,7 +125,7 @@ METHODS: dict[str, Method] = {
     "snes-head": _evolving(
         "separable natural evolution strategy on the last layer",
         "Schaul, Glasmachers, Schmidhuber 2011, doi 10.1145/2001576.2001692",
-        SNES(sigma=0.05, population=16),
+        SNES(sigma=0.1, population=16),
         space="head",
     ),
     "snes-norm": _evolving(

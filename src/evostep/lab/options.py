@@ -53,9 +53,9 @@ class Options:
     train_size: Annotated[int | None, "training examples; default: all that are left"] = None
     fitness_size: Annotated[int, "examples that score members"] = 300
     accept_size: Annotated[int, "examples that decide survival; 0: the fitness examples decide"] = 0
-    test_size: Annotated[int | None, "test examples; default: the official test set, or 25%%"] = (
-        None
-    )
+    test_size: Annotated[
+        int | None, "test examples; default: the official test set, or a quarter of the data"
+    ] = None
     batch: Annotated[int, "examples in a gradient step"] = 64
     optimizer: Annotated[OptimizerName, "base optimizer"] = "sgd"
     lr: Annotated[float, "learning rate of the base optimizer"] = 0.01
