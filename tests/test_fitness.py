@@ -267,6 +267,15 @@ def test_modes_are_put_back_where_scoring_raises() -> None:
     assert same_trace(before, trace(model))
 
 
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_scoring_given_examples_puts_the_modes_back_too(mode: Any) -> None:
+    model = network().train()
+    model[1].eval()
+    fitness = Fitness(model, BATCHES, mode=mode)
+    fitness.score(fitness.examples())
+    assert [module.training for module in model.modules()] == [True, True, False, True, True]
+
+
 @pytest.mark.parametrize(("mode", "training"), [("eval", False), ("train", True)])
 def test_the_model_is_scored_in_its_mode(mode: Any, training: bool) -> None:
     seen: list[bool] = []
