@@ -556,3 +556,18 @@ def test_all_weights_move_where_nothing_else_is_said() -> None:
     search.evolve(Fitness(model, BATCHES, "neg-loss"))
     names = dict(model.named_parameters())
     assert not any(torch.equal(value, before[name]) for name, value in names.items())
+
+
+def test_examples_for_acceptance_that_nobody_asks_for_are_told() -> None:
+    w = torch.ones(2)
+    search = Evolution({"w": w}, RandomMutation(0.1, children=2), accept=Always())
+    with pytest.warns(UserWarning, match="accept_on has no effect"):
+        search.evolve(lambda: 0.0, accept_on=lambda: 0.0)
+
+
+def test_a_center_without_a_finite_fitness_is_told_and_stays() -> None:
+    w = torch.ones(2)
+    search = Evolution({"w": w}, RandomMutation(0.1, children=2))
+    with pytest.warns(UserWarning, match="weights as they stand is nan"):
+        search.evolve(lambda: float("nan") if bool((w == 1).all()) else 1.0)
+    assert bool((w == 1).all())

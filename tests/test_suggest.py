@@ -104,6 +104,21 @@ def test_the_model_is_left_untouched(trained: nn.Sequential, digits: tuple[Tenso
     assert all(p.grad is None and p.requires_grad for p in trained.parameters())
 
 
+def test_a_module_that_keeps_state_when_scored_is_left_untouched() -> None:
+    class Counting(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(6, 3)
+            self.register_buffer("seen", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen += len(x)
+            return super().forward(x) * (1 + self.seen)
+
+    model = Counting()
+    suggest_sigma(model, [(torch.randn(50, 6), torch.zeros(50).long())], draws=1)
+    assert float(model.seen) == 0.0
+
+
 def test_an_interrupt_leaves_the_model_untouched(
     trained: nn.Sequential, digits: tuple[Tensor, Tensor]
 ) -> None:

@@ -6,7 +6,7 @@ or evolve a checkpoint without any optimizer by `Evolution`.
 
 from evostep._version import __version__
 from evostep.acceptance import Always, Improves, Ladder, PairedTest
-from evostep.evolution import Evolution, Record
+from evostep.evolution import Evolution
 from evostep.fitness import Fitness, Scores
 from evostep.gradient_noise import GradientNoise
 from evostep.noise import LowRank
@@ -14,6 +14,7 @@ from evostep.optimizer import Evolved
 from evostep.phase import Verdict
 from evostep.population.esgd import ESGD
 from evostep.population.species import Species
+from evostep.record import Record
 from evostep.safe_mutation import Safe
 from evostep.schedule import Alternate
 from evostep.spaces.span import Span

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from evostep.acceptance import Improves, Rule
-from evostep.calibration import estimates
+from evostep.compatibility import FitnessLike, check_choices, check_fitness, check_network
 from evostep.engines.base import Judge, Workspace
 from evostep.engines.guard import ModuleState, preserved_rng
 from evostep.engines.inplace import inplace
 from evostep.engines.network import Network
 from evostep.fitness import Fitness
+from evostep.guides import add_guides, copy_guides
 from evostep.naming import (
     Slots,
     module_names,
@@ -27,49 +26,12 @@ from evostep.naming import (
     slots_of_tensors,
     with_model,
 )
-from evostep.phase import Decision, Phase, Verdict
-from evostep.spaces.base import Genome, Space
+from evostep.phase import Decision, Phase
+from evostep.record import Record, warn_of_failures
+from evostep.spaces.base import Space
 from evostep.spaces.memory import Memory
 from evostep.spaces.weights import AllWeights
 from evostep.strategies.base import State, Strategy
-
-FitnessLike = Fitness | Callable[[], float]
-
-
-@dataclass(frozen=True)
-class Record:
-    """What one generation did.
-
-    Attributes:
-        generation: its number over the whole run, counted from 0.
-        scores: of the members, higher is better; NaN for one that failed.
-        parent: score of the center before, on the same examples.
-        candidate: score of the proposed center on the examples on which it was judged; None where
-            nothing was proposed or the rule asks for no score.
-        accepted: whether the center moved; where the rule judges phases, whether it moved within
-            the phase: `verdict` says whether it stayed.
-        failed: members (and a candidate) whose fitness raised or was not finite.
-        error: what the first of them failed by.
-        sample_forwards: examples that went forward through the network, parent, members, candidate
-            acceptance and what a strategy measures counted (a backward as two more); calls, where
-            the fitness is a bare callable.
-        seconds: wall-clock time.
-        verdict: in the last record of a phase, what a rule that judges phases said of it.
-        opened: in the first record of a phase, the start that the space chose: ``"current"`` or
-            ``"average"`` for a `Span`; None where there is no choice.
-    """
-
-    generation: int
-    scores: list[float]
-    parent: float
-    candidate: float | None
-    accepted: bool
-    failed: int
-    error: str | None
-    sample_forwards: int
-    seconds: float
-    verdict: Verdict | None = field(default=None, kw_only=True)
-    opened: str | None = field(default=None, kw_only=True)
 
 
 class Evolution:
@@ -198,17 +160,7 @@ class Evolution:
             ValueError: a name or a shape that the weights do not have.
         """
         live = {**self.slots.buffers, **self.slots.tensors}
-        for name, tensor in ((name, t) for one in directions for name, t in one.items()):
-            if name not in live or live[name].shape != tensor.shape:
-                has = f"has shape {tuple(live[name].shape)}" if name in live else "does not exist"
-                raise ValueError(
-                    f"a guide of shape {tuple(tensor.shape)} is for {name!r}, which {has}: give "
-                    "each weight's own gradient"
-                )
-        self._guides = [
-            {name: tensor.detach().to_dense().clone() for name, tensor in one.items()}
-            for one in directions
-        ]
+        self._guides = copy_guides(directions, live)
 
     def evolve(
         self,
@@ -250,18 +202,14 @@ class Evolution:
         """
         if generations < 0:
             raise ValueError(f"generations must be >= 0, got {generations}")
-        self._check(fitness)
-        if self.strategy.needs_network and not isinstance(fitness, Fitness):
-            raise ValueError(
-                f"{self.strategy!r} measures the network's outputs on the fitness's examples: give "
-                f"an evostep.Fitness, not a {type(fitness).__name__}, or use scale='rms'"
-            )
+        check_fitness(fitness, self.space, self.slots)
+        check_network(fitness, self.strategy)
         if accept_on is not None:
-            self._check(accept_on)
+            check_fitness(accept_on, self.space, self.slots)
         self.accept.check(fitness if accept_on is None else accept_on)
         if generations == 0:
             return []
-        self._check_settings(fitness, accept_on)
+        check_choices(fitness, accept_on, self.accept, self.space, self.slots, self.model)
         began = time.perf_counter()
         records: list[Record] = []
         spent = 0
@@ -282,7 +230,7 @@ class Evolution:
                     last = last or (max_forwards is not None and due >= max_forwards)
                     if last:
                         self._conclude(phase, records)
-                _warn_of_failures(records[-1])
+                warn_of_failures(records[-1])
                 stop = on_generation is not None and on_generation(records[-1]) is True
                 if not last and (stop or timed_out()):
                     with preserved_rng():
@@ -311,8 +259,15 @@ class Evolution:
         )
         if self._state is None or self._layout != space.layout:
             self._state, self._layout = self.strategy.init(genome), space.layout
-        if self.strategy.needs_guides:
-            self._add_guides(genome)
+        if self.strategy.needs_guides and not add_guides(genome, self._guides):
+            if not self._unguided:
+                warnings.warn(
+                    f"{type(self.strategy).__name__} has no guides, and evolves without: keep "
+                    "gradients until evolve() (zero_grad afterwards), give the optimizer momentum, "
+                    "or call Evolution.guide()",
+                    stacklevel=3,
+                )
+            self._unguided = True
         judge = self._judge(fitness)
         second = self._judge(accept_on) if accept_on is not None else None
         phase = Phase(self.accept, workspace, judge, second, self.generation, saved)
@@ -320,34 +275,6 @@ class Evolution:
         opening = (None, 0) if saved else phase.choose_start(self.generation)
         self.sample_forwards += opening[1]
         return phase, opening
-
-    def _check_settings(self, fitness: FitnessLike, accept_on: FitnessLike | None) -> None:
-        if self.accept.needs_fresh and accept_on in (None, fitness):
-            warnings.warn(
-                f"{self.accept!r} judges on the examples that selected the candidate, where luck "
-                "counts as gain: pass accept_on=",
-                stacklevel=3,
-            )
-        calibration = fitness.calibration if isinstance(fitness, Fitness) else None
-        for name in self.space.touched(self.slots) if self.space.moves_buffers else ():
-            owner = self.slots.owners.get(name, object)
-            if calibration and name in self.slots.buffers and issubclass(owner, _BatchNorm):
-                raise ValueError(
-                    f"{self.space!r} moves {name!r}, which calibration= estimates: leave one out"
-                )
-        if calibration is None and getattr(accept_on, "calibration", None) is not None:
-            warnings.warn(
-                "the calibration of accept_on has no effect: candidates are scored with the "
-                "statistics that the fitness's calibration= gives",
-                stacklevel=3,
-            )
-        model = fitness.model if isinstance(fitness, Fitness) else self.model
-        if calibration is None and self.space.memory and model is not None and estimates(model):
-            warnings.warn(
-                f"{self.space!r} mixes weights but not BatchNorm statistics, which are the current "
-                "weights': pass Fitness(calibration=) to estimate them again",
-                stacklevel=3,
-            )
 
     def _conclude(self, phase: Phase, records: list[Record]) -> None:
         """End a phase; the last record, here and in the history, tells what was said of it."""
@@ -358,28 +285,6 @@ class Evolution:
             forwards = records[-1].sample_forwards + verdict.sample_forwards
             records[-1] = replace(records[-1], verdict=verdict, sample_forwards=forwards)
             self.history[-1] = records[-1]
-
-    def _add_guides(self, genome: Genome) -> None:
-        """Give the genome those parts of the guides that are directions in its coordinates."""
-        center = genome.center
-        genome.guides = tuple(
-            {
-                name: tensor.to(center[name].device)
-                for name, tensor in one.items()
-                if name in center and center[name].shape == tensor.shape
-            }
-            for one in self._guides
-        )
-        moving = [name for name, sigma in genome.sigma.items() if sigma != 0]
-        if not any(bool((genome.gram[name].diagonal() > 0).any()) for name in moving):
-            if not self._unguided:
-                warnings.warn(
-                    f"{type(self.strategy).__name__} has no guides, and evolves without: keep "
-                    "gradients until evolve() (zero_grad afterwards), give the optimizer momentum, "
-                    "or call Evolution.guide()",
-                    stacklevel=4,
-                )
-            self._unguided = True
 
     def _judge(self, fitness: FitnessLike) -> Judge:
         model = fitness.model if isinstance(fitness, Fitness) else self.model
@@ -432,20 +337,6 @@ class Evolution:
             seconds=time.perf_counter() - began,
             opened=opened,
         )
-
-    def _check(self, fitness: FitnessLike) -> None:
-        if not callable(fitness):
-            raise ValueError(
-                f"fitness must be an evostep.Fitness or a callable, got {type(fitness).__name__}"
-            )
-        if isinstance(fitness, Fitness):
-            scored = {id(t) for t in (*fitness.model.parameters(), *fitness.model.buffers())}
-            live = {**self.slots.buffers, **self.slots.tensors}
-            if not any(id(live[name]) in scored for name in self.space.touched(self.slots)):
-                raise ValueError(
-                    "the fitness scores a model that holds none of the tensors that evolve: make "
-                    "it with the model that is trained, not with a copy"
-                )
 
     def remember(self) -> None:
         """Take a checkpoint of the weights as they stand, for a space that mixes them: `Span`.
@@ -548,12 +439,3 @@ class Evolution:
             self._memory.load_state_dict(state["memory"])
         self._phase, self._saved_phase = None, state.get("phase")
         self._guides = list(state["guides"]) if self.strategy.needs_guides else []
-
-
-def _warn_of_failures(record: Record) -> None:
-    if record.failed and not any(math.isfinite(score) for score in record.scores):
-        warnings.warn(
-            f"generation {record.generation}: the fitness failed for all {len(record.scores)} "
-            f"members, so the weights stay ({record.error})",
-            stacklevel=3,
-        )

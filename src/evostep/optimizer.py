@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from evostep.acceptance import Rule
-from evostep.evolution import Evolution, FitnessLike, Record
+from evostep.compatibility import FitnessLike
+from evostep.evolution import Evolution
 from evostep.fitness import Fitness
 from evostep.naming import sigmas_of_groups, slots_of_groups
+from evostep.record import Record
 from evostep.spaces.base import Space
 from evostep.strategies.base import Strategy
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from evostep.errors import InputError
 from evostep.lab import epochs as epochs_module
 from evostep.lab import run as run_module
+from evostep.lab.methods import METHODS
 from evostep.lab.options import Options
 from evostep.lab.plan import Plan, make_plan
 from evostep.lab.run import run_arm, run_trunk
@@ -193,6 +194,31 @@ def test_the_costliest_arm_needs_no_more_epochs_than_were_asked_for(tmp_path: Pa
     assert result["epochs"] == 4
     assert result["sample_forwards"] == plan.budgets["mutation"] == 4 * 300 + 4 * 200
     assert run(plan, tmp_path, "sgd")["epochs"] == 7  # 1200, and 800 more
+
+
+def test_a_phase_ends_with_the_generation_that_reaches_the_budget(tmp_path: Path) -> None:
+    cheap = {"method": "mutation", "generations": 8}
+    dear = {"method": "openai-es", "generations": 9}
+    plan = plan_of(arms=[cheap, dear])
+    assert plan.budgets["mutation"] == 1200 + 2 * 9 * 240
+    result = run(plan, tmp_path, "mutation")
+    # two phases of 8, and after a fifth epoch 5 of 8: 1500 + 21 * 200
+    assert (result["epochs"], result["generations"]) == (5, 21)
+    assert result["sample_forwards"] == 5700
+
+
+def test_seeds_have_noise_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+    evolve = Evolved.evolve
+
+    def spy(self: Evolved, *args: Any, **kwargs: Any) -> Any:
+        seeds.append(self.evolution.seed)
+        return evolve(self, *args, **kwargs)
+
+    monkeypatch.setattr(Evolved, "evolve", spy)
+    for seed in ("3,", "7,"):
+        run(plan_of(seeds=seed), tmp_path / seed, "mutation")
+    assert sorted(set(seeds)) == [3, 7]
 
 
 @pytest.mark.parametrize("label", list(COSTS))
@@ -392,6 +418,28 @@ def test_a_run_stopped_again_and_again_gets_to_the_same_bits(
     assert weights_of(plan, tmp_path, "openai-es") == weights_of(plan, whole, "openai-es")
 
 
+@pytest.mark.parametrize("label", list(METHODS))
+def test_every_method_ends_at_its_budget_and_can_be_stopped_on_the_way(
+    label: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(model="small-cnn", arms=[label], sigma=None, accept_size=20, batch=64)
+    expected = run(plan, tmp_path / "whole", label)
+    budget = plan.budgets[label]
+    assert budget is not None
+    # one epoch of an individual of a population, or one generation with its verdict, or a phase's
+    assert budget <= expected["sample_forwards"] < budget + 2 * 480
+    with monkeypatch.context() as patch:
+        stop_at(patch, "after save_checkpoint", 2)  # two of the trunk, one of the arm
+        with pytest.raises(Stop):
+            run(plan, tmp_path / "stopped", label)
+    again = run(plan, tmp_path / "stopped", label)
+    assert timeless(again) == timeless(expected)
+    assert timeless(lines(tmp_path / "stopped")) == timeless(lines(tmp_path / "whole"))
+    assert weights_of(plan, tmp_path / "stopped", label) == weights_of(
+        plan, tmp_path / "whole", label
+    )
+
+
 # What is corrupt
 
 
@@ -460,6 +508,7 @@ def fragile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("fragile")
+@pytest.mark.filterwarnings("ignore:generation .* failed for all 8 members")  # by chance
 @pytest.mark.parametrize("label", ["mutation", "openai-es"])
 def test_members_that_fail_are_counted_and_shown(label: str, tmp_path: Path) -> None:
     plan = plan_of(metric="fragile_metric:some", population=8, generations=3, **FAR)

@@ -136,10 +136,11 @@ class Alternating(Course):
         if arm.mixes:
             part = setting.parts.train.spread(setting.options.calibration_size)
             calibration = look_batches(part, data)
-        self.fitness, self.accept_on = (
-            make_fitness(model, part, data, setting.options, calibration) if len(part) else None
-            for part in (setting.parts.fitness, setting.parts.accept)
-        )
+        parts = setting.parts
+        self.fitness = make_fitness(model, parts.fitness, data, setting.options, calibration)
+        self.accept_on = None
+        if len(parts.accept) and arm.accept.needs_scores:
+            self.accept_on = make_fitness(model, parts.accept, data, setting.options)
 
     def epoch(self, counters: Counters, budget: int | None) -> None:
         """Do one epoch; remember its weights where a `Span` mixes them; evolve when it is time."""
@@ -158,7 +159,6 @@ class Alternating(Course):
             # the phase was reckoned at its most: what is over goes on in a further one
             generations = arm.schedule.evolution
         if generations and counters.left(budget) != 0:
-            assert self.fitness is not None, "the plan refuses an empty fitness part"
             evolve(
                 setting,
                 arm.label,

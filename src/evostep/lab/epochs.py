@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from evostep.evolution import Record
 from evostep.fitness import Fitness
 from evostep.lab.arms import Training
 from evostep.lab.setting import Counters, Setting
 from evostep.lab.training import look, train_epoch
 from evostep.optimizer import Evolved
+from evostep.record import Record
 
 
 def descend(

@@ -106,14 +106,14 @@ def make_optimizer(training: Training, model: nn.Module) -> torch.optim.Optimize
 
 
 def batches_of(n: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Give shuffled indices in batches of at most `size`, as equal as can be.
+    """Give shuffled indices in batches of at most `size`, as equal as can be, none of a single one.
 
     A small batch at the end of each epoch would be a kick: its gradient and its BatchNorm
     statistics are noisy, and momentum carries them into the next epoch. (5,000 examples in batches
     of 64 leave 8: six steps later resnet18 had lost 3 and 8 points of held-out accuracy.)
     """
     order = torch.randperm(n, generator=generator)
-    return iter(order.tensor_split(math.ceil(n / size)))
+    return iter(order.tensor_split(max(1, min(math.ceil(n / size), n // 2))))
 
 
 def train_epoch(

@@ -6,7 +6,7 @@ import math
 import warnings
 from dataclasses import dataclass
 
-from evostep.evolution import Record
+from evostep.record import Record
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,85 @@
+"""Do fitness, space and acceptance go together? Errors and warnings before a phase begins."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from evostep.acceptance import Rule
+from evostep.calibration import estimates
+from evostep.fitness import Fitness
+from evostep.naming import Slots
+from evostep.spaces.base import Space
+from evostep.strategies.base import Strategy
+
+FitnessLike = Fitness | Callable[[], float]
+
+
+def check_fitness(fitness: FitnessLike, space: Space, slots: Slots) -> None:
+    """Refuse what is no fitness, and a `Fitness` of a model that does not evolve here."""
+    if not callable(fitness):
+        raise ValueError(
+            f"fitness must be an evostep.Fitness or a callable, got {type(fitness).__name__}"
+        )
+    if isinstance(fitness, Fitness):
+        scored = {id(t) for t in (*fitness.model.parameters(), *fitness.model.buffers())}
+        live = {**slots.buffers, **slots.tensors}
+        if not any(id(live[name]) in scored for name in space.touched(slots)):
+            raise ValueError(
+                "the fitness scores a model that holds none of the tensors that evolve: make "
+                "it with the model that is trained, not with a copy"
+            )
+
+
+def check_network(fitness: FitnessLike, strategy: Strategy) -> None:
+    """Refuse a bare callable where the strategy measures the network itself."""
+    if strategy.needs_network and not isinstance(fitness, Fitness):
+        raise ValueError(
+            f"{strategy!r} measures the network's outputs on the fitness's examples: give "
+            f"an evostep.Fitness, not a {type(fitness).__name__}, or use scale='rms'"
+        )
+
+
+def check_choices(
+    fitness: FitnessLike,
+    accept_on: FitnessLike | None,
+    rule: Rule,
+    space: Space,
+    slots: Slots,
+    model: nn.Module | None,
+) -> None:
+    """Warn of choices that have no effect or judge by luck; refuse those that contradict."""
+    if rule.needs_fresh and accept_on in (None, fitness):
+        warnings.warn(
+            f"{rule!r} judges on the examples that selected the candidate, where luck "
+            "counts as gain: pass accept_on=",
+            stacklevel=3,
+        )
+    if accept_on is not None and not rule.needs_scores:
+        warnings.warn(
+            f"accept_on has no effect: {rule!r} accepts without asking; take Improves()",
+            stacklevel=3,
+        )
+    calibration = fitness.calibration if isinstance(fitness, Fitness) else None
+    for name in space.touched(slots) if space.moves_buffers else ():
+        owner = slots.owners.get(name, object)
+        if calibration and name in slots.buffers and issubclass(owner, _BatchNorm):
+            raise ValueError(
+                f"{space!r} moves {name!r}, which calibration= estimates: leave one out"
+            )
+    if calibration is None and getattr(accept_on, "calibration", None) is not None:
+        warnings.warn(
+            "the calibration of accept_on has no effect: candidates are scored with the "
+            "statistics that the fitness's calibration= gives",
+            stacklevel=3,
+        )
+    model = fitness.model if isinstance(fitness, Fitness) else model
+    if calibration is None and space.memory and model is not None and estimates(model):
+        warnings.warn(
+            f"{space!r} mixes weights but not BatchNorm statistics, which are the current "
+            "weights': pass Fitness(calibration=) to estimate them again",
+            stacklevel=3,
+        )

@@ -1,0 +1,61 @@
+"""What a generation did: one record each, in the history and in what `evolve` returns."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass, field
+
+from evostep.phase import Verdict
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one generation did.
+
+    Attributes:
+        generation: its number over the whole run, counted from 0.
+        scores: of the members, higher is better; NaN for one that failed.
+        parent: score of the center before, on the same examples.
+        candidate: score of the proposed center on the examples on which it was judged; None where
+            nothing was proposed or the rule asks for no score.
+        accepted: whether the center moved; where the rule judges phases, whether it moved within
+            the phase: `verdict` says whether it stayed.
+        failed: members (and a candidate) whose fitness raised or was not finite.
+        error: what the first of them failed by.
+        sample_forwards: examples that went forward through the network, parent, members, candidate
+            acceptance and what a strategy measures counted (a backward as two more); calls, where
+            the fitness is a bare callable.
+        seconds: wall-clock time.
+        verdict: in the last record of a phase, what a rule that judges phases said of it.
+        opened: in the first record of a phase, the start that the space chose: ``"current"`` or
+            ``"average"`` for a `Span`; None where there is no choice.
+    """
+
+    generation: int
+    scores: list[float]
+    parent: float
+    candidate: float | None
+    accepted: bool
+    failed: int
+    error: str | None
+    sample_forwards: int
+    seconds: float
+    verdict: Verdict | None = field(default=None, kw_only=True)
+    opened: str | None = field(default=None, kw_only=True)
+
+
+def warn_of_failures(record: Record) -> None:
+    """Warn where no member could be scored, or the center could not."""
+    if not math.isfinite(record.parent):
+        warnings.warn(
+            f"generation {record.generation}: the fitness of the weights as they stand is "
+            f"{record.parent}, and nothing can be told to be better: has training diverged?",
+            stacklevel=3,
+        )
+    if record.failed and not any(math.isfinite(score) for score in record.scores):
+        warnings.warn(
+            f"generation {record.generation}: the fitness failed for all {len(record.scores)} "
+            f"members, so the weights stay ({record.error})",
+            stacklevel=3,
+        )
