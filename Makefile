@@ -23,7 +23,7 @@ help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
 
 demo: $(STAMP) ## compare the arms on real data; table, figures and page in DEMO_OUT
-	"$(BIN)/evostep" compare --train-size 200 --generations 2 --seeds 5 --out "$(DEMO_OUT)" $(DEMO_ARGS)
+	"$(BIN)/evostep" compare --train-size 200 --generations 2 --seeds 5 --threads 1 --out "$(DEMO_OUT)" $(DEMO_ARGS)
 	@echo "The page: $$(cd "$(DEMO_OUT)" && pwd)/report.html"
 
 test: lint types unit ## lint, types and tests: what must pass before a change lands
@@ -36,7 +36,7 @@ types: $(STAMP) ## mypy on the package
 	"$(BIN)/mypy"
 
 unit: $(STAMP) ## the tests and the docstring examples, without the slow ones
-	"$(BIN)/python" -m pytest $(PYTEST_ARGS)
+	"$(BIN)/python" -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
 
 slow: $(STAMP) ## the slow tests alone
 	"$(BIN)/python" -m pytest -m slow $(PYTEST_ARGS)
