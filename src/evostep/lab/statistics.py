@@ -31,8 +31,8 @@ __all__ = [
     "summarise",
 ]
 
-CONTROL_METHODS = ("sgd", "sgd-all")
-"""Methods that other arms are measured against: plain training, and training on all data."""
+CONTROL_METHODS = ("sgd", "sgd-all", "swa")
+"""Methods that other arms are measured against: plain training, training on all data, averaging."""
 
 CONFIDENCE = 0.95
 
