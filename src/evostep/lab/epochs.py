@@ -121,9 +121,9 @@ def note_generation(
         "seed": setting.seed,
         "epoch": epoch,
         "generation": record.generation,
-        "scores": [_finite(score) for score in record.scores],
-        "parent": _finite(record.parent),
-        "candidate": _finite(record.candidate),
+        "scores": record.scores,
+        "parent": record.parent,
+        "candidate": record.candidate,
         "accepted": record.accepted,
         "failed": record.failed,
         "sample_forwards": counters.forwards,
@@ -131,8 +131,8 @@ def note_generation(
     }
     if record.verdict is not None:  # the last generation of a phase that was judged as a whole
         line["phase"] = {
-            "parent": _finite(record.verdict.parent),
-            "candidate": _finite(record.verdict.candidate),
+            "parent": record.verdict.parent,
+            "candidate": record.verdict.candidate,
             "accepted": record.verdict.accepted,
         }
     setting.write(counters, line)
@@ -145,8 +145,3 @@ def warn_of_failures(setting: Setting, where: str, records: list[Record]) -> Non
     if failed:
         error = next((record.error for record in records if record.error), None)
         setting.watch.warn(f"{where}: {failed} scorings failed ({error})")
-
-
-def _finite(value: float | None) -> float | None:
-    """JSON has no NaN."""
-    return value if value is not None and abs(value) < float("inf") else None

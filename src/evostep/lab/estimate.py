@@ -10,7 +10,8 @@ import torch
 
 from evostep.lab.arms import Arm
 from evostep.lab.budget import PER_GRADIENT_EXAMPLE, arm_cost, epoch_cost
-from evostep.lab.plan import Plan, build_first
+from evostep.lab.plan import Plan
+from evostep.lab.setting import make_model
 from evostep.lab.training import Parts, cut, make_fitness, make_optimizer, train_epoch
 
 _PROBE_BATCHES = 3
@@ -40,7 +41,7 @@ class Estimate:
 def estimate(plan: Plan) -> Estimate:
     """Time a few batches and reckon hours and disk; nothing is written."""
     options, sizes = plan.options, plan.sizes
-    model = build_first(plan)
+    model = make_model(plan.options, plan.data, plan.seeds[0], plan.device)
     parts = cut(plan.data, plan.splits[plan.seeds[0]], plan.device)
     gradient = _time_gradients(plan, model, parts)
     forward = _time_forwards(plan, model, parts)

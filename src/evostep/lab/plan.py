@@ -15,8 +15,8 @@ from evostep.lab.arms import Arm, Training, make_arms
 from evostep.lab.budget import Sizes, budgets
 from evostep.lab.data import ImageData, load_data
 from evostep.lab.methods import METHODS
-from evostep.lab.models import build_model
 from evostep.lab.options import Options
+from evostep.lab.setting import make_model
 from evostep.lab.splits import Splits, make_splits
 from evostep.lab.training import resolve_metric
 from evostep.metrics import make_metric
@@ -149,7 +149,7 @@ def _check_schedules(arms: list[Arm], options: Options) -> None:
 
 def _check_spaces(plan: Plan) -> None:
     """Build the model once, to find out now whether each arm's space finds its weights."""
-    model = build_first(plan)
+    model = make_model(plan.options, plan.data, plan.seeds[0], plan.device)
     slots = slots_of_module(model)
     for arm in plan.arms:
         if arm.strategy is None:
@@ -158,20 +158,6 @@ def _check_spaces(plan: Plan) -> None:
             arm.space.touched(slots)
         except ValueError as error:
             raise InputError(f"arm {arm.label!r}: {error}") from error
-
-
-def build_first(plan: Plan) -> torch.nn.Module:
-    """Build the model of the first seed."""
-    options, data = plan.options, plan.data
-    return build_model(
-        options.model,
-        channels=data.inputs.shape[1],
-        classes=len(data.classes),
-        image_size=data.inputs.shape[-1],
-        seed=plan.seeds[0],
-        pretrained=options.pretrained,
-        init_from=options.init_from,
-    ).to(plan.device)
 
 
 def _device(name: str) -> torch.device:

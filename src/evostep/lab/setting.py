@@ -12,10 +12,24 @@ from torch import nn
 
 from evostep.lab.arms import Training
 from evostep.lab.budget import Sizes
+from evostep.lab.data import ImageData
 from evostep.lab.models import build_model
 from evostep.lab.options import Options
 from evostep.lab.storage import History
 from evostep.lab.training import Parts
+
+
+def make_model(options: Options, data: ImageData, seed: int, device: torch.device) -> nn.Module:
+    """Make the model that the options ask for, to fit the data, as it is before any training."""
+    return build_model(
+        options.model,
+        channels=data.inputs.shape[1],
+        classes=len(data.classes),
+        image_size=data.inputs.shape[-1],
+        seed=seed,
+        pretrained=options.pretrained,
+        init_from=options.init_from,
+    ).to(device)
 
 
 @dataclass(frozen=True)
@@ -65,16 +79,7 @@ class Setting:
 
     def build(self) -> nn.Module:
         """Make the model as it is before any training: the same for every arm of the seed."""
-        data = self.parts.data
-        return build_model(
-            self.options.model,
-            channels=data.inputs.shape[1],
-            classes=len(data.classes),
-            image_size=data.inputs.shape[-1],
-            seed=self.seed,
-            pretrained=self.options.pretrained,
-            init_from=self.options.init_from,
-        ).to(self.device)
+        return make_model(self.options, self.parts.data, self.seed, self.device)
 
     def write(self, counters: Counters, record: dict[str, Any]) -> None:
         """Add a line to the history."""
