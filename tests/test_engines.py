@@ -20,8 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from evostep import Always, Evolution, Fitness, Improves, Only, OpenAIES, RandomMutation
 from evostep.engines.base import Judge, Workspace
 from evostep.engines.guard import ModuleState, preserved_rng, seed_everything
-from evostep.engines.inplace import inplace
+from evostep.engines.inplace import InPlace
 from evostep.naming import slots_of_module
+from evostep.noise import draw
 from evostep.spaces.base import Tensors
 from evostep.spaces.weights import AllWeights
 
@@ -249,7 +250,7 @@ def test_an_interrupt_while_a_member_is_written_leaves_the_center() -> None:
 
     judge = Judge(lambda: 0.0, None, seed=0)
     with pytest.raises(KeyboardInterrupt):
-        inplace([Torn()], workspace, judge)
+        InPlace().score([Torn()], workspace, judge)
     assert_same(before, trace(model))
 
 
@@ -295,7 +296,7 @@ def test_each_member_is_scored_with_its_own_weights() -> None:
         seen.append({name: p.detach().clone() for name, p in model.named_parameters()})
         return float(len(seen))
 
-    outcomes = inplace(members, workspace, Judge(fitness, None, seed=0))
+    outcomes = InPlace().score(members, workspace, Judge(fitness, None, seed=0))
     assert [outcome.scores.value for outcome in outcomes] == [1.0, 2.0, 3.0, 4.0]
     for member, weights in zip(members, seen, strict=True):
         for name, value in weights.items():
@@ -440,7 +441,8 @@ def test_an_evolving_buffer_that_the_forward_replaces_stays_the_models() -> None
     own = model.average
     space = Only("average", buffers=True)
     fitness = Fitness(model, BATCHES, "neg-loss")
-    Evolution(model, RandomMutation(0.3, 8), space=space).evolve(fitness, 3)
+    with pytest.warns(UserWarning, match="'vmap' cannot score these.*in place it is"):
+        Evolution(model, RandomMutation(0.3, 8), space=space).evolve(fitness, 3)
     assert model.average is own
 
 
@@ -534,7 +536,7 @@ class Ledger(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        self.draws += func is torch.ops.aten.normal_.default
+        self.draws += func is torch.ops.aten.index_select.out  # of the normal quantiles
         if isinstance(out, Tensor) and not any(out is arg for arg in args):
             self.living.append(weakref.ref(out))
         self.living = [ref for ref in self.living if ref() is not None]
@@ -557,9 +559,10 @@ class Ledger(TorchDispatchMode):
 def test_memory_is_a_copy_of_the_center_and_does_not_grow_with_the_population(
     make_strategy: Callable[[int], Any], accept: Any
 ) -> None:
-    model = nn.Sequential(*(nn.Linear(64, 64) for _ in range(8)))
+    model = nn.Sequential(*(nn.Linear(256, 256) for _ in range(12)))
     parameters = sum(p.numel() * 4 for p in model.parameters())
-    inputs, peaks = torch.randn(1, 64), []
+    inputs, peaks = torch.randn(1, 256), []
+    draw("normal", inputs, seed=0, generation=0, member=0, name="")  # its tables stay
     for population in (2, 24):
         search = Evolution(model, make_strategy(population), accept=accept)
         with Ledger() as ledger:
@@ -567,4 +570,4 @@ def test_memory_is_a_copy_of_the_center_and_does_not_grow_with_the_population(
         assert ledger.draws >= population / 2 * 16, "every tensor was drawn before its eyes"
         peaks.append(ledger.peak / parameters)
     assert 1.0 <= peaks[0] < 2.0
-    assert peaks[1] < peaks[0] + 0.05
+    assert peaks[1] < peaks[0] + 0.1  # biases are drawn together, up to 256 KB

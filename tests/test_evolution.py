@@ -205,7 +205,7 @@ def test_sample_forwards_are_what_really_went_forward(
     fitness = Fitness(model, BATCHES, "neg-loss")
     other = Fitness(model, BATCHES[:1] + BATCHES[2:], "neg-loss") if on_other else None
     sizes = counting(model)
-    search = Evolution(model, strategy, accept=accept)
+    search = Evolution(model, strategy, accept=accept, engine="inplace")
     records = search.evolve(fitness, 3, accept_on=other)
     assert [record.sample_forwards for record in records] == [per_generation] * 3
     assert sum(sizes) == search.sample_forwards == 3 * per_generation
@@ -433,7 +433,7 @@ class Recording(Rule):
 
 def test_the_rule_meets_parent_and_candidate_on_the_same_examples() -> None:
     model, rule = network(), Recording()
-    search = Evolution(model, OpenAIES(0.1, population=4), accept=rule)
+    search = Evolution(model, OpenAIES(0.5, population=8), accept=rule)
     fitness = Fitness(model, BATCHES, "accuracy", batches_per_generation=1)
     records = search.evolve(fitness, 3)
     for (parent, candidate, _), record in zip(rule.asked, records, strict=True):

@@ -97,7 +97,7 @@ def twin(
 @pytest.mark.parametrize("k", [1, 2, 3])
 @pytest.mark.parametrize("own", [None, 0.3])
 def test_equals_its_twin(shaping: Any, scale: Any, k: int, own: float | None) -> None:
-    es = GuidedES(0.1, lr=0.05, population=6, alpha=0.3, shaping=shaping, scale=scale)
+    es = GuidedES(0.1, lr=0.02, population=6, alpha=0.3, shaping=shaping, scale=scale)
     g = genome(*random_guides(k), b=own)
     target = np.linspace(-1, 1, 9)
     for generation in range(8):

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from evostep import Always, Evolution, OpenAIES, RandomMutation
-from evostep.noise import LowRank, derive_seed, draw, make_generator
+from evostep.counter import fill
+from evostep.noise import LowRank, derive_seed, draw
 from evostep.spaces.base import Genome
 
 KEY: dict[str, Any] = {"seed": 0, "generation": 0, "member": 0, "name": "w"}
@@ -27,9 +28,11 @@ def test_a_direction_really_has_that_rank(shape: tuple[int, ...], rank: int) -> 
 
 def by_hand(shape: tuple[int, ...], rank: int, seed: int, name: str) -> Tensor:
     """Entry by entry: sum over the rank of A[i, r] B[j, r], over the root of the rank."""
-    generator = make_generator(derive_seed(seed, 0, 0, name))
     rows, columns = shape[0], math.prod(shape[1:])
-    both = torch.empty(rows + columns, rank).normal_(generator=generator).tolist()
+    stream = fill(
+        torch.empty(1, (rows + columns) * rank), [derive_seed(seed, 0, 0, name)], "normal"
+    )
+    both = stream.view(-1, rank).tolist()
     A, B = both[:rows], both[rows:]
     entries = [
         sum(a * b for a, b in zip(A[i], B[j], strict=True)) / math.sqrt(rank)

@@ -17,11 +17,11 @@ from evostep.engines.base import Judge, Workspace
 from evostep.engines.guard import ModuleState
 from evostep.engines.network import Network
 from evostep.lab.models import build_model
+from evostep.members import Perturbed
 from evostep.naming import slots_of_module
 from evostep.noise import LowRank, draw
 from evostep.safe_mutation import Safe, floored, output_change, search_magnitude
 from evostep.spaces.weights import AllWeights
-from evostep.strategies.base import Perturbed
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +234,7 @@ def first_children(
         return 0.0
 
     spying = Fitness(model, fitness.examples().batches, metric, higher_is_better=True)  # type: ignore[arg-type]
-    Evolution(model, strategy, seed=4).evolve(spying)
+    Evolution(model, strategy, seed=4, engine="inplace").evolve(spying)
     return seen
 
 

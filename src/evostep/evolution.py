@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from evostep.acceptance import Improves, Rule
 from evostep.compatibility import FitnessLike, check_choices, check_fitness, check_network
-from evostep.engines.base import Judge, Workspace
+from evostep.engines.base import Engine, Judge, Workspace
+from evostep.engines.choice import Scorer
 from evostep.engines.guard import ModuleState, preserved_rng
-from evostep.engines.inplace import inplace
 from evostep.engines.network import Network
 from evostep.fitness import Fitness
 from evostep.guides import add_guides, copy_guides
@@ -43,9 +43,14 @@ class Evolution:
         space: which weights may move.
         accept: when a new center replaces its parent.
         seed: with the generation's number it determines all noise.
+        engine: how members are scored: ``"auto"``, the fastest that can take them; or one of
+            ``inplace``, ``vmap``, ``lowrank``, ``prefix``, ``racing``, by name or with settings
+            of its own, such as ``evostep.engines.vmap.Vmap(chunk=32)``. Where it cannot take a
+            model, a warning says why and members are scored in place.
 
     Raises:
-        ValueError: nothing to evolve; a space that needs names or a model where there is none.
+        ValueError: nothing to evolve; a space that needs names or a model where there is none; an
+            unknown engine.
 
     Example:
         >>> import torch
@@ -75,6 +80,7 @@ class Evolution:
         space: Space | None = None,
         accept: Rule | None = None,
         seed: int = 0,
+        engine: str | Engine = "auto",
     ) -> None:
         if isinstance(target, nn.Module):
             slots = slots_of_module(target)
@@ -86,7 +92,7 @@ class Evolution:
                 f"got {type(target).__name__}"
             )
         model = target if isinstance(target, nn.Module) else None
-        self._setup(slots, model, strategy, space, accept, seed)
+        self._setup(slots, model, strategy, space, accept, seed, engine)
 
     @classmethod
     def of_slots(
@@ -98,10 +104,11 @@ class Evolution:
         space: Space | None = None,
         accept: Rule | None = None,
         seed: int = 0,
+        engine: str | Engine = "auto",
     ) -> Evolution:
         """Make an Evolution of tensors that are named already (`Evolved` does)."""
         self = cls.__new__(cls)
-        self._setup(slots, model, strategy, space, accept, seed)
+        self._setup(slots, model, strategy, space, accept, seed, engine)
         return self
 
     def _setup(
@@ -112,6 +119,7 @@ class Evolution:
         space: Space | None,
         accept: Rule | None,
         seed: int,
+        engine: str | Engine,
     ) -> None:
         for value, kind, example in (
             (strategy, Strategy, "evostep.OpenAIES(sigma=0.02, lr=0.002)"),
@@ -127,6 +135,8 @@ class Evolution:
         self.accept: Rule = accept or Improves()
         self.seed = int(seed)
         self.model = model
+        self.engine = engine
+        self._scorer = Scorer(engine)
         self.history: list[Record] = []
         self._unguided = False  # whether a warning said so
         self.reset()
@@ -241,6 +251,7 @@ class Evolution:
             if self._phase is not None:
                 self._phase.close()
             self._phase = None
+            self._scorer.close()
         return records
 
     def _open(
@@ -299,7 +310,6 @@ class Evolution:
         genome, workspace, judge = phase.genome, phase.workspace, phase.judge
         assert self._state is not None, "_open() comes first"
         judge.begin(generation)
-        parent = judge(keep_outputs=phase.outputs_of_selection)
         state, measured = self._state, 0
         if strategy.needs_network:
             network = Network(workspace, judge, generation)
@@ -309,12 +319,13 @@ class Evolution:
             strategy.member(genome, state, generation, i, self.seed)
             for i in range(strategy.size_for(genome))
         ]
-        outcomes = inplace(members, workspace, judge)
+        parent, outcomes = self._scorer.score(
+            members, workspace, judge, keep_outputs=phase.outputs_of_selection
+        )
         scores = [outcome.scores.value for outcome in outcomes]
         step, state = strategy.tell(genome, state, generation, scores, parent.value, self.seed)
-        forwards = (
-            (len(members) + 1) * judge.cost + len(members) * judge.calibration_cost + measured
-        )
+        seen = sum(judge.cost if o.seen is None else o.seen for o in outcomes)
+        forwards = judge.cost + seen + len(members) * judge.calibration_cost + measured
         decision = Decision()
         if step is not None:
             decision = phase.consider(step, outcomes, parent, generation, self.attempts)

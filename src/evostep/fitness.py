@@ -7,6 +7,7 @@ one that knows its examples, which gives it scores for each example, caching, an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ from torch.utils.data import (
 
 from evostep.calibration import Calibration
 from evostep.engines.guard import ModuleState, preserved_rng, seed_everything
-from evostep.metrics import MetricLike, concatenate, make_metric
+from evostep.metrics import MetricLike, Stacked, concatenate, make_metric, map_tensors
 from evostep.noise import derive_seed, make_generator
 
 _RANDOM_SAMPLERS = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
@@ -47,6 +48,27 @@ class Scores:
     outputs: Any = None
     targets: Any = None
     measure: Callable[[Any, Any], float] | None = None
+
+
+@dataclass(frozen=True)
+class Pending:
+    """Scores whose value may still be on the device: reading it would wait for it.
+
+    Attributes:
+        value: the fitness, a number or a tensor of one.
+        per_example: as in `Scores`, and so are the others.
+    """
+
+    value: float | Tensor
+    per_example: Tensor | None = None
+    outputs: Any = None
+    targets: Any = None
+    measure: Callable[[Any, Any], float] | None = None
+
+    def scores(self, value: float | None = None) -> Scores:
+        """Give the scores, with the value that was read together with others', or read now."""
+        value = float(self.value) if value is None else value
+        return Scores(value, self.per_example, self.outputs, self.targets, self.measure)
 
 
 @dataclass(frozen=True)
@@ -85,6 +107,8 @@ class Fitness:
         batches_per_generation: score each generation on so many batches only, drawn without
             replacement by (seed, generation). None: on all of them.
         forward: ``forward(model, batch) -> (outputs, targets)``, for batches of any other form.
+        autocast: ``torch.bfloat16`` or ``torch.float16``: score under `torch.autocast` of this
+            type; parent, members and candidates alike. None: as the weights are.
         calibration: batches, as above, on which BatchNorm statistics are estimated again for
             weights that evolution proposes, before they are scored. The center is scored as it
             stands, and a center that is accepted keeps the statistics with which it was scored.
@@ -114,6 +138,7 @@ class Fitness:
         mode: Literal["eval", "train"] = "eval",
         batches_per_generation: int | None = None,
         forward: Callable[[nn.Module, Any], tuple[Any, Any]] | None = None,
+        autocast: torch.dtype | None = None,
         calibration: Iterable[Any] | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
@@ -122,8 +147,13 @@ class Fitness:
             raise ValueError(f"mode must be 'eval' or 'train', got {mode!r}")
         if batches_per_generation is not None and batches_per_generation < 1:
             raise ValueError(f"batches_per_generation must be >= 1, got {batches_per_generation}")
+        if autocast not in (None, torch.bfloat16, torch.float16):
+            raise ValueError(
+                f"autocast must be torch.bfloat16, torch.float16 or None, got {autocast!r}"
+            )
         _refuse_unrepeatable(batches)
         self.model = model
+        self.autocast = autocast
         self.metric = metric
         self.mode = mode
         self.batches_per_generation = batches_per_generation
@@ -134,7 +164,9 @@ class Fitness:
         self._device = torch.device("cpu")
         self.calibration: Calibration | None = None
         if calibration is not None:
-            self.calibration = Calibration(Fitness(model, calibration, forward=forward))
+            self.calibration = Calibration(
+                Fitness(model, calibration, forward=forward, autocast=autocast)
+            )
 
     @property
     def gives_per_example(self) -> bool | None:
@@ -145,7 +177,7 @@ class Fitness:
         """Give the metric of outputs that somebody has, higher is better."""
         accumulator = self._make_accumulator()
         accumulator.update(outputs, targets)
-        return accumulator.compute()[0]
+        return float(accumulator.compute()[0])
 
     def __call__(self) -> float:
         """Score the model as it stands, on all examples, leaving no trace in it."""
@@ -166,34 +198,83 @@ class Fitness:
         order = torch.randperm(len(everything.batches), generator=generator)
         return _examples([everything.batches[i] for i in sorted(order[:k].tolist())])
 
-    @torch.no_grad()
     def score(self, examples: Examples, *, keep_outputs: bool = False) -> Scores:
         """Score the model as it stands on `examples`.
 
         Modes of all submodules are put back afterwards, whatever is raised. Buffers are the
         engine's to guard.
         """
-        modes = [(module, module.training) for module in self.model.modules()]
+        return self.score_later(examples, keep_outputs=keep_outputs).scores()
+
+    @torch.no_grad()
+    def score_later(self, examples: Examples, *, keep_outputs: bool = False) -> Pending:
+        """Score the model as `score` does, without waiting for the device."""
         accumulator = self._make_accumulator()
         kept: list[tuple[Any, Any]] = []
-        try:
-            self.model.train(self.mode == "train")
+        with self.scoring():
             for inputs, targets in examples:
-                outputs, targets = self._apply(inputs, targets)
+                outputs, targets = self.apply(self.model, inputs, targets)
                 accumulator.update(outputs, targets)
                 if keep_outputs:
                     kept.append((outputs, targets))
+        value, per_example = accumulator.compute()
+        if not keep_outputs:
+            return Pending(value, per_example)
+        outputs, targets = (concatenate(column) for column in zip(*kept, strict=True))
+        return Pending(value, per_example, outputs, targets, self.measure)
+
+    @torch.no_grad()
+    def score_stacked(
+        self, forward: Callable[[Any], Any], n: int, examples: Examples
+    ) -> list[Pending | Exception]:
+        """Score n members whose outputs `forward` gives all at once.
+
+        Args:
+            forward: inputs of a batch -> outputs with a leading dimension of members, (n, ...).
+            n: how many members.
+            examples: on which they are scored.
+
+        Returns:
+            One for each member, as `score_later` gives it, or what its metric raised.
+
+        Raises:
+            ValueError: this fitness has a `forward` of its own.
+        """
+        if self.has_own_forward:
+            raise ValueError("a fitness with a forward= of its own scores members one by one")
+        stacked = Stacked(self._make_accumulator, n)
+        with self.scoring():
+            for inputs, targets in examples:
+                stacked.update(forward(inputs), targets)
+        return [
+            found if isinstance(found, Exception) else Pending(*found)
+            for found in stacked.compute()
+        ]
+
+    @property
+    def has_own_forward(self) -> bool:
+        """Whether batches go forward through a function of the user's."""
+        return self._forward is not None
+
+    @contextmanager
+    def scoring(self) -> Iterator[None]:
+        """Set the modes of all submodules, and autocast, in which the model is scored."""
+        modes = [(module, module.training) for module in self.model.modules()]
+        # autocast keeps weights that it has cast; these change under it
+        torch.clear_autocast_cache()
+        device = model_device(self.model).type
+        casting = (
+            torch.autocast(device, self.autocast, cache_enabled=False)
+            if self.autocast is not None
+            else nullcontext()
+        )
+        try:
+            self.model.train(self.mode == "train")
+            with casting:
+                yield
         finally:
             for module, training in modes:
                 module.training = training
-        value, per_example = accumulator.compute()
-        if not keep_outputs:
-            return Scores(value, per_example)
-        outputs, targets = (concatenate(column) for column in zip(*kept, strict=True))
-        return Scores(value, per_example, outputs, targets, self.measure)
-
-    def _apply(self, inputs: Any, targets: Any) -> tuple[Any, Any]:
-        return self.apply(self.model, inputs, targets)
 
     def apply(self, model: nn.Module, inputs: Any, targets: Any) -> tuple[Any, Any]:
         """Send one batch forward through `model`; give (outputs, targets)."""
@@ -254,14 +335,15 @@ def split_batch(batch: Any) -> tuple[Any, Any]:
 
 def move(value: Any, device: torch.device) -> Any:
     """Move tensors in nested tuples, lists and dictionaries to `device`."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, Mapping):
-        return {key: move(item, device) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        items = [move(item, device) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    return value
+    if device.type != "cuda":
+        return map_tensors(value, lambda tensor: tensor.to(device))
+    # from pinned memory the copy does not hold up the host
+    return map_tensors(
+        value,
+        lambda tensor: (tensor if tensor.is_cuda else tensor.pin_memory()).to(
+            device, non_blocking=True
+        ),
+    )
 
 
 def model_device(model: nn.Module) -> torch.device:

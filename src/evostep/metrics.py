@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import difflib
 import inspect
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -34,8 +35,11 @@ class Accumulator(ABC):
         """Take one batch."""
 
     @abstractmethod
-    def compute(self) -> tuple[float, Tensor | None]:
-        """Give the metric over all batches taken, and its value for each example, shape (n,)."""
+    def compute(self) -> tuple[float | Tensor, Tensor | None]:
+        """Give the metric over all batches taken, and its value for each example, shape (n,).
+
+        The metric is a number, or a tensor of one where reading it would wait for the device.
+        """
 
 
 class _Mean(Accumulator):
@@ -50,9 +54,9 @@ class _Mean(Accumulator):
     def update(self, outputs: Any, targets: Any) -> None:
         self.parts.append(self.function(outputs, targets).double())
 
-    def compute(self) -> tuple[float, Tensor | None]:
+    def compute(self) -> tuple[float | Tensor, Tensor | None]:
         values = torch.cat(self.parts)
-        return float(values.mean()), values
+        return values.mean(), values
 
 
 class _Whole(Accumulator):
@@ -98,6 +102,79 @@ class _TorchMetric(Accumulator):
 
     def compute(self) -> tuple[float, Tensor | None]:
         return self.sign * _number(self.metric.compute()), None
+
+
+class Stacked:
+    """Takes the outputs of several members at once, and gives each member's metric.
+
+    A metric of each example is computed for all members together; any other member by member.
+
+    Args:
+        make: what `make_metric` gave.
+        n: how many members.
+    """
+
+    def __init__(self, make: Callable[[], Accumulator], n: int) -> None:
+        self._members: list[Accumulator | Exception] = [make() for _ in range(n)]
+        first = self._members[0]
+        self._per_example = first.function if isinstance(first, _Mean) else None
+        self._parts: list[Tensor] = []
+
+    def update(self, outputs: Any, targets: Any) -> None:
+        """Take one batch: outputs with a leading dimension of members, targets without."""
+        n = len(self._members)
+        if self._per_example is not None:
+            together = map_tensors(outputs, lambda t: t.flatten(0, 1))
+            repeated = map_tensors(targets, lambda t: t.repeat(n, *[1] * (t.dim() - 1)))
+            values = self._per_example(together, repeated).double()
+            self._parts.append(values.view(n, -1))
+            return
+        for i, member in enumerate(self._members):
+            if isinstance(member, Accumulator):
+                try:
+                    member.update(map_tensors(outputs, operator.itemgetter(i)), targets)
+                except Exception as error:
+                    self._members[i] = error
+
+    def compute(self) -> list[tuple[float | Tensor, Tensor | None] | Exception]:
+        """Give for each member what `Accumulator.compute` gives, or what its metric raised."""
+        if self._parts:
+            values = torch.cat(self._parts, dim=1)  # (n, examples)
+            return list(zip(values.mean(1), values, strict=True))
+        return [_computed(member) for member in self._members]
+
+
+def _computed(
+    member: Accumulator | Exception,
+) -> tuple[float | Tensor, Tensor | None] | Exception:
+    if isinstance(member, Exception):
+        return member
+    try:
+        return member.compute()
+    except Exception as error:
+        return error
+
+
+def map_tensors(value: Any, change: Callable[[Tensor], Any], other: Any = ...) -> Any:
+    """Apply `change` to the tensors in nested tuples, lists and dictionaries.
+
+    Args:
+        value: the nest.
+        change: what to put in a tensor's place.
+        other: what to put in the place of anything else; left out: the thing itself.
+
+    Example:
+        >>> map_tensors({"x": torch.zeros(2), "name": "a"}, len)
+        {'x': 2, 'name': 'a'}
+    """
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: map_tensors(item, change, other) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        items = [map_tensors(item, change, other) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value if other is ... else other
 
 
 def _number(result: Any) -> float:

@@ -1,12 +1,9 @@
 """Noise as a pure function of (seed, generation, member, name).
 
-Nothing else enters: no global generator, no iteration order, no engine, no number of devices. A
-member is therefore a recipe of a few integers, and its noise is made again wherever it is needed
-(the idea of the shared noise table of Salimans et al. 2017, https://arxiv.org/abs/1703.03864,
-section 2.1, with a hash in place of the table).
-
-Bits are the same on every machine for one kind of device and one version of torch; a CPU and a
-GPU draw different numbers.
+Nothing else enters: no global generator, no iteration order, no engine, no kind or number of
+devices. A member is therefore a recipe of a few integers, and its noise is made again wherever it
+is needed (the idea of the shared noise table of Salimans et al. 2017, https://arxiv.org/abs/1703.03864,
+section 2.1, with a hash in place of the table: see `evostep.counter`).
 
 `LowRank` is the noise of EGGROLL, "Evolution Strategies at the Hyperscale" (2025),
 https://arxiv.org/abs/2511.16652: a matrix's direction is A B^T / sqrt(rank). Here noise differs
@@ -17,12 +14,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+
+from evostep.counter import fill
 
 NoiseKind = Literal["normal", "uniform"]
 NOISE_KINDS: tuple[str, ...] = get_args(NoiseKind)
@@ -88,12 +87,38 @@ class LowRank:
             >>> A.shape, B.shape
             (torch.Size([5, 2]), torch.Size([36, 2]))
         """
+        found = self.factors_of_many(
+            like, seed=seed, generation=generation, members=(member,), name=name
+        )
+        return None if found is None else (found[0][0], found[1][0])
+
+    def factors_of_many(
+        self,
+        like: Tensor,
+        *,
+        seed: int,
+        generation: int,
+        members: Sequence[int | str],
+        name: str,
+    ) -> tuple[Tensor, Tensor] | None:
+        """Give the factors of several members: A, shape (n, rows, rank), B (n, columns, rank).
+
+        Args:
+            like: as for `factors`.
+            seed: of the run.
+            generation: counted from 0.
+            members: as for `draw`, n of them.
+            name: of the tensor.
+        """
         self.check(name, like.shape)
         if like.dim() < 2:
             return None
-        columns = math.prod(like.shape[1:])
-        both = _normal((like.shape[0] + columns, self.rank), like, seed, generation, member, name)
-        A, B = both.split((like.shape[0], columns))
+        rows, columns = like.shape[0], math.prod(like.shape[1:])
+        shape = (rows + columns, self.rank)
+        both = _blank(shape, like, len(members))
+        flat = both.view(len(members), shape[0] * shape[1])
+        fill(flat, _keys(seed, generation, members, name), "normal")
+        A, B = both.split((rows, columns), dim=1)
         return A.div_(math.sqrt(self.rank)), B
 
 
@@ -103,6 +128,9 @@ Noise = NoiseKind | LowRank
 # with near certainty. Up to 1,023 discarded numbers more take apart those that do.
 _SEED_BITS = 32
 _BURN_IN = 1024
+
+# Numbers that a sum over members draws in one call: 256 KB, and small tensors share its overhead.
+_DRAWN_TOGETHER = 2**16
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -120,7 +148,7 @@ def derive_seed(*parts: int | str) -> int:
         >>> derive_seed(0, 11, "a") == derive_seed(0, 1, "1a")
         False
     """
-    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
+    text = "\x1f".join([f"{type(part).__name__}:{part}" for part in parts])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
@@ -173,29 +201,128 @@ def draw(
         >>> bool((one == draw("normal", zero, seed=0, generation=2, member=1, name="w")).all())
         True
     """
+    return draw_many(
+        kind, like, seed=seed, generation=generation, members=(member,), name=name
+    ).squeeze(0)
+
+
+def draw_many(
+    kind: Noise,
+    like: Tensor,
+    *,
+    seed: int,
+    generation: int,
+    members: Sequence[int | str],
+    name: str,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Draw the noise of several members for one tensor, in one call: see `draw`.
+
+    Args:
+        kind: as for `draw`.
+        like: as for `draw`.
+        seed: of the run.
+        generation: counted from 0.
+        members: as for `draw`, n of them.
+        name: of the tensor.
+        out: where to put it, of the shape below, contiguous, of the noise's type; else a new one.
+
+    Returns:
+        Shape (n, *like.shape); each member's is what `draw` gives.
+
+    Example:
+        >>> import torch
+        >>> key = {"seed": 0, "generation": 2, "name": "w"}
+        >>> many = draw_many("normal", torch.zeros(3), members=range(4), **key)
+        >>> torch.equal(many[2], draw("normal", torch.zeros(3), member=2, **key))
+        True
+    """
     check_noise(kind)
+    n = len(members)
+    if out is None:
+        out = _blank(like.shape, like, n)
     if isinstance(kind, LowRank):
-        factors = kind.factors(like, seed=seed, generation=generation, member=member, name=name)
+        factors = kind.factors_of_many(
+            like, seed=seed, generation=generation, members=members, name=name
+        )
         if factors is not None:
             A, B = factors
-            return (A @ B.T).reshape(like.shape)
-    elif kind == "uniform":
-        out, generator = _blank(like.shape, like, seed, generation, member, name)
-        return out.uniform_(-1.0, 1.0, generator=generator)
-    return _normal(like.shape, like, seed, generation, member, name)
+            torch.bmm(A, B.mT, out=out.view(n, A.shape[1], B.shape[1]))
+            return out
+    keys = _keys(seed, generation, members, name)
+    fill(out.view(n, like.numel()), keys, "uniform" if kind == "uniform" else "normal")
+    return out
 
 
-def _normal(
-    shape: Sequence[int], like: Tensor, seed: int, generation: int, member: int | str, name: str
+def weighted_sum(
+    kind: Noise,
+    like: Tensor,
+    weights: Mapping[int, float],
+    *,
+    seed: int,
+    generation: int,
+    name: str,
 ) -> Tensor:
-    out, generator = _blank(shape, like, seed, generation, member, name)
-    return out.normal_(generator=generator)
+    """Sum the noise of members, each times its weight, drawing again some at a time.
+
+    Memory beside the sum is that of one member's noise, or of the few small ones that are drawn
+    together. Of low-rank noise only the factors are drawn, and never multiplied out one by one.
+
+    Args:
+        kind: as for `draw`.
+        like: as for `draw`.
+        weights: member -> weight; zeros are not drawn.
+        seed: of the run.
+        generation: counted from 0.
+        name: of the tensor.
+
+    Returns:
+        A new tensor of `like`'s shape, of the noise's type.
+
+    Example:
+        >>> import torch
+        >>> key = {"seed": 0, "generation": 2, "name": "w"}
+        >>> total = weighted_sum("normal", torch.zeros(3), {4: 2.0, 5: 0.0}, **key)
+        >>> torch.equal(total, 2 * draw("normal", torch.zeros(3), member=4, **key))
+        True
+    """
+    total = torch.zeros(like.shape, dtype=noise_dtype(like), device=like.device)
+    used = [member for member, weight in weights.items() if weight]
+    numbers = like.numel()
+    thin = isinstance(kind, LowRank) and like.dim() >= 2
+    if isinstance(kind, LowRank) and thin:
+        numbers = kind.rank * (like.shape[0] + math.prod(like.shape[1:]))
+    group = max(1, _DRAWN_TOGETHER // max(numbers, 1))
+    for start in range(0, len(used), group):
+        some = used[start : start + group]
+        factors = torch.tensor([weights[m] for m in some], dtype=total.dtype, device=like.device)
+        if isinstance(kind, LowRank) and thin:
+            found = kind.factors_of_many(
+                like, seed=seed, generation=generation, members=some, name=name
+            )
+            assert found is not None, "a matrix has factors"
+            A, B = found  # (k, rows, rank), (k, columns, rank)
+            A.mul_(factors[:, None, None])
+            total.view(A.shape[1], B.shape[1]).addmm_(
+                A.transpose(0, 1).flatten(1), B.transpose(1, 2).flatten(0, 1)
+            )
+            continue
+        eps = draw_many(kind, like, seed=seed, generation=generation, members=some, name=name)
+        if len(some) == 1:
+            total.add_(eps[0], alpha=weights[some[0]])
+        else:
+            total.view(-1).add_(factors @ eps.view(len(some), -1))
+    return total
 
 
-def _blank(
-    shape: Sequence[int], like: Tensor, seed: int, generation: int, member: int | str, name: str
-) -> tuple[Tensor, torch.Generator]:
-    """Give an empty tensor and the generator to fill it."""
-    generator = make_generator(derive_seed(seed, generation, member, name), like.device)
-    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    return torch.empty(shape, dtype=dtype, device=like.device), generator
+def noise_dtype(like: Tensor) -> torch.dtype:
+    """Give the type in which noise for a tensor is drawn: float32, or float64 for float64."""
+    return torch.float64 if like.dtype == torch.float64 else torch.float32
+
+
+def _keys(seed: int, generation: int, members: Sequence[int | str], name: str) -> list[int]:
+    return [derive_seed(seed, generation, member, name) for member in members]
+
+
+def _blank(shape: Sequence[int], like: Tensor, n: int) -> Tensor:
+    return torch.empty((n, *shape), dtype=noise_dtype(like), device=like.device)

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from evostep.acceptance import Rule
 from evostep.compatibility import FitnessLike
+from evostep.engines.base import Engine
 from evostep.evolution import Evolution
 from evostep.fitness import Fitness
 from evostep.naming import sigmas_of_groups, slots_of_groups
@@ -52,6 +53,7 @@ class Evolved(Optimizer):
         momentum: what an accepted move does to the base's momentum: ``"keep"``, ``"reset"``, or a
             factor in [0, 1] to damp it by.
         seed: determines all noise, together with the generation's number.
+        engine: how members are scored: see `Evolution`.
 
     Raises:
         ValueError: no optimizer; a momentum policy of another kind; a space that needs names or a
@@ -84,6 +86,7 @@ class Evolved(Optimizer):
         model: nn.Module | None = None,
         momentum: MomentumPolicy = "keep",
         seed: int = 0,
+        engine: str | Engine = "auto",
     ) -> None:
         # Optimizer.__init__ would reset the base's state through the properties below
         if not isinstance(optimizer, Optimizer):
@@ -98,7 +101,7 @@ class Evolved(Optimizer):
         self._make_hooks()
         slots = slots_of_groups(optimizer.param_groups, model)
         self.evolution = Evolution.of_slots(
-            slots, model, strategy, space=space, accept=accept, seed=seed
+            slots, model, strategy, space=space, accept=accept, seed=seed, engine=engine
         )
 
     def _make_hooks(self) -> None:

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 from torch.func import vjp, vmap
 
-from evostep.engines.network import Batch, Network, map_tensors
+from evostep.engines.network import Batch, Network
 from evostep.errors import InputError, reason
+from evostep.metrics import map_tensors
 
 SafeKind = Literal["sum", "abs", "rescale"]
 SAFE_KINDS: tuple[str, ...] = get_args(SafeKind)

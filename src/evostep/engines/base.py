@@ -1,29 +1,42 @@
-"""What engines share: a workspace that writes members into the model, and a judge that scores it.
+"""What engines share: their contract, a workspace that writes members, and a judge that scores.
 
-An engine is a function (members, workspace, judge) -> outcomes. `inplace` is the plain reference.
+An engine takes (members, workspace, judge) and gives an outcome for each member. `InPlace` is the
+plain reference; every other agrees with it within a stated tolerance, or says that it cannot.
 """
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from evostep.engines.guard import ModuleState, seed_everything
-from evostep.fitness import Examples, Fitness, Scores
+from evostep.fitness import Examples, Fitness, Pending, Scores
+from evostep.members import Mirror, reflect_
 from evostep.noise import derive_seed
 from evostep.spaces.base import Coordinates, Genome, Space, Tensors
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What scoring one member gave: scores, or why there are none."""
+    """What scoring one member gave: scores, or why there are none.
+
+    Attributes:
+        scores: NaN where there are none.
+        error: why there are none.
+        seen: on how many examples it was scored; None: on all of the generation's.
+    """
 
     scores: Scores
     error: str | None = None
+    seen: int | None = None
 
     @property
     def failed(self) -> bool:
@@ -39,19 +52,39 @@ class Workspace:
         self.genome = genome
         self.live = live
         self._dirty = False
+        # what was written last, if nothing has touched it since: its mirror image is made of it
+        self._standing: tuple[Coordinates, list[int]] | None = None
 
     @torch.no_grad()
     def write(self, coordinates: Coordinates) -> None:
         """Write the weights at `coordinates` into the model, in place, tensor by tensor."""
         self._dirty = True
+        mirrored = self._stands_opposite(coordinates)
+        self._standing = None  # until all of it is written
         for name, tensor in self.live.items():
-            tensor.copy_(self.space.decode(coordinates, name))
+            if mirrored:
+                reflect_(tensor, self.genome.center[name])
+            else:
+                self.space.write(coordinates, name, tensor)
+        self._standing = coordinates, self._versions()
+
+    def _stands_opposite(self, coordinates: Coordinates) -> bool:
+        """Say whether the weights are, to the bit, the member whose mirror image is asked for."""
+        if self._standing is None or not isinstance(coordinates, Mirror):
+            return False
+        written, versions = self._standing
+        opposite = self.space.holds_weights and coordinates.reflects(written)
+        return opposite and versions == self._versions()
+
+    def _versions(self) -> list[int]:
+        return [tensor._version for tensor in self.live.values()]
 
     def restore(self) -> None:
         """Write the center back, bit for bit, if anything else was written since."""
         if self._dirty:
             self.write(Tensors(self.genome.center))
             self._dirty = False
+            self._standing = None
 
     @property
     def dirty(self) -> bool:
@@ -64,6 +97,7 @@ class Workspace:
         An interrupt on the way finds the move finished, never half a center.
         """
         settled = self.space.settle(coordinates, self.genome, self.live)
+        self._standing = None  # recipes are relative to the center
         try:
             self.genome.move(settled)
         except BaseException:
@@ -132,15 +166,24 @@ class Judge:
                 self.state.restore()
             raise
 
-    @torch.no_grad()
     def __call__(self, *, keep_outputs: bool = False) -> Scores:
         """Score the model as it stands; whatever the fitness raises propagates."""
-        seed_everything(self._scoring_seed)
-        try:
+        return self._score(keep_outputs).scores()
+
+    @torch.no_grad()
+    def _score(self, keep_outputs: bool = False) -> Pending:
+        with self.unchanged():
             if isinstance(self.fitness, Fitness):
                 assert self.examples is not None, "begin() comes first"
-                return self.fitness.score(self.examples, keep_outputs=keep_outputs)
-            return Scores(float(self.fitness()))
+                return self.fitness.score_later(self.examples, keep_outputs=keep_outputs)
+            return Pending(float(self.fitness()))
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Seed the random streams as for every scoring of the generation; leave no trace."""
+        seed_everything(self._scoring_seed)
+        try:
+            yield
         finally:
             if self.state is not None:
                 self.state.restore()
@@ -152,15 +195,88 @@ class Judge:
             calibrate: whether to estimate their BatchNorm statistics first, if the fitness does.
             keep_outputs: see `Fitness.score`.
         """
+        return read([self.attempt_later(calibrate=calibrate, keep_outputs=keep_outputs)])[0]
+
+    def attempt_later(
+        self, *, calibrate: bool = True, keep_outputs: bool = False
+    ) -> Pending | Outcome:
+        """Score as `attempt` does, without waiting for the device: see `read`."""
         try:
             if calibrate:
                 self.calibrate()
-            scores = self(keep_outputs=keep_outputs)
+            return self._score(keep_outputs)
         except Exception as error:
-            return Outcome(Scores(math.nan), f"{type(error).__name__}: {error}")
-        if not math.isfinite(scores.value):
-            return Outcome(Scores(math.nan), f"the fitness was {scores.value}")
-        return Outcome(scores)
+            return failure(error)
+
+    def on(self, examples: Examples) -> Judge:
+        """Give a judge of the same generation that scores on these examples."""
+        other = copy.copy(self)
+        other.examples = examples
+        return other
 
 
-Engine = Callable[[Sequence[Coordinates], Workspace, Judge], list[Outcome]]
+def failure(error: Exception) -> Outcome:
+    """Give the outcome of a member whose scoring raised."""
+    return Outcome(Scores(math.nan), f"{type(error).__name__}: {error}")
+
+
+def read(pending: Sequence[Pending | Outcome]) -> list[Outcome]:
+    """Read the values of members with one transfer from the device; not finite is a failure."""
+    tensors = [p.value for p in pending if isinstance(p, Pending) and isinstance(p.value, Tensor)]
+    values = iter(torch.stack([t.double() for t in tensors]).tolist() if tensors else ())
+    outcomes = []
+    for one in pending:
+        if isinstance(one, Outcome):
+            outcomes.append(one)
+            continue
+        value = next(values) if isinstance(one.value, Tensor) else one.value
+        if math.isfinite(value):
+            outcomes.append(Outcome(one.scores(value)))
+        else:
+            outcomes.append(Outcome(Scores(math.nan), f"the fitness was {value}"))
+    return outcomes
+
+
+class CannotScore(Exception):  # noqa: N818 - a verdict on a model, not a mistake of the user's
+    """An engine has met a model that it cannot take: one line, with the layer and the reason."""
+
+
+class Engine(ABC):
+    """A way of scoring members. Subclasses are frozen dataclasses; what they cache is private.
+
+    Weights, buffers, modes, hooks, requires_grad and random streams are as before afterwards,
+    whatever is raised.
+
+    Attributes:
+        name: by which a user asks for it.
+    """
+
+    name: ClassVar[str]
+
+    def refusal(
+        self, members: Sequence[Coordinates], workspace: Workspace, judge: Judge
+    ) -> str | None:
+        """Say why these members cannot be scored so; None: it can be tried. Cheap."""
+        return None
+
+    def pays(self, workspace: Workspace, judge: Judge) -> bool:
+        """Say whether it is faster than scoring in place, as far as sizes tell."""
+        return True
+
+    def around_parent(self, workspace: Workspace, judge: Judge) -> AbstractContextManager[None]:
+        """Give the context within which the parent of the members is scored."""
+        return nullcontext()
+
+    @abstractmethod
+    def score(
+        self, members: Sequence[Coordinates], workspace: Workspace, judge: Judge
+    ) -> list[Outcome]:
+        """Score members, in their order.
+
+        Raises:
+            CannotScore: the model cannot be taken; the weights are the center's.
+        """
+
+    def close(self) -> None:
+        """Drop what was cached: the phase is over."""
+        return None

@@ -1,24 +1,44 @@
 """The plain engine: write a member into the model, score it, go on; at the end restore the center.
 
-One detached copy of the center and, for a moment, the noise of one tensor: memory does not depend
-on the population. Every other engine must agree with this one.
+One detached copy of the center: memory does not depend on the population, and noise is drawn into
+the weights themselves. A mirror image is made of the member that stands there, so that an
+antithetic pair draws its noise once. Every other engine must agree with this one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
-from evostep.engines.base import Judge, Outcome, Workspace
+from evostep.engines.base import Engine, Judge, Outcome, Workspace, read
 from evostep.spaces.base import Coordinates
 
 
-def inplace(members: Sequence[Coordinates], workspace: Workspace, judge: Judge) -> list[Outcome]:
-    """Score each member; the weights are the center's again afterwards, whatever is raised."""
-    outcomes = []
-    try:
-        for member in members:
-            workspace.write(member)
-            outcomes.append(judge.attempt())
-    finally:
-        workspace.restore()
-    return outcomes
+@dataclass(frozen=True)
+class InPlace(Engine):
+    """Scores members one after the other, whatever the model and the fitness are.
+
+    Example:
+        >>> import torch
+        >>> from evostep import Evolution, OpenAIES
+        >>> w = torch.ones(3)
+        >>> search = Evolution({"w": w}, OpenAIES(0.1, population=4), engine="inplace")
+        >>> len(search.evolve(lambda: -float(w.square().sum()))[0].scores)
+        4
+    """
+
+    name: ClassVar[str] = "inplace"
+
+    def score(
+        self, members: Sequence[Coordinates], workspace: Workspace, judge: Judge
+    ) -> list[Outcome]:
+        """Score each; the weights are the center's again afterwards, whatever is raised."""
+        pending = []
+        try:
+            for member in members:
+                workspace.write(member)
+                pending.append(judge.attempt_later())
+        finally:
+            workspace.restore()
+        return read(pending)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from evostep.engines.base import Judge, Workspace
 from evostep.engines.guard import seed_everything
 from evostep.fitness import Fitness, _batch_size
+from evostep.metrics import map_tensors
 from evostep.noise import derive_seed
 from evostep.spaces.base import Coordinates, Tensors
 
@@ -132,28 +133,6 @@ class _Applied(nn.Module):
                 f"each example, got {type(outputs).__name__}: pass Fitness(forward=...)"
             )
         return outputs if outputs.dim() > 1 else outputs.unsqueeze(1)
-
-
-def map_tensors(value: Any, change: Callable[[Tensor], Any], other: Any = ...) -> Any:
-    """Apply `change` to the tensors in nested tuples, lists and dictionaries.
-
-    Args:
-        value: the nest.
-        change: what to put in a tensor's place.
-        other: what to put in the place of anything else; left out: the thing itself.
-
-    Example:
-        >>> map_tensors({"x": torch.zeros(2), "name": "a"}, len)
-        {'x': 2, 'name': 'a'}
-    """
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, Mapping):
-        return {key: map_tensors(item, change, other) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        items = [map_tensors(item, change, other) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    return value if other is ... else other
 
 
 def _rows(inputs: Any, rows: list[int], size: int) -> Any:

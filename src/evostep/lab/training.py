@@ -232,7 +232,7 @@ def look(model: nn.Module, part: Part, data: ImageData, options: Options) -> dic
             resolve_metric(options.metric), higher_is_better=options.higher_is_better
         )()
         metric.update(logits, part.targets)
-        values[options.metric] = metric.compute()[0]
+        values[options.metric] = float(metric.compute()[0])
     return values
 
 

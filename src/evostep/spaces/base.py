@@ -136,11 +136,13 @@ class Space(ABC):
         needs_names: whether names of parameters are needed (positions do not do).
         moves_buffers: whether buffers may move, too.
         memory: how many of the run's checkpoints it mixes; 0: `remember` has no effect.
+        holds_weights: whether coordinates are the weights themselves.
     """
 
     needs_names: bool = False
     moves_buffers: bool = False
     memory: int = 0
+    holds_weights: bool = False
 
     def enter(
         self, slots: Slots, remembered: Sequence[Checkpoint], saved: State | None = None
@@ -178,6 +180,14 @@ class Space(ABC):
     @abstractmethod
     def decode(self, coordinates: Coordinates, name: str) -> Tensor:
         """Give the weights called `name` at these coordinates; not to be changed by the caller."""
+
+    def write(self, coordinates: Coordinates, name: str, out: Tensor) -> None:
+        """Write the weights called `name` at these coordinates into `out`."""
+        out.copy_(self.decode(coordinates, name))
+
+    def stack(self, members: Sequence[Coordinates], name: str) -> Tensor:
+        """Give the weights called `name` of all members, shape (n, ...)."""
+        return torch.stack([self.decode(member, name) for member in members])
 
     def settle(
         self, coordinates: Coordinates, genome: Genome, live: Mapping[str, Tensor]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
+from evostep.members import stack_members, write_member
 from evostep.naming import Slots
 from evostep.spaces.base import Coordinates, Genome, Space, Tensors
 
@@ -25,6 +26,8 @@ _HEADS: tuple[type[nn.Module], ...] = (nn.Linear, nn.Bilinear, nn.modules.conv._
 class _Weights(Space):
     """The identity: coordinates are weights."""
 
+    holds_weights = True
+
     def open(self, slots: Slots) -> Genome:
         live = {**slots.buffers, **slots.tensors}
         names = self.touched(slots)
@@ -33,6 +36,12 @@ class _Weights(Space):
 
     def decode(self, coordinates: Coordinates, name: str) -> Tensor:
         return coordinates.tensor(name)
+
+    def write(self, coordinates: Coordinates, name: str, out: Tensor) -> None:
+        write_member(coordinates, name, out)
+
+    def stack(self, members: Sequence[Coordinates], name: str) -> Tensor:
+        return stack_members(members, name)
 
     def settle(
         self, coordinates: Coordinates, genome: Genome, live: Mapping[str, Tensor]

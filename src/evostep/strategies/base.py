@@ -12,9 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
-from torch import Tensor
-
-from evostep.noise import LowRank, Noise, check_noise, draw
+from evostep.noise import LowRank, Noise, check_noise
 from evostep.spaces.base import Coordinates, Genome
 
 if TYPE_CHECKING:
@@ -159,53 +157,3 @@ class NoiseStrategy(Strategy):
     def scale_of(self, genome: Genome, name: str) -> float:
         """Give the unit of sigma for `name`, in units of the weights."""
         return genome.rms[name] if self.scale == "rms" else 1.0
-
-
-@dataclass(frozen=True)
-class Perturbed:
-    """Center + sign * sigma * scale * noise, one tensor at a time."""
-
-    strategy: NoiseStrategy
-    genome: Genome
-    seed: int
-    generation: int
-    direction: int
-    sign: float = 1.0
-
-    def tensor(self, name: str) -> Tensor:
-        """Give the perturbed coordinates, float32 or the center's wider type."""
-        center = self.genome.center[name]
-        sigma = self.strategy.sigma_of(self.genome, name)
-        if sigma == 0:
-            return center
-        spread = self.sign * sigma * self.strategy.scale_of(self.genome, name)
-        noise = draw(
-            self.strategy.noise,
-            center,
-            seed=self.seed,
-            generation=self.generation,
-            member=self.direction,
-            name=name,
-        )
-        return noise.mul_(spread).add_(center)
-
-    def factors(self, name: str) -> tuple[Tensor, Tensor] | None:
-        """Give A and B where the perturbed coordinates are the center plus ``A @ B.T``.
-
-        None where the noise has no such factors; A has the sign, sigma and scale in it.
-        """
-        noise, center = self.strategy.noise, self.genome.center[name]
-        sigma = self.strategy.sigma_of(self.genome, name)
-        if sigma == 0 or not isinstance(noise, LowRank):
-            return None
-        factors = noise.factors(
-            center,
-            seed=self.seed,
-            generation=self.generation,
-            member=self.direction,
-            name=name,
-        )
-        if factors is None:
-            return None
-        A, B = factors
-        return A.mul_(self.sign * sigma * self.strategy.scale_of(self.genome, name)), B

@@ -19,7 +19,8 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from evostep.noise import draw
+from evostep.members import Mirror
+from evostep.noise import draw, weighted_sum
 from evostep.shaping import Shaping, shape_scores
 from evostep.spaces.base import Coordinates, Genome
 from evostep.strategies.base import NoiseStrategy, State, Step
@@ -115,9 +116,9 @@ class GuidedES(NoiseStrategy):
     def member(
         self, genome: Genome, state: State, generation: int, i: int, seed: int
     ) -> Coordinates:
-        """Give member `i`; members 2k and 2k + 1 share noise k with signs + and -."""
-        sign = 1.0 - 2.0 * (i % 2)
-        return _moved(self, genome, seed, generation, {i // 2: sign}, self.sigma)
+        """Give member `i`; member 2k + 1 is the mirror image of 2k, whose noise is k."""
+        member = _moved(self, genome, seed, generation, {i // 2: 1.0}, self.sigma)
+        return Mirror(member, genome) if i % 2 else member
 
     def tell(
         self,
@@ -240,17 +241,14 @@ class _Moved:
         if es.sigma_of(self.genome, name) == 0:
             return center
         unit = es.unit_of(self.genome, name)
-        total = torch.zeros_like(center, dtype=torch.promote_types(center.dtype, torch.float32))
-        for i, weight in self.weights.items() if self.everywhere else ():
-            z1 = draw(
-                es.noise,
-                center,
-                seed=self.seed,
-                generation=self.generation,
-                member=i,
-                name=name,
-            )
-            total.add_(z1, alpha=weight * self.everywhere)
+        total = weighted_sum(
+            es.noise,
+            center,
+            {i: weight * self.everywhere for i, weight in self.weights.items()},
+            seed=self.seed,
+            generation=self.generation,
+            name=name,
+        )
         for factor, guide in zip(self.along, self.genome.guides, strict=False):
             if factor and name in guide:
                 total.add_(guide[name].to(total), alpha=factor * unit)

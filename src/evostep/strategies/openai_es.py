@@ -20,10 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from evostep.errors import InputError, reason, unknown_name
-from evostep.noise import draw
+from evostep.members import Mirror, Perturbed
+from evostep.noise import weighted_sum
 from evostep.shaping import SHAPINGS, Shaping, shape_scores
 from evostep.spaces.base import Coordinates, Genome, Tensors
-from evostep.strategies.base import NoiseStrategy, Perturbed, State, Step
+from evostep.strategies.base import NoiseStrategy, State, Step
 
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
 
@@ -109,10 +110,11 @@ class OpenAIES(NoiseStrategy):
     def member(
         self, genome: Genome, state: State, generation: int, i: int, seed: int
     ) -> Coordinates:
-        """Give member `i`; antithetic members 2k and 2k + 1 share noise k with signs + and -."""
+        """Give member `i`; antithetic member 2k + 1 is the mirror image of 2k, whose noise is k."""
         if not self.antithetic:
             return Perturbed(self, genome, seed, generation, direction=i)
-        return Perturbed(self, genome, seed, generation, i // 2, sign=1.0 - 2.0 * (i % 2))
+        member = Perturbed(self, genome, seed, generation, direction=i // 2)
+        return Mirror(member, genome) if i % 2 else member
 
     def tell(
         self,
@@ -222,17 +224,11 @@ class _Ascent:
 
     def total(self, name: str) -> Tensor:
         """Give the sum of the directions, each times its weight."""
-        es, center = self.strategy, self.genome.center[name]
-        total = torch.zeros_like(center, dtype=torch.promote_types(center.dtype, torch.float32))
-        for direction, weight in enumerate(self.weights):
-            if weight:
-                eps = draw(
-                    es.noise,
-                    center,
-                    seed=self.seed,
-                    generation=self.generation,
-                    member=direction,
-                    name=name,
-                )
-                total.add_(eps, alpha=weight)
-        return total
+        return weighted_sum(
+            self.strategy.noise,
+            self.genome.center[name],
+            dict(enumerate(self.weights)),
+            seed=self.seed,
+            generation=self.generation,
+            name=name,
+        )

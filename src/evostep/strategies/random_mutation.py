@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
-from evostep.noise import draw
+from evostep.members import Perturbed
 from evostep.safe_mutation import Safe, measure_sensitivity, output_change, search_magnitude
 from evostep.spaces.base import Coordinates, Genome, Tensors
-from evostep.strategies.base import NoiseStrategy, Perturbed, ScaleKind, State, Step
+from evostep.strategies.base import NoiseStrategy, ScaleKind, State, Step
 
 if TYPE_CHECKING:
     from evostep.engines.network import Network
@@ -149,24 +149,11 @@ class _SafeMutant(Perturbed):
     sensitivity: Mapping[str, Tensor] = field(default_factory=dict)
     magnitude: float = 1.0
 
-    def tensor(self, name: str) -> Tensor:
-        """Give the perturbed coordinates, float32 or the center's wider type."""
-        center = self.genome.center[name]
-        sigma = self.strategy.sigma_of(self.genome, name)
-        if sigma == 0:
-            return center
-        noise = draw(
-            self.strategy.noise,
-            center,
-            seed=self.seed,
-            generation=self.generation,
-            member=self.direction,
-            name=name,
-        )
+    def _spread(self, noise: Tensor, name: str) -> Tensor:
+        """Bring noise to its length, coordinate by coordinate."""
         if name in self.sensitivity:
             noise.div_(self.sensitivity[name])
-        spread = self.magnitude * sigma * self.strategy.scale_of(self.genome, name)
-        return noise.mul_(spread).add_(center)
+        return super()._spread(noise.mul_(self.magnitude), name)
 
     def factors(self, name: str) -> tuple[Tensor, Tensor] | None:
         """Give None: divided by sensitivities noise is of low rank no longer."""

@@ -18,8 +18,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from evostep.members import Perturbed
 from evostep.spaces.base import Coordinates, Genome, Tensors
-from evostep.strategies.base import NoiseStrategy, Perturbed, State, Step
+from evostep.strategies.base import NoiseStrategy, State, Step
 
 
 @dataclass(frozen=True)

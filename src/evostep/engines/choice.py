@@ -1,0 +1,173 @@
+"""Which engine scores a population: the one asked for, or the fastest that can take it.
+
+The choice depends on the configuration, never on timings, so that a resumed run gives the same
+bits. An engine is verified when it is first used: one member is scored in place, too. Where it
+refuses, meets what it cannot take, or disagrees, members are scored in place.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from evostep.engines.base import CannotScore, Engine, Judge, Outcome, Workspace
+from evostep.engines.inplace import InPlace
+from evostep.engines.vmap import Vmap
+from evostep.errors import unknown_name
+from evostep.fitness import Scores
+from evostep.spaces.base import Coordinates
+
+# How far an engine's score of an example, or of all, may lie from that of scoring in place: sums in
+# another order. A prediction at a tie may change, so some examples may lie farther.
+TOLERANCE = 1e-3
+_EXAMPLES_BEYOND = 0.005
+
+
+def engines() -> dict[str, type[Engine]]:
+    """Give the engines by name."""
+    return {kind.name: kind for kind in (InPlace, Vmap)}
+
+
+def make_engine(wanted: str | Engine) -> Engine | None:
+    """Give the engine that a user asks for; None for ``"auto"``.
+
+    Raises:
+        ValueError: an unknown name.
+
+    Example:
+        >>> make_engine("inplace")
+        InPlace()
+    """
+    if isinstance(wanted, Engine):
+        return wanted
+    if wanted == "auto":
+        return None
+    known = engines()
+    if wanted not in known:
+        raise unknown_name("engine", str(wanted), ["auto", *known])
+    return known[wanted]()
+
+
+class Scorer:
+    """Scores the parent and the members of a generation.
+
+    Args:
+        wanted: an engine, its name, or ``"auto"``.
+    """
+
+    def __init__(self, wanted: str | Engine = "auto") -> None:
+        self.wanted = wanted
+        self._asked = make_engine(wanted)
+        self._inplace = InPlace()
+        self._candidates = [self._asked] if self._asked is not None else [Vmap()]
+        self._verified: set[str] = set()
+        self._given_up: set[str] = set()
+
+    def score(
+        self,
+        members: Sequence[Coordinates],
+        workspace: Workspace,
+        judge: Judge,
+        *,
+        keep_outputs: bool = False,
+    ) -> tuple[Scores, list[Outcome]]:
+        """Score the parent, and the members; give the scores and the outcomes in their order.
+
+        Args:
+            members: of the generation.
+            workspace: which writes them.
+            judge: which has begun the generation.
+            keep_outputs: of the parent, see `Fitness.score`.
+
+        Raises:
+            Exception: whatever the fitness raises for the parent.
+        """
+        engine = self._choose(members, workspace, judge)
+        try:
+            with engine.around_parent(workspace, judge):
+                parent = judge(keep_outputs=keep_outputs)
+        except CannotScore as error:
+            self._give_up(engine, str(error))
+            engine, parent = self._inplace, judge(keep_outputs=keep_outputs)
+        if isinstance(engine, InPlace):
+            return parent, engine.score(members, workspace, judge)
+        try:
+            outcomes = engine.score(members, workspace, judge)
+            self._verify(engine, members, workspace, judge, outcomes)
+        except CannotScore as error:
+            self._give_up(engine, str(error))
+            outcomes = self._inplace.score(members, workspace, judge)
+        return parent, outcomes
+
+    def close(self) -> None:
+        """Drop what engines cached: the phase is over."""
+        for engine in self._candidates:
+            engine.close()
+
+    def _choose(self, members: Sequence[Coordinates], workspace: Workspace, judge: Judge) -> Engine:
+        for engine in self._candidates:
+            if engine.name in self._given_up:
+                continue
+            refusal = engine.refusal(members, workspace, judge)
+            if refusal is None:
+                if engine is self._asked or engine.pays(workspace, judge):
+                    return engine
+            elif engine is self._asked:
+                self._give_up(engine, refusal)
+        return self._inplace
+
+    def _give_up(self, engine: Engine, why: str) -> None:
+        self._given_up.add(engine.name)
+        engine.close()
+        warnings.warn(
+            f"engine {engine.name!r} cannot score these members, which are scored in place: {why}",
+            stacklevel=5,
+        )
+
+    def _verify(
+        self,
+        engine: Engine,
+        members: Sequence[Coordinates],
+        workspace: Workspace,
+        judge: Judge,
+        outcomes: Sequence[Outcome],
+    ) -> None:
+        """Score the last member in place, too, when an engine is first used."""
+        if engine.name in self._verified or not members:
+            return
+        (expected,) = self._inplace.score(members[-1:], workspace, judge)
+        if not agree(outcomes[-1], expected):
+            raise CannotScore(
+                f"it gave a member the score {outcomes[-1].scores.value:g}, in place it is "
+                f"{expected.scores.value:g}"
+            )
+        self._verified.add(engine.name)
+
+
+def agree(one: Outcome, other: Outcome) -> bool:
+    """Say whether two scorings of a member are the same but for rounding.
+
+    Example:
+        >>> agree(Outcome(Scores(0.5)), Outcome(Scores(0.5000001)))
+        True
+        >>> agree(Outcome(Scores(0.5)), Outcome(Scores(0.6)))
+        False
+    """
+    if one.failed or other.failed:
+        return one.failed and other.failed
+    a, b = one.scores, other.scores
+    if a.per_example is not None and b.per_example is not None:
+        apart = _apart(a.per_example, b.per_example)
+        return apart <= max(1, math.ceil(_EXAMPLES_BEYOND * len(b.per_example)))
+    return abs(a.value - b.value) <= 10 * TOLERANCE * max(1.0, abs(b.value))
+
+
+def _apart(a: Tensor, b: Tensor) -> int:
+    """Count the examples whose scores differ by more than rounding."""
+    if a.shape != b.shape:
+        return max(len(a), len(b)) + 1
+    near = (a - b).abs() <= TOLERANCE * b.abs().clamp(min=1.0)
+    return int((~near).sum())

@@ -1,0 +1,124 @@
+"""Many small members at once: `torch.func.vmap` over a functional call of the model.
+
+A small network spends its time in calls, not in arithmetic: a population of them as one batched
+product is several times faster. For a large one the copies of the weights cost more than they save.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from evostep.engines.base import CannotScore, Engine, Judge, Outcome, Workspace
+from evostep.engines.stacked import free_bytes, score_in_chunks, why_not_stacked
+from evostep.engines.swap import places, swapped
+from evostep.fitness import Fitness, Pending, model_device
+from evostep.spaces.base import Coordinates
+
+# Weights and activations of the members that are scored together, in numbers: enough to hide the
+# calls' overhead, few enough to stay near the caches. Fixed: a resumed run gives the same bits.
+_NUMBERS_AT_ONCE = 2**24
+# Multiplications of one member on all examples above which one member at a time is as fast (see
+# benchmarks/engines.py).
+_SMALL = 2**25
+
+
+@dataclass(frozen=True)
+class Vmap(Engine):
+    """Scores many members in one batched forward.
+
+    Args:
+        chunk: members at a time; None: what 64 MB hold, and a quarter of the free memory.
+
+    Raises:
+        ValueError: a chunk below 1.
+
+    Example:
+        >>> Vmap(chunk=32).chunk
+        32
+    """
+
+    chunk: int | None = None
+    name: ClassVar[str] = "vmap"
+
+    def __post_init__(self) -> None:
+        if self.chunk is not None and self.chunk < 1:
+            raise ValueError(f"chunk must be at least 1, got {self.chunk}")
+
+    def refusal(
+        self, members: Sequence[Coordinates], workspace: Workspace, judge: Judge
+    ) -> str | None:
+        """Say why members cannot be stacked."""
+        return why_not_stacked(judge)
+
+    def pays(self, workspace: Workspace, judge: Judge) -> bool:
+        """Say whether members are so small that this is faster than one after the other."""
+        fitness = judge.fitness
+        assert isinstance(fitness, Fitness), "refusal() comes first"
+        if any(isinstance(module, _ConvNd | nn.RNNBase) for module in fitness.model.modules()):
+            return False  # batched over weights these are grouped or unrolled: slower
+        assert judge.examples is not None, "begin() comes first"
+        matrices = sum(p.numel() for p in fitness.model.parameters() if p.dim() >= 2)
+        positions = sum(_positions(inputs) for inputs, _ in judge.examples)
+        return matrices * positions <= _SMALL
+
+    def score(
+        self, members: Sequence[Coordinates], workspace: Workspace, judge: Judge
+    ) -> list[Outcome]:
+        """Score all members, a chunk at a time; the weights in the model are not written."""
+        fitness = judge.fitness
+        assert isinstance(fitness, Fitness)
+        assert judge.examples is not None
+        where = places(fitness.model, workspace.live)
+        if not where:
+            raise CannotScore("the model holds none of the tensors that move")
+        examples = judge.examples
+
+        def score(some: Sequence[Coordinates]) -> list[Pending | Exception]:
+            weights = {
+                name: workspace.space.stack(some, name).to(workspace.live[name].dtype)
+                for name in where
+            }
+
+            def forward(inputs: Any) -> Any:
+                def one(own: dict[str, Tensor]) -> Any:
+                    with swapped(where, own):
+                        return fitness.apply(fitness.model, inputs, None)[0]
+
+                return torch.func.vmap(one, randomness="same")(weights)
+
+            return fitness.score_stacked(forward, len(some), examples)
+
+        chunk = self.chunk or members_at_once(workspace.live, judge)
+        return score_in_chunks(members, judge, chunk, score)
+
+
+def members_at_once(live: Mapping[str, Tensor], judge: Judge) -> int:
+    """Give how many members' weights and activations are near `_NUMBERS_AT_ONCE`."""
+    assert isinstance(judge.fitness, Fitness)
+    assert judge.examples is not None
+    weights = sum(tensor.numel() for tensor in live.values())
+    widths = sum(len(p) for p in judge.fitness.model.parameters() if p.dim() >= 2)
+    positions = max((_positions(inputs) for inputs, _ in judge.examples), default=1)
+    numbers = max(1, weights + widths * positions)
+    free = free_bytes(model_device(judge.fitness.model)) // 16  # a quarter, of 4 bytes a number
+    return max(1, min(_NUMBERS_AT_ONCE, free) // numbers)
+
+
+def _positions(inputs: Any) -> int:
+    """Give how many times an input goes through a layer: examples, times tokens for sequences."""
+    if isinstance(inputs, Mapping):
+        inputs = tuple(inputs.values())
+    if isinstance(inputs, tuple | list):
+        return max((_positions(part) for part in inputs), default=1)
+    if not isinstance(inputs, Tensor):
+        return 1
+    if inputs.is_floating_point():
+        return math.prod(inputs.shape[:-1]) if inputs.dim() <= 3 else len(inputs)
+    return inputs.numel()
