@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from evostep import Always, Evolution, OpenAIES, RandomMutation
-from evostep.counter import fill
+from evostep.counter import fill, word
 from evostep.noise import LowRank, derive_seed, draw
 from evostep.spaces.base import Genome
 
@@ -29,9 +29,8 @@ def test_a_direction_really_has_that_rank(shape: tuple[int, ...], rank: int) -> 
 def by_hand(shape: tuple[int, ...], rank: int, seed: int, name: str) -> Tensor:
     """Entry by entry: sum over the rank of A[i, r] B[j, r], over the root of the rank."""
     rows, columns = shape[0], math.prod(shape[1:])
-    stream = fill(
-        torch.empty(1, (rows + columns) * rank), [derive_seed(seed, 0, 0, name)], "normal"
-    )
+    key = word(derive_seed(seed, 0, name), 0)
+    stream = fill(torch.empty(1, (rows + columns) * rank), [key], "normal")
     both = stream.view(-1, rank).tolist()
     A, B = both[:rows], both[rows:]
     entries = [

@@ -37,20 +37,32 @@ def _signed(value: int) -> int:
 _MIX = ((30, _signed(0xBF58476D1CE4E5B9)), (27, _signed(0x94D049BB133111EB)), (31, None))
 
 
-def words(keys: Sequence[int], start: int, stop: int, device: torch.device) -> Tensor:
+Keys = Sequence[int] | Tensor
+
+
+def words(keys: Keys, start: int, stop: int, device: torch.device) -> Tensor:
     """Give the words `start` ... `stop - 1` of each stream, shape (n, stop - start), int64.
+
+    Args:
+        keys: n integers in [0, 2**64), or as many words of another stream, shape (n,).
+        start: the first word, counted from 0.
+        stop: the one after the last.
+        device: of the result.
 
     Example:
         >>> a = words([7, 8], 0, 5, torch.device("cpu"))
         >>> torch.equal(a[1:, 3:], words([8], 3, 5, torch.device("cpu")))
         True
     """
-    z = _first_steps(device, max(_CHUNK, stop - start))[None, : stop - start]
-    begin = [_signed(key + start * _GAMMA) for key in keys]
-    if len(keys) == 1:  # no transfer to the device
-        z = z + begin[0]
+    steps = _first_steps(device, max(_CHUNK, stop - start))[None, : stop - start]
+    ahead = _signed(start * _GAMMA)
+    if isinstance(keys, Tensor):
+        z = steps + (keys + ahead)[:, None]
+    elif len(keys) == 1:  # no transfer to the device
+        z = steps + _signed(keys[0] + ahead)
     else:
-        z = z + torch.tensor(begin, dtype=torch.int64, device=device)[:, None]
+        begin = [_signed(key + ahead) for key in keys]
+        z = steps + torch.tensor(begin, dtype=torch.int64, device=device)[:, None]
     shifted = torch.empty_like(z)
     for shift, factor in _MIX:
         torch.bitwise_right_shift(z, shift, out=shifted)
@@ -60,18 +72,33 @@ def words(keys: Sequence[int], start: int, stop: int, device: torch.device) -> T
     return z
 
 
+def word(key: int, i: int) -> int:
+    """Give word `i` of one stream, in [0, 2**64).
+
+    Example:
+        >>> word(7, 3) == int(words([7], 3, 4, torch.device("cpu"))) % 2**64
+        True
+    """
+    z = (key + (i + 1) * _GAMMA) % 2**64
+    for shift, factor in _MIX:
+        z ^= z >> shift
+        if factor is not None:
+            z = z * factor % 2**64
+    return z
+
+
 @functools.cache
 def _first_steps(device: torch.device, count: int) -> Tensor:
     """Give gamma times 1 ... count."""
     return torch.arange(1, count + 1, dtype=torch.int64, device=device).mul_(_signed(_GAMMA))
 
 
-def fill(out: Tensor, keys: Sequence[int], distribution: Distribution) -> Tensor:
+def fill(out: Tensor, keys: Keys, distribution: Distribution) -> Tensor:
     """Fill the rows of `out` with the numbers of one stream each.
 
     Args:
         out: (n, m) float32 or float64, contiguous; written in place.
-        keys: n integers in [0, 2**64), one for each row.
+        keys: n of them, as for `words`, one for each row.
         distribution: ``"normal"``: mean 0, variance 1. ``"uniform"``: on (-1, 1), variance 1/3.
 
     Returns:

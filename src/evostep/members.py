@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
@@ -136,19 +136,22 @@ def write_member(member: Coordinates, name: str, out: Tensor) -> None:
         out.copy_(member.tensor(name))
 
 
-def stack_members(members: Sequence[Coordinates], name: str) -> Tensor:
-    """Give the coordinates called `name` of all members, shape (n, ...), in the center's type.
+def stack_members(members: Sequence[Coordinates], names: Iterable[str]) -> dict[str, Tensor]:
+    """Give the coordinates of all members: name -> (n, ...), in the center's type.
 
     Each equals what ``member.tensor(name)`` gives, to the bit; noise is drawn in one call.
     """
     bases, place = _bases(members)
-    if bases is None:
-        tensors = [member.tensor(name) for member in members]
-        return torch.stack([tensor.to(tensors[0].dtype) for tensor in tensors])
+    if not bases:
+        return {name: torch.stack([member.tensor(name) for member in members]) for name in names}
+    return {name: _stack(bases, place, name) for name in names}
+
+
+def _stack(bases: Sequence[Perturbed], place: Sequence[tuple[int, bool]], name: str) -> Tensor:
     first = bases[0]
     center = first.genome.center[name]
     if first.strategy.sigma_of(first.genome, name) == 0:
-        return center.expand(len(members), *center.shape)
+        return center.expand(len(place), *center.shape)
     noise = draw_many(
         first.strategy.noise,
         center,
@@ -158,11 +161,17 @@ def stack_members(members: Sequence[Coordinates], name: str) -> Tensor:
         name=name,
     )
     plus = first._spread(noise, name).add_(center).to(center.dtype)
-    if len(bases) == len(members) and not any(mirrored for _, mirrored in place):
+    if place == [(i, False) for i in range(len(bases))]:
         return plus
-    out = plus[[base for base, _ in place]]  # (n, ...)
-    mirrored = [i for i, (_, is_mirrored) in enumerate(place) if is_mirrored]
-    out[mirrored] = (center - out[mirrored]).add_(center)
+    if place == [(i, mirrored) for i in range(len(bases)) for mirrored in (False, True)]:
+        out = plus.repeat_interleave(2, dim=0)
+        images = out[1::2]
+    else:
+        out = plus[[i for i, _ in place]]
+        images = out[[i for i, (_, mirrored) in enumerate(place) if mirrored]]
+    torch.sub(center, images, out=images).add_(center)
+    if images.untyped_storage().data_ptr() != out.untyped_storage().data_ptr():
+        out[[i for i, (_, mirrored) in enumerate(place) if mirrored]] = images
     return out
 
 
@@ -172,7 +181,7 @@ def stack_factors(members: Sequence[Coordinates], name: str) -> Factors | None:
     None where a member has none: see `Perturbed.factors`.
     """
     bases, place = _bases(members)
-    if bases is None:
+    if not bases:
         return None
     found = _factors_of_perturbed(bases, name)
     if found is None:
@@ -185,10 +194,10 @@ def stack_factors(members: Sequence[Coordinates], name: str) -> Factors | None:
 
 def _bases(
     members: Sequence[Coordinates],
-) -> tuple[list[Perturbed] | None, list[tuple[int, bool]]]:
+) -> tuple[list[Perturbed], list[tuple[int, bool]]]:
     """Give the distinct perturbed members, and for each member which it is and if mirrored.
 
-    None for other members, and for those that are not of one strategy and generation.
+    Nothing for other members, and for those that are not of one strategy and generation.
     """
     bases: list[Perturbed] = []
     index: dict[int, int] = {}
@@ -197,16 +206,16 @@ def _bases(
         mirrored = isinstance(member, Mirror)
         base = member.of if isinstance(member, Mirror) else member
         if type(base) is not Perturbed:
-            return None, []
+            return [], []
         first = bases[0] if bases else base
         alike = base.strategy is first.strategy and base.genome is first.genome
         if not alike or (base.generation, base.seed) != (first.generation, first.seed):
-            return None, []
+            return [], []
         if base.direction not in index:
             index[base.direction] = len(bases)
             bases.append(base)
         place.append((index[base.direction], mirrored))
-    return bases or None, place
+    return bases, place
 
 
 def _factors_of_perturbed(bases: Sequence[Perturbed], name: str) -> Factors | None:

@@ -140,7 +140,7 @@ class Stacked:
         """Give for each member what `Accumulator.compute` gives, or what its metric raised."""
         if self._parts:
             values = torch.cat(self._parts, dim=1)  # (n, examples)
-            return list(zip(values.mean(1), values, strict=True))
+            return list(zip(values.mean(1).tolist(), values, strict=True))  # one transfer
         return [_computed(member) for member in self._members]
 
 

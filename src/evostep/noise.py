@@ -21,7 +21,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from evostep.counter import fill
+from evostep.counter import Keys, fill, word, words
 
 NoiseKind = Literal["normal", "uniform"]
 NOISE_KINDS: tuple[str, ...] = get_args(NoiseKind)
@@ -117,7 +117,7 @@ class LowRank:
         shape = (rows + columns, self.rank)
         both = _blank(shape, like, len(members))
         flat = both.view(len(members), shape[0] * shape[1])
-        fill(flat, _keys(seed, generation, members, name), "normal")
+        fill(flat, _keys(seed, generation, members, name, like.device), "normal")
         A, B = both.split((rows, columns), dim=1)
         return A.div_(math.sqrt(self.rank)), B
 
@@ -249,7 +249,7 @@ def draw_many(
             A, B = factors
             torch.bmm(A, B.mT, out=out.view(n, A.shape[1], B.shape[1]))
             return out
-    keys = _keys(seed, generation, members, name)
+    keys = _keys(seed, generation, members, name, like.device)
     fill(out.view(n, like.numel()), keys, "uniform" if kind == "uniform" else "normal")
     return out
 
@@ -320,8 +320,27 @@ def noise_dtype(like: Tensor) -> torch.dtype:
     return torch.float64 if like.dtype == torch.float64 else torch.float32
 
 
-def _keys(seed: int, generation: int, members: Sequence[int | str], name: str) -> list[int]:
-    return [derive_seed(seed, generation, member, name) for member in members]
+def _keys(
+    seed: int, generation: int, members: Sequence[int | str], name: str, device: torch.device
+) -> Keys:
+    """Give a key for each member: word `member` of the stream of (seed, generation, name).
+
+    A label has a stream of its own.
+    """
+    stream = derive_seed(seed, generation, name)
+    numbers = [member for member in members if isinstance(member, int)]
+    if len(numbers) < len(members) or len(members) == 1:
+        return [
+            word(stream, m) if isinstance(m, int) else derive_seed(seed, generation, name, m)
+            for m in members
+        ]
+    first, last = min(numbers), max(numbers)
+    keys = words([stream], first, last + 1, device)[0]
+    if numbers == list(range(first, last + 1)):
+        return keys
+    if last - first > 64 * len(numbers):  # far apart: one by one
+        return [word(stream, m) for m in numbers]
+    return keys[torch.tensor([m - first for m in numbers], device=device)]
 
 
 def _blank(shape: Sequence[int], like: Tensor, n: int) -> Tensor:

@@ -48,10 +48,12 @@ def swapped(
     try:
         for name, tensor in tensors.items():
             for module, key in where[name]:
-                held = module._parameters if key in module._parameters else module._buffers
-                own.append((held, key, held[key]))  # type: ignore[arg-type]
-                held[key] = tensor  # type: ignore[assignment]
+                held: dict[str, Tensor | None] = (
+                    module._parameters if key in module._parameters else module._buffers  # type: ignore[assignment]
+                )
+                own.append((held, key, held[key]))
+                held[key] = tensor
         yield
     finally:
-        for held, key, tensor in reversed(own):
-            held[key] = tensor
+        for held, key, before in reversed(own):
+            held[key] = before

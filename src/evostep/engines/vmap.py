@@ -23,7 +23,7 @@ from evostep.spaces.base import Coordinates
 
 # Weights and activations of the members that are scored together, in numbers: enough to hide the
 # calls' overhead, few enough to stay near the caches. Fixed: a resumed run gives the same bits.
-_NUMBERS_AT_ONCE = 2**24
+_NUMBERS_AT_ONCE = 2**22
 # Multiplications of one member on all examples above which one member at a time is as fast (see
 # benchmarks/engines.py).
 _SMALL = 2**25
@@ -34,7 +34,7 @@ class Vmap(Engine):
     """Scores many members in one batched forward.
 
     Args:
-        chunk: members at a time; None: what 64 MB hold, and a quarter of the free memory.
+        chunk: members at a time; None: what 16 MB hold, and a quarter of the free memory.
 
     Raises:
         ValueError: a chunk below 1.
@@ -81,10 +81,8 @@ class Vmap(Engine):
         examples = judge.examples
 
         def score(some: Sequence[Coordinates]) -> list[Pending | Exception]:
-            weights = {
-                name: workspace.space.stack(some, name).to(workspace.live[name].dtype)
-                for name in where
-            }
+            stacked = workspace.space.stack(some, where)
+            weights = {name: t.to(workspace.live[name].dtype) for name, t in stacked.items()}
 
             def forward(inputs: Any) -> Any:
                 def one(own: dict[str, Tensor]) -> Any:
@@ -95,20 +93,31 @@ class Vmap(Engine):
 
             return fitness.score_stacked(forward, len(some), examples)
 
-        chunk = self.chunk or members_at_once(workspace.live, judge)
+        chunk = self.chunk or even(len(members), members_at_once(workspace.live, judge))
         return score_in_chunks(members, judge, chunk, score)
 
 
 def members_at_once(live: Mapping[str, Tensor], judge: Judge) -> int:
-    """Give how many members' weights and activations are near `_NUMBERS_AT_ONCE`."""
+    """Give how many members' weights and activations of a layer are near `_NUMBERS_AT_ONCE`."""
     assert isinstance(judge.fitness, Fitness)
     assert judge.examples is not None
     weights = sum(tensor.numel() for tensor in live.values())
-    widths = sum(len(p) for p in judge.fitness.model.parameters() if p.dim() >= 2)
+    width = max((len(p) for p in judge.fitness.model.parameters() if p.dim() >= 2), default=1)
     positions = max((_positions(inputs) for inputs, _ in judge.examples), default=1)
-    numbers = max(1, weights + widths * positions)
+    numbers = weights + 2 * width * positions  # what a layer reads and writes
     free = free_bytes(model_device(judge.fitness.model)) // 16  # a quarter, of 4 bytes a number
     return max(1, min(_NUMBERS_AT_ONCE, free) // numbers)
+
+
+def even(n: int, most: int) -> int:
+    """Give the size of chunks of at most `most` into which n members go evenly.
+
+    Example:
+        >>> even(256, 200)
+        128
+    """
+    chunks = -(-n // max(most, 1))
+    return -(-n // max(chunks, 1))
 
 
 def _positions(inputs: Any) -> int:

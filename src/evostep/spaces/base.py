@@ -7,7 +7,7 @@ back into weights. Strategies see genomes alone.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -185,9 +185,11 @@ class Space(ABC):
         """Write the weights called `name` at these coordinates into `out`."""
         out.copy_(self.decode(coordinates, name))
 
-    def stack(self, members: Sequence[Coordinates], name: str) -> Tensor:
-        """Give the weights called `name` of all members, shape (n, ...)."""
-        return torch.stack([self.decode(member, name) for member in members])
+    def stack(self, members: Sequence[Coordinates], names: Iterable[str]) -> dict[str, Tensor]:
+        """Give the weights of all members: name -> (n, ...)."""
+        return {
+            name: torch.stack([self.decode(member, name) for member in members]) for name in names
+        }
 
     def settle(
         self, coordinates: Coordinates, genome: Genome, live: Mapping[str, Tensor]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -40,8 +40,8 @@ class _Weights(Space):
     def write(self, coordinates: Coordinates, name: str, out: Tensor) -> None:
         write_member(coordinates, name, out)
 
-    def stack(self, members: Sequence[Coordinates], name: str) -> Tensor:
-        return stack_members(members, name)
+    def stack(self, members: Sequence[Coordinates], names: Iterable[str]) -> dict[str, Tensor]:
+        return stack_members(members, names)
 
     def settle(
         self, coordinates: Coordinates, genome: Genome, live: Mapping[str, Tensor]
