@@ -310,6 +310,7 @@ class Evolution:
         genome, workspace, judge = phase.genome, phase.workspace, phase.judge
         assert self._state is not None, "_open() comes first"
         judge.begin(generation)
+        judge.contest = phase.contest(strategy)
         state, measured = self._state, 0
         if strategy.needs_network:
             network = Network(workspace, judge, generation)

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from evostep.acceptance import Rule
-from evostep.engines.base import Judge, Outcome, Workspace
+from evostep.engines.base import Contest, Judge, Outcome, Workspace
 from evostep.fitness import Scores
 from evostep.spaces.base import Coordinates, Tensors
-from evostep.strategies.base import Step
+from evostep.strategies.base import Step, Strategy
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,13 @@ class Phase:
         self.began, self.moved = int(saved["generation"]), bool(saved["moved"])
         self._start = {name: z.to(center[name].device) for name, z in saved["start"].items()}
         self._buffers = list(saved["buffers"])
+
+    def contest(self, strategy: Strategy) -> Contest | None:
+        """Say what the members of a strategy compete for; None: each one's score is of use."""
+        if not strategy.selects:
+            return None
+        judged_by_selection = not self.by_phase and self.second is None
+        return Contest(strategy.beats_parent or (self.rule.beats_parent and judged_by_selection))
 
     @property
     def outputs_of_selection(self) -> bool:

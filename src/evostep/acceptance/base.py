@@ -26,12 +26,15 @@ class Rule(ABC):
             proposal moves the center.
         needs_scores: whether the candidate has to be scored before the rule can decide.
         needs_outputs: whether it needs the outputs of all examples, too (`Scores.outputs`).
+        beats_parent: whether a candidate that does not score higher than the parent is rejected,
+            whatever else.
         needs_fresh: whether what it promises holds only on examples that selection has not seen.
     """
 
     every: Every = "generation"
     needs_scores: bool = True
     needs_outputs: bool = False
+    beats_parent: bool = False
     needs_fresh: bool = False
 
     @abstractmethod
@@ -96,6 +99,7 @@ class Improves(Rule):
     """
 
     every: Every = field(default="generation", kw_only=True)
+    beats_parent = True
 
     def __post_init__(self) -> None:
         check_every(self.every)

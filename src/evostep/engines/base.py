@@ -107,6 +107,18 @@ class Workspace:
             self._dirty = False
 
 
+@dataclass(frozen=True)
+class Contest:
+    """What members compete for, where only the best of them is of use.
+
+    Attributes:
+        beats_parent: whether even the best is of no use if it does not score higher than the
+            parent on the same examples.
+    """
+
+    beats_parent: bool
+
+
 class Judge:
     """Scores the model as it stands, the same way for everyone, and leaves no trace.
 
@@ -114,6 +126,11 @@ class Judge:
         fitness: a `Fitness`, or any callable that gives a number.
         state: what is put back after each scoring; None where no model is known.
         seed: of the run.
+
+    Attributes:
+        examples: on which the generation is scored; None for a bare callable.
+        contest: what the members compete for; None where each one's score is of use.
+        parent: the parent's scores in this generation, once it was scored.
     """
 
     def __init__(
@@ -123,10 +140,13 @@ class Judge:
         self.state = state
         self.seed = seed
         self.examples: Examples | None = None
+        self.contest: Contest | None = None
+        self.parent: Scores | None = None
         self._scoring_seed = self._calibration_seed = 0
 
     def begin(self, generation: int) -> None:
         """Fix the examples and the random streams with which `generation` is scored."""
+        self.parent = None
         self._scoring_seed = derive_seed(self.seed, generation, "scoring")
         self._calibration_seed = derive_seed(self.seed, generation, "calibration")
         if isinstance(self.fitness, Fitness):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from evostep.engines.base import CannotScore, Engine, Judge, Outcome, Workspace
 from evostep.engines.inplace import InPlace
+from evostep.engines.prefix import Prefix
 from evostep.engines.vmap import Vmap
 from evostep.errors import unknown_name
 from evostep.fitness import Scores
@@ -28,7 +29,7 @@ _EXAMPLES_BEYOND = 0.005
 
 def engines() -> dict[str, type[Engine]]:
     """Give the engines by name."""
-    return {kind.name: kind for kind in (InPlace, Vmap)}
+    return {kind.name: kind for kind in (InPlace, Vmap, Prefix)}
 
 
 def make_engine(wanted: str | Engine) -> Engine | None:
@@ -62,7 +63,7 @@ class Scorer:
         self.wanted = wanted
         self._asked = make_engine(wanted)
         self._inplace = InPlace()
-        self._candidates = [self._asked] if self._asked is not None else [Vmap()]
+        self._candidates = [self._asked] if self._asked is not None else [Vmap(), Prefix()]
         self._verified: set[str] = set()
         self._given_up: set[str] = set()
 
@@ -92,6 +93,7 @@ class Scorer:
         except CannotScore as error:
             self._give_up(engine, str(error))
             engine, parent = self._inplace, judge(keep_outputs=keep_outputs)
+        judge.parent = parent
         if isinstance(engine, InPlace):
             return parent, engine.score(members, workspace, judge)
         try:

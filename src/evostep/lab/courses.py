@@ -128,6 +128,7 @@ class Alternating(Course):
             accept=arm.accept,
             model=model,
             seed=setting.seed,
+            engine=setting.options.engine,
         )
         self.base.optimizer = self.evolved
         if isinstance(arm.space, Span):

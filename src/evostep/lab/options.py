@@ -19,6 +19,8 @@ AcceptName = Literal[
     "improves", "always", "improves-phase", "mcnemar", "t", "permutation", "ladder"
 ]
 
+EngineName = Literal["auto", "inplace", "vmap", "lowrank", "prefix", "racing"]
+
 ArmEntry = str | dict[str, Any]
 
 
@@ -84,6 +86,9 @@ class Options:
         int, "training examples on which a mixture's BatchNorm statistics are estimated again"
     ] = 500
     equal_budget: Annotated[bool, "run every arm up to the budget of the costliest one"] = True
+    engine: Annotated[
+        EngineName, "how members are scored; auto: the fastest that can take them"
+    ] = "auto"
     device: Annotated[str, "auto, cpu, cuda, ..."] = "auto"
     threads: Annotated[int | None, "CPU threads of torch; default: torch's own choice"] = None
     strategies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

@@ -43,9 +43,13 @@ class Strategy(ABC):
 
     Attributes:
         needs_guides: whether it follows `Genome.guides`; nothing is gathered otherwise.
+        selects: whether it proposes the best member, and learns nothing from the others.
+        beats_parent: whether it proposes only what scores higher than the parent.
     """
 
     needs_guides: ClassVar[bool] = False
+    selects: ClassVar[bool] = False
+    beats_parent: ClassVar[bool] = False
 
     @property
     @abstractmethod

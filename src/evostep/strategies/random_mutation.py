@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from torch import Tensor
 
@@ -45,6 +45,8 @@ class RandomMutation(NoiseStrategy):
         >>> RandomMutation(sigma=0.02, children=16).size
         16
     """
+
+    selects: ClassVar[bool] = True
 
     children: int = 16
     # wider than the base's, and the base only ever compares it

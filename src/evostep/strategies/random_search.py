@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -52,6 +53,9 @@ class RandomSearch(NoiseStrategy):
         >>> RandomSearch(sigma=0.02, population=32, noise="uniform").size
         32
     """
+
+    selects: ClassVar[bool] = True
+    beats_parent: ClassVar[bool] = True
 
     population: int = 16
 
