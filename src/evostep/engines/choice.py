@@ -15,6 +15,7 @@ from torch import Tensor
 
 from evostep.engines.base import CannotScore, Engine, Judge, Outcome, Workspace
 from evostep.engines.inplace import InPlace
+from evostep.engines.lowrank import SharedProduct
 from evostep.engines.prefix import Prefix
 from evostep.engines.vmap import Vmap
 from evostep.errors import unknown_name
@@ -29,7 +30,7 @@ _EXAMPLES_BEYOND = 0.005
 
 def engines() -> dict[str, type[Engine]]:
     """Give the engines by name."""
-    return {kind.name: kind for kind in (InPlace, Vmap, Prefix)}
+    return {kind.name: kind for kind in (InPlace, Vmap, SharedProduct, Prefix)}
 
 
 def make_engine(wanted: str | Engine) -> Engine | None:
@@ -63,7 +64,9 @@ class Scorer:
         self.wanted = wanted
         self._asked = make_engine(wanted)
         self._inplace = InPlace()
-        self._candidates = [self._asked] if self._asked is not None else [Vmap(), Prefix()]
+        self._candidates = (
+            [self._asked] if self._asked is not None else [SharedProduct(), Vmap(), Prefix()]
+        )
         self._verified: set[str] = set()
         self._given_up: set[str] = set()
 

@@ -65,8 +65,8 @@ class Vmap(Engine):
             return False  # batched over weights these are grouped or unrolled: slower
         assert judge.examples is not None, "begin() comes first"
         matrices = sum(p.numel() for p in fitness.model.parameters() if p.dim() >= 2)
-        positions = sum(_positions(inputs) for inputs, _ in judge.examples)
-        return matrices * positions <= _SMALL
+        rows = sum(positions(inputs) for inputs, _ in judge.examples)
+        return matrices * rows <= _SMALL
 
     def score(
         self, members: Sequence[Coordinates], workspace: Workspace, judge: Judge
@@ -103,8 +103,8 @@ def members_at_once(live: Mapping[str, Tensor], judge: Judge) -> int:
     assert judge.examples is not None
     weights = sum(tensor.numel() for tensor in live.values())
     width = max((len(p) for p in judge.fitness.model.parameters() if p.dim() >= 2), default=1)
-    positions = max((_positions(inputs) for inputs, _ in judge.examples), default=1)
-    numbers = weights + 2 * width * positions  # what a layer reads and writes
+    rows = max((positions(inputs) for inputs, _ in judge.examples), default=1)
+    numbers = weights + 2 * width * rows  # what a layer reads and writes
     free = free_bytes(model_device(judge.fitness.model)) // 16  # a quarter, of 4 bytes a number
     return max(1, min(_NUMBERS_AT_ONCE, free) // numbers)
 
@@ -120,12 +120,12 @@ def even(n: int, most: int) -> int:
     return -(-n // max(chunks, 1))
 
 
-def _positions(inputs: Any) -> int:
+def positions(inputs: Any) -> int:
     """Give how many times an input goes through a layer: examples, times tokens for sequences."""
     if isinstance(inputs, Mapping):
         inputs = tuple(inputs.values())
     if isinstance(inputs, tuple | list):
-        return max((_positions(part) for part in inputs), default=1)
+        return max((positions(part) for part in inputs), default=1)
     if not isinstance(inputs, Tensor):
         return 1
     if inputs.is_floating_point():

@@ -1,0 +1,253 @@
+"""The low-rank engine: with `LowRank` noise members share every large product.
+
+A member's matrix is W + A B^T with thin A and B ("Evolution Strategies at the Hyperscale", 2025,
+https://arxiv.org/abs/2511.16652). So one product with W serves all members, and each adds a thin
+correction; no member's matrix is built. What is not a matrix each member has in full.
+
+What a forward means is left to `torch.vmap` over members: each sees its own batch, as in place,
+whatever operations a model is made of. Speed comes from `ThinLayers`, within which calls of layers
+are computed for all members at once.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from evostep.engines.base import CannotScore, Engine, Judge, Outcome, Workspace
+from evostep.engines.interception import Layouts, Thin, ThinLayers
+from evostep.engines.stacked import is_out_of_memory, score_in_chunks, why_not_stacked
+from evostep.engines.swap import places, swapped
+from evostep.engines.vmap import even, positions
+from evostep.errors import reason
+from evostep.fitness import Fitness, Pending, model_device
+from evostep.members import Factors, stack_factors
+from evostep.metrics import map_tensors
+from evostep.spaces.base import Coordinates
+
+# Bytes of the largest activation of the members that are scored together: near the caches of a
+# processor (measured: benchmarks/engines.py), enough to fill a GPU. Fixed: a resumed run gives the
+# same bits.
+_WIDEST = {"cpu": 2**23}
+_WIDEST_ELSEWHERE = 2**28
+
+# Examples (times tokens) up to which a member's full noise costs more than its corrections: a
+# number of noise costs about as much as a hundred times a correction's share of a forward.
+_FEW = 128
+
+_Result = TypeVar("_Result")
+
+
+@dataclass
+class _Known:
+    """What is found out once.
+
+    Attributes:
+        chunks: shapes of the inputs -> how many members at a time.
+        contiguous: whether the model needs convolutions that give contiguous tensors.
+    """
+
+    chunks: dict[Any, int] = field(default_factory=dict)
+    contiguous: bool = False
+
+
+@dataclass(frozen=True)
+class SharedProduct(Engine):
+    """Scores many members in one forward with the center's matrices and thin corrections.
+
+    Args:
+        chunk: members at a time; None: so many that the largest activation has 8 MB (on a GPU,
+            256 MB), from the shapes of the examples.
+
+    Raises:
+        ValueError: a chunk below 1.
+
+    Example:
+        >>> SharedProduct(chunk=16).chunk
+        16
+    """
+
+    chunk: int | None = None
+    name: ClassVar[str] = "lowrank"
+    _known: _Known = field(default_factory=_Known, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.chunk is not None and self.chunk < 1:
+            raise ValueError(f"chunk must be at least 1, got {self.chunk}")
+
+    def refusal(
+        self, members: Sequence[Coordinates], workspace: Workspace, judge: Judge
+    ) -> str | None:
+        """Say why members cannot share a product."""
+        space, genome = workspace.space, workspace.genome
+        if not space.holds_weights or space.moves_buffers:
+            return f"members of {space!r} are not weights"
+        matrices = [name for name in _moved(workspace) if genome.center[name].dim() >= 2]
+        if not matrices:
+            return "no matrix moves: members have nothing of low rank"
+        if stack_factors(members[:1], matrices[0]) is None:
+            return "members have no factors: the strategy needs noise=LowRank(rank)"
+        return why_not_stacked(judge)
+
+    def pays(self, workspace: Workspace, judge: Judge) -> bool:
+        """Say whether drawing members' full noise would cost more than the corrections do."""
+        assert judge.examples is not None, "begin() comes first"
+        return sum(positions(inputs) for inputs, _ in judge.examples) <= _FEW
+
+    def score(
+        self, members: Sequence[Coordinates], workspace: Workspace, judge: Judge
+    ) -> list[Outcome]:
+        """Score all members, a chunk at a time; the weights in the model are not written."""
+        assert isinstance(judge.fitness, Fitness)
+        assert judge.examples is not None
+        fitness, examples = judge.fitness, judge.examples
+        model = _Shared(workspace, fitness, self._known)
+
+        def score(some: Sequence[Coordinates]) -> list[Pending | Exception]:
+            own = model.stack(some)
+            return _in_either_layout(
+                judge, lambda: fitness.score_stacked(lambda x: model(own, x), len(some), examples)
+            )
+
+        most = self.chunk or self._members_at_once(members, model, judge)
+        return score_in_chunks(members, judge, even(len(members), most), score)
+
+    def _members_at_once(self, members: Sequence[Coordinates], model: _Shared, judge: Judge) -> int:
+        """Send one member's largest batch forward to see how wide it gets, once for its shapes."""
+        assert judge.examples is not None
+        assert isinstance(judge.fitness, Fitness)
+        sizes = [_shapes(inputs) for inputs, _ in judge.examples]
+        largest = max(range(len(sizes)), key=lambda i: sum(map(torch.Size.numel, sizes[i])))
+        if sizes[largest] not in self._known.chunks:
+            inputs, _ = judge.examples.batches[largest]
+            own = model.stack(members[:1])
+            with judge.unchanged(), torch.no_grad(), judge.fitness.scoring():
+                _in_either_layout(judge, lambda: model(own, inputs))
+            device = model_device(judge.fitness.model).type
+            room = _WIDEST.get(device, _WIDEST_ELSEWHERE)
+            thin = sum(A.nbytes + B.nbytes for A, B in own.thin.values())
+            self._known.chunks[sizes[largest]] = max(1, room // max(1, model.widest, thin))
+        return self._known.chunks[sizes[largest]]
+
+    def close(self) -> None:
+        """Forget the sizes of the examples."""
+        self._known.chunks.clear()
+
+
+class _NeedsContiguousError(Exception):
+    """A view met a tensor with channels last."""
+
+
+def _in_either_layout(judge: Judge, run: Callable[[], _Result]) -> _Result:
+    """Run; once more, now with contiguous tensors, where a view was impossible."""
+    try:
+        return run()
+    except _NeedsContiguousError:
+        with judge.unchanged():  # the same random streams again
+            return run()
+
+
+def _moved(workspace: Workspace) -> list[str]:
+    """Give the names of the tensors that differ between members."""
+    return [name for name in workspace.live if workspace.genome.sigma[name] != 0]
+
+
+def _shapes(inputs: Any) -> tuple[torch.Size, ...]:
+    found: list[torch.Size] = []
+    map_tensors(inputs, lambda tensor: found.append(tensor.shape))
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class _Own:
+    """What some members have of their own.
+
+    Attributes:
+        thin: name -> A, (n, rows, r), and B, (n, columns, r).
+        whole: name -> the tensor, (n, ...).
+    """
+
+    thin: dict[str, Factors]
+    whole: dict[str, Tensor]
+
+
+class _Shared:
+    """A fitness's model as a function of what members have of their own."""
+
+    def __init__(self, workspace: Workspace, fitness: Fitness, known: _Known) -> None:
+        self.widest = 0
+        self._workspace = workspace
+        self._fitness = fitness
+        self._known = known
+        self._layouts = Layouts()
+        self._places = places(fitness.model, workspace.live)
+
+    def stack(self, members: Sequence[Coordinates]) -> _Own:
+        """Draw the factors of matrices, and all other tensors in full."""
+        live = self._workspace.live
+        thin: dict[str, Factors] = {}
+        whole: list[str] = []
+        for name in _moved(self._workspace):
+            found = stack_factors(members, name) if live[name].dim() >= 2 else None
+            if found is None:
+                whole.append(name)
+                continue
+            A, B = found
+            if live[name].numel() <= A[0].numel() + B[0].numel():
+                whole.append(name)  # nothing is gained, and then any operation can use it
+            else:
+                thin[name] = A.to(live[name].dtype), B.to(live[name].dtype)
+        whole = [name for name in whole if name in self._places]
+        stacked = self._workspace.space.stack(members, whole)
+        return _Own(thin, {name: t.to(live[name].dtype) for name, t in stacked.items()})
+
+    def __call__(self, own: _Own, inputs: Any) -> Any:
+        """Give the outputs of all members, with a leading dimension of members."""
+        try:
+            return self._forward(own, inputs)
+        except CannotScore:
+            raise
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            if not self._known.contiguous and "view" in str(error):
+                self._known.contiguous = True
+                raise _NeedsContiguousError from error
+            raise CannotScore(f"{self._where(error)}: {reason(error)}") from error
+
+    def _forward(self, own: _Own, inputs: Any) -> Any:
+        live, fitness = self._workspace.live, self._fitness
+        replaced = {name: live[name] for name in own.whole}
+
+        def one(thin: Mapping[str, Factors], whole: Mapping[str, Tensor]) -> Any:
+            layers = ThinLayers(
+                [Thin(name, live[name], A, B) for name, (A, B) in thin.items()],
+                replaced,
+                self._layouts,
+                contiguous=self._known.contiguous,
+            )
+            with swapped(self._places, whole), layers:
+                outputs = fitness.apply(fitness.model, inputs, None)[0]
+            self.widest = max(self.widest, layers.widest)
+            return outputs
+
+        with warnings.catch_warnings():
+            # an operation that vmap has to do member by member is slow, and not wrong
+            warnings.filterwarnings("ignore", message="There is a performance drop")
+            return torch.func.vmap(one, randomness="same")(own.thin, own.whole)
+
+    def _where(self, error: Exception) -> str:
+        """Name the innermost module of the model in which an error was raised."""
+        paths = {module: path for path, module in self._fitness.model.named_modules()}
+        found, frame = "", error.__traceback__
+        while frame is not None:
+            module = frame.tb_frame.f_locals.get("self")
+            if isinstance(module, nn.Module):
+                found = paths.get(module, found)
+            frame = frame.tb_next
+        return f"layer {found!r}" if found else "the model"
