@@ -35,6 +35,7 @@ from evostep.spaces.base import Coordinates
 # same bits.
 _WIDEST = {"cpu": 2**23}
 _WIDEST_ELSEWHERE = 2**28
+_DRAWN = 2**25  # bytes of members' own that are drawn at once
 
 # Examples (times tokens) up to which a member's full noise costs more than its corrections: a
 # number of noise costs about as much as a hundred times a correction's share of a forward.
@@ -108,13 +109,15 @@ class SharedProduct(Engine):
         fitness, examples = judge.fitness, judge.examples
         model = _Shared(workspace, fitness, self._known)
 
+        most = self.chunk or self._members_at_once(members, model, judge)
+        drawn = _Drawn(members, model.stack)
+
         def score(some: Sequence[Coordinates]) -> list[Pending | Exception]:
-            own = model.stack(some)
+            own = drawn.take(some)
             return _in_either_layout(
                 judge, lambda: fitness.score_stacked(lambda x: model(own, x), len(some), examples)
             )
 
-        most = self.chunk or self._members_at_once(members, model, judge)
         return score_in_chunks(members, judge, even(len(members), most), score)
 
     def _members_at_once(self, members: Sequence[Coordinates], model: _Shared, judge: Judge) -> int:
@@ -130,8 +133,7 @@ class SharedProduct(Engine):
                 _in_either_layout(judge, lambda: model(own, inputs))
             device = model_device(judge.fitness.model).type
             room = _WIDEST.get(device, _WIDEST_ELSEWHERE)
-            thin = sum(A.nbytes + B.nbytes for A, B in own.thin.values())
-            self._known.chunks[sizes[largest]] = max(1, room // max(1, model.widest, thin))
+            self._known.chunks[sizes[largest]] = max(1, room // max(1, model.widest, own.nbytes))
         return self._known.chunks[sizes[largest]]
 
     def close(self) -> None:
@@ -174,6 +176,42 @@ class _Own:
 
     thin: dict[str, Factors]
     whole: dict[str, Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        """How much memory it takes."""
+        thin = sum(A.nbytes + B.nbytes for A, B in self.thin.values())
+        return thin + sum(tensor.nbytes for tensor in self.whole.values())
+
+    def __getitem__(self, members: slice) -> _Own:
+        """Give what some of them have, as views."""
+        thin = {name: (A[members], B[members]) for name, (A, B) in self.thin.items()}
+        return _Own(thin, {name: tensor[members] for name, tensor in self.whole.items()})
+
+
+class _Drawn:
+    """Members drawn many at a time: their noise takes more calls than arithmetic."""
+
+    def __init__(
+        self, members: Sequence[Coordinates], stack: Callable[[Sequence[Coordinates]], _Own]
+    ) -> None:
+        self._members = members
+        self._stack = stack
+        self._places = {id(member): i for i, member in enumerate(members)}
+        self._start = self._stop = 0
+        self._own: _Own | None = None
+
+    def take(self, some: Sequence[Coordinates]) -> _Own:
+        """Give what successive members have, which are drawn with those that come next."""
+        start = self._places[id(some[0])]
+        stop = start + len(some)
+        if self._own is None or not self._start <= start <= stop <= self._stop:
+            self._own = None  # let it go before there is another
+            one = self._stack(some[:1]).nbytes
+            together = max(len(some), _DRAWN // max(1, one))
+            self._start, self._stop = start, min(start + together, len(self._members))
+            self._own = self._stack(self._members[self._start : self._stop])
+        return self._own[start - self._start : stop - self._start]
 
 
 class _Shared:

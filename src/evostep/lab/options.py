@@ -19,7 +19,7 @@ AcceptName = Literal[
     "improves", "always", "improves-phase", "mcnemar", "t", "permutation", "ladder"
 ]
 
-EngineName = Literal["auto", "inplace", "vmap", "lowrank", "prefix", "racing"]
+EngineName = Literal["auto", "inplace", "vmap", "lowrank", "prefix"]
 
 ArmEntry = str | dict[str, Any]
 
