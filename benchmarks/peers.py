@@ -36,6 +36,7 @@ class Case(NamedTuple):
     """One task; `timed` generations in each process, the median of which counts."""
 
     title: str
+    package: str  # that the model or the examples come from
     population: int
     inferences: int  # networks in one timed plain inference
     timed: int
@@ -45,6 +46,7 @@ class Case(NamedTuple):
 CASES = {
     "resnet18": Case(
         "resnet18 at 32x32, 1,000 examples in 2 batches",
+        package="torchvision",
         population=16,
         inferences=8,
         timed=1,
@@ -52,6 +54,7 @@ CASES = {
     ),
     "mlp": Case(
         "mlp 64-32-10 on digits, 300 examples in 1 batch",
+        package="scikit-learn",
         population=256,
         inferences=256,
         timed=10,
@@ -104,7 +107,7 @@ def measure(case: Case, name: str, method: str, threads: int) -> dict[str, Any]:
         "extra_mb": _peak_mb() - before,
         "called": adapter.CALLED,
         "notes": adapter.NOTES,
-        "versions": {package: _version(package) for package in adapter.PACKAGES},
+        "versions": {package: _version(package) for package in (*adapter.PACKAGES, case.package)},
     }
 
 
@@ -129,8 +132,8 @@ def run(name: str, method: str, threads: int) -> dict[str, Any]:
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
         return {"missing": f"failed: {lines[-1]}"}
-    # without the files that warned, which are this machine's own
-    warned = re.findall(r"\w+Warning: .*", done.stderr)
+    # of the user, not of a library's own code; without the files, which are this machine's own
+    warned = re.findall(r"(?:User|Runtime)Warning: .*", done.stderr)
     # what a library prints comes before the last line
     return {**json.loads(done.stdout.splitlines()[-1]), "warnings": warned}
 
@@ -265,13 +268,13 @@ def main() -> None:
         case = measure_case(name, options.methods, options.repeats, options.threads)
         report["cases"].append(case)
         show(case)
+        if options.json:
+            options.json.write_text(json.dumps(report, indent=1) + "\n")
     print(
         "\nMedians; (min-max) over repeats of ratios of runs of one repeat. MB: peak of the whole "
         "process; extra: what it\ngained after its imports and one plain inference; above: its "
         "peak less that of plain inference in its own process."
     )
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":
