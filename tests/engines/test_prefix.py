@@ -616,7 +616,9 @@ def test_batches_of_other_generations_make_room() -> None:
     for generation in range(6):
         here.begin(generation)
         expected = here.generation(InPlace())
+        before = runs(here.model)["first"]
         assert_same_scores(here.generation(engine), expected)
+        assert runs(here.model)["first"] - before <= 1, "room was made in time"
         assert engine._cache.nbytes <= engine.cache_bytes
         assert here.judge.examples is not None
         entry = engine._cache.find(here.judge.examples.batches[0][0])
