@@ -441,7 +441,9 @@ def test_an_evolving_buffer_that_the_forward_replaces_stays_the_models() -> None
     own = model.average
     space = Only("average", buffers=True)
     fitness = Fitness(model, BATCHES, "neg-loss")
-    with pytest.warns(UserWarning) as told:  # vmap first, and then the prefix
+    with pytest.warns(
+        UserWarning, match="cannot score these"
+    ) as told:  # vmap first, and then the prefix
         Evolution(model, RandomMutation(0.3, 8), space=space).evolve(fitness, 3)
     assert all("cannot score these members" in str(one.message) for one in told)
     assert "in place it is" in str(told[0].message)
