@@ -44,7 +44,7 @@ class Evolution:
         accept: when a new center replaces its parent.
         seed: with the generation's number it determines all noise.
         engine: how members are scored: ``"auto"``, the fastest that can take them; or one of
-            ``inplace``, ``vmap``, ``lowrank``, ``prefix``, by name or with settings
+            ``inplace``, ``vmap``, ``lowrank``, ``prefix``, ``racing``, by name or with settings
             of its own, such as ``evostep.engines.vmap.Vmap(chunk=32)``. Where it cannot take a
             model, a warning says why and members are scored in place.
 

@@ -207,14 +207,28 @@ class Fitness:
         return self.score_later(examples, keep_outputs=keep_outputs).scores()
 
     @torch.no_grad()
-    def score_later(self, examples: Examples, *, keep_outputs: bool = False) -> Pending:
-        """Score the model as `score` does, without waiting for the device."""
+    def score_later(
+        self,
+        examples: Examples,
+        *,
+        keep_outputs: bool = False,
+        watch: Callable[[Any, Any], object] | None = None,
+    ) -> Pending:
+        """Score the model as `score` does, without waiting for the device.
+
+        Args:
+            examples: to score on.
+            keep_outputs: see `score`.
+            watch: is shown the outputs and the targets of each batch.
+        """
         accumulator = self._make_accumulator()
         kept: list[tuple[Any, Any]] = []
         with self.scoring():
             for inputs, targets in examples:
                 outputs, targets = self.apply(self.model, inputs, targets)
                 accumulator.update(outputs, targets)
+                if watch is not None:
+                    watch(outputs, targets)
                 if keep_outputs:
                     kept.append((outputs, targets))
         value, per_example = accumulator.compute()
@@ -354,17 +368,23 @@ def model_device(model: nn.Module) -> torch.device:
 
 
 def _examples(batches: list[tuple[Any, Any]]) -> Examples:
-    return Examples(tuple(batches), sum(_batch_size(*batch) for batch in batches))
+    return Examples(tuple(batches), sum(batch_size(*batch) for batch in batches))
 
 
-def _batch_size(inputs: Any, targets: Any) -> int:
+def batch_size(inputs: Any, targets: Any) -> int:
+    """Give how many examples a batch has.
+
+    Example:
+        >>> batch_size({"x": torch.zeros(3, 2)}, None)
+        3
+    """
     for value in (targets, inputs):
         if isinstance(value, Tensor):
             return int(value.shape[0]) if value.ndim else 1
         if isinstance(value, Mapping):
-            return _batch_size(None, next(iter(value.values()), None))
+            return batch_size(None, next(iter(value.values()), None))
         if isinstance(value, tuple | list) and value:
-            return _batch_size(None, value[0])
+            return batch_size(None, value[0])
     return 1
 
 

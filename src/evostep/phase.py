@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from evostep.acceptance import Rule
-from evostep.engines.base import Contest, Judge, Outcome, Workspace
+from evostep.engines.base import Contest, Judge, Outcome, Workspace, failure
 from evostep.fitness import Scores
 from evostep.spaces.base import Coordinates, Tensors
 from evostep.strategies.base import Step, Strategy
@@ -193,17 +192,20 @@ class Phase:
         forwards = 0
         candidate: Outcome | None = None
         judged = self.rule.needs_scores and not self.by_phase
+        best = outcomes[step.scored] if step.scored is not None else None
+        if best is not None and best.seen is not None:  # all were dropped: none beats the parent
+            return Decision(candidate=best, judged=judged)
         if judged and self.second is not None:
             self.second.begin(generation)
             parent = self.second(keep_outputs=keep)
             forwards = self.second.cost
         if not judged:
-            statistics, failure, cost = self._stand(step.center)
+            statistics, failed, cost = self._stand(step.center)
             # weights on which the statistics cannot be estimated are not worth going on with
-            accepted, candidate = failure is None, failure
+            accepted, candidate = failed is None, failed
         elif self.second is None and step.scored is not None and not keep:
-            statistics, failure, cost = self._stand(step.center)
-            candidate = failure or outcomes[step.scored]
+            statistics, failed, cost = self._stand(step.center)
+            candidate = failed or outcomes[step.scored]
         else:
             statistics, candidate, cost = self._try(step.center, self.second or self.judge)
         forwards += cost
@@ -303,8 +305,7 @@ class Phase:
         try:
             judge.calibrate()
         except Exception as error:
-            failure = Outcome(Scores(math.nan), f"{type(error).__name__}: {error}")
-            return None, failure, judge.calibration_cost
+            return None, failure(error), judge.calibration_cost
         assert judge.state is not None, "a Fitness knows its model"
         return judge.state.values(), None, judge.calibration_cost
 
@@ -312,9 +313,9 @@ class Phase:
         self, coordinates: Coordinates, judge: Judge
     ) -> tuple[list[Tensor] | None, Outcome, int]:
         """Write weights and score them; give their statistics, the outcome, and the cost."""
-        statistics, failure, cost = self._stand(coordinates)
-        outcome = failure or judge.attempt(calibrate=False, keep_outputs=self.rule.needs_outputs)
-        return statistics, outcome, cost + (0 if failure else judge.cost)
+        statistics, failed, cost = self._stand(coordinates)
+        outcome = failed or judge.attempt(calibrate=False, keep_outputs=self.rule.needs_outputs)
+        return statistics, outcome, cost + (0 if failed else judge.cost)
 
     def _commit(self, coordinates: Coordinates, statistics: list[Tensor] | None) -> None:
         """Make what was last written the center, with the statistics that belong to it."""

@@ -15,7 +15,8 @@ class Record:
 
     Attributes:
         generation: its number over the whole run, counted from 0.
-        scores: of the members, higher is better; NaN for one that failed.
+        scores: of the members, higher is better; NaN for one that failed. Of one that was dropped
+            (`engine="racing"`) an estimate.
         parent: score of the center before, on the same examples.
         candidate: score of the proposed center on the examples on which it was judged; None where
             nothing was proposed or the rule asks for no score.

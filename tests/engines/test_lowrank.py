@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from evostep import Evolution, Fitness, LowRank, OpenAIES, RandomMutation
 from evostep.engines.lowrank import SharedProduct
-from evostep.engines.thin import convolution, embedding, linear
+from evostep.engines.lowrank.thin import convolution, embedding, linear
 
 
 class Tokens(nn.Module):

@@ -21,9 +21,9 @@ from evostep import AllWeights, Always, Evolution, Fitness, Only, OpenAIES, Rand
 from evostep.engines.base import CannotScore, Judge, Outcome, Workspace
 from evostep.engines.guard import ModuleState
 from evostep.engines.inplace import InPlace
-from evostep.engines.layout import Layout
 from evostep.engines.prefix import Prefix
-from evostep.engines.replay import Dropped, Recording
+from evostep.engines.prefix.layout import Layout
+from evostep.engines.prefix.replay import Dropped, Recording
 from evostep.naming import slots_of_module
 from evostep.strategies.base import Strategy
 

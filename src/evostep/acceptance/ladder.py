@@ -42,6 +42,7 @@ class Ladder(Rule):
 
     every: Every = field(default="phase", kw_only=True)
     needs_fresh = True
+    beats_parent = True
 
     def __post_init__(self) -> None:
         check_every(self.every)

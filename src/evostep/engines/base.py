@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -31,7 +31,8 @@ class Outcome:
     Attributes:
         scores: NaN where there are none.
         error: why there are none.
-        seen: on how many examples it was scored; None: on all of the generation's.
+        seen: on how many examples it was scored; None: on all of the generation's. With fewer,
+            its value is an estimate that is below the best member's.
     """
 
     scores: Scores
@@ -129,8 +130,10 @@ class Judge:
 
     Attributes:
         examples: on which the generation is scored; None for a bare callable.
+        generation: its number.
         contest: what the members compete for; None where each one's score is of use.
         parent: the parent's scores in this generation, once it was scored.
+        watch: is shown the outputs and the targets of each batch while it is set.
     """
 
     def __init__(
@@ -140,12 +143,15 @@ class Judge:
         self.state = state
         self.seed = seed
         self.examples: Examples | None = None
+        self.generation = 0
         self.contest: Contest | None = None
         self.parent: Scores | None = None
+        self.watch: Callable[[Any, Any], object] | None = None
         self._scoring_seed = self._calibration_seed = 0
 
     def begin(self, generation: int) -> None:
         """Fix the examples and the random streams with which `generation` is scored."""
+        self.generation = generation
         self.parent = None
         self._scoring_seed = derive_seed(self.seed, generation, "scoring")
         self._calibration_seed = derive_seed(self.seed, generation, "calibration")
@@ -195,7 +201,9 @@ class Judge:
         with self.unchanged():
             if isinstance(self.fitness, Fitness):
                 assert self.examples is not None, "begin() comes first"
-                return self.fitness.score_later(self.examples, keep_outputs=keep_outputs)
+                return self.fitness.score_later(
+                    self.examples, keep_outputs=keep_outputs, watch=self.watch
+                )
             return Pending(float(self.fitness()))
 
     @contextmanager

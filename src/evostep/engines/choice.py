@@ -17,6 +17,7 @@ from evostep.engines.base import CannotScore, Engine, Judge, Outcome, Workspace
 from evostep.engines.inplace import InPlace
 from evostep.engines.lowrank import SharedProduct
 from evostep.engines.prefix import Prefix
+from evostep.engines.racing import Racing
 from evostep.engines.vmap import Vmap
 from evostep.errors import unknown_name
 from evostep.fitness import Scores
@@ -30,7 +31,7 @@ _EXAMPLES_BEYOND = 0.005
 
 def engines() -> dict[str, type[Engine]]:
     """Give the engines by name."""
-    return {kind.name: kind for kind in (InPlace, Vmap, SharedProduct, Prefix)}
+    return {kind.name: kind for kind in (InPlace, Vmap, SharedProduct, Prefix, Racing)}
 
 
 def make_engine(wanted: str | Engine) -> Engine | None:
@@ -65,7 +66,9 @@ class Scorer:
         self._asked = make_engine(wanted)
         self._inplace = InPlace()
         self._candidates = (
-            [self._asked] if self._asked is not None else [SharedProduct(), Vmap(), Prefix()]
+            [self._asked]
+            if self._asked is not None
+            else [SharedProduct(), Vmap(), Prefix(), Racing()]
         )
         self._verified: set[str] = set()
         self._given_up: set[str] = set()
@@ -140,13 +143,15 @@ class Scorer:
         judge: Judge,
         outcomes: Sequence[Outcome],
     ) -> None:
-        """Score the last member in place, too, when an engine is first used."""
-        if engine.name in self._verified or not members:
+        """Score one in place, too, when an engine is first used: the last that was in full."""
+        whole = [i for i, outcome in enumerate(outcomes) if outcome.seen is None]
+        if engine.name in self._verified or not whole:
             return
-        (expected,) = self._inplace.score(members[-1:], workspace, judge)
-        if not agree(outcomes[-1], expected):
+        last = whole[-1]
+        (expected,) = self._inplace.score([members[last]], workspace, judge)
+        if not agree(outcomes[last], expected):
             raise CannotScore(
-                f"it gave a member the score {outcomes[-1].scores.value:g}, in place it is "
+                f"it gave a member the score {outcomes[last].scores.value:g}, in place it is "
                 f"{expected.scores.value:g}"
             )
         self._verified.add(engine.name)

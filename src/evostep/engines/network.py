@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from evostep.engines.base import Judge, Workspace
 from evostep.engines.guard import seed_everything
-from evostep.fitness import Fitness, _batch_size
+from evostep.fitness import Fitness, batch_size
 from evostep.metrics import map_tensors
 from evostep.noise import derive_seed
 from evostep.spaces.base import Coordinates, Tensors
@@ -61,7 +61,7 @@ class Network:
         wanted = [(2 * i + 1) * count // (2 * kept) for i in range(kept)]
         batches, first = [], 0
         for inputs, targets in self._judge.examples:
-            size = _batch_size(inputs, targets)
+            size = batch_size(inputs, targets)
             rows = [i - first for i in wanted if first <= i < first + size]
             if rows:
                 batches.append(Batch(_rows(inputs, rows, size), len(rows)))

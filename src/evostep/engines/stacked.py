@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from evostep.engines.base import CannotScore, Judge, Outcome, failure, read
+from evostep.engines.base import CannotScore, Engine, Judge, Outcome, failure, read
 from evostep.errors import reason
 from evostep.fitness import Fitness, Pending
 from evostep.spaces.base import Coordinates
+
+
+@dataclass(frozen=True)
+class Stacking(Engine):
+    """Scores many members in one forward.
+
+    Args:
+        chunk: members at a time; None: as many as their sizes suggest.
+
+    Raises:
+        ValueError: a chunk below 1.
+    """
+
+    chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.chunk is not None and self.chunk < 1:
+            raise ValueError(f"chunk must be at least 1, got {self.chunk}")
 
 
 def why_not_stacked(judge: Judge) -> str | None:
@@ -97,3 +118,27 @@ def free_bytes(device: torch.device) -> int:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):  # not on this system
         return 2**62
+
+
+def even(n: int, most: int) -> int:
+    """Give the size of chunks of at most `most` into which n members go evenly.
+
+    Example:
+        >>> even(256, 200)
+        128
+    """
+    chunks = -(-n // max(most, 1))
+    return -(-n // max(chunks, 1))
+
+
+def positions(inputs: Any) -> int:
+    """Give how many times an input goes through a layer: examples, times tokens for sequences."""
+    if isinstance(inputs, Mapping):
+        inputs = tuple(inputs.values())
+    if isinstance(inputs, tuple | list):
+        return max((positions(part) for part in inputs), default=1)
+    if not isinstance(inputs, Tensor):
+        return 1
+    if inputs.is_floating_point():
+        return math.prod(inputs.shape[:-1]) if inputs.dim() <= 3 else len(inputs)
+    return inputs.numel()

@@ -6,7 +6,6 @@ product is several times faster. For a large one the copies of the weights cost 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -15,8 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from evostep.engines.base import CannotScore, Engine, Judge, Outcome, Workspace
-from evostep.engines.stacked import free_bytes, score_in_chunks, why_not_stacked
+from evostep.engines.base import CannotScore, Judge, Outcome, Workspace
+from evostep.engines.stacked import (
+    Stacking,
+    even,
+    free_bytes,
+    positions,
+    score_in_chunks,
+    why_not_stacked,
+)
 from evostep.engines.swap import places, swapped
 from evostep.fitness import Fitness, Pending, model_device
 from evostep.spaces.base import Coordinates
@@ -30,7 +36,7 @@ _SMALL = 2**25
 
 
 @dataclass(frozen=True)
-class Vmap(Engine):
+class Vmap(Stacking):
     """Scores many members in one batched forward.
 
     Args:
@@ -44,12 +50,7 @@ class Vmap(Engine):
         32
     """
 
-    chunk: int | None = None
     name: ClassVar[str] = "vmap"
-
-    def __post_init__(self) -> None:
-        if self.chunk is not None and self.chunk < 1:
-            raise ValueError(f"chunk must be at least 1, got {self.chunk}")
 
     def refusal(
         self, members: Sequence[Coordinates], workspace: Workspace, judge: Judge
@@ -107,27 +108,3 @@ def members_at_once(live: Mapping[str, Tensor], judge: Judge) -> int:
     numbers = weights + 2 * width * rows  # what a layer reads and writes
     free = free_bytes(model_device(judge.fitness.model)) // 16  # a quarter, of 4 bytes a number
     return max(1, min(_NUMBERS_AT_ONCE, free) // numbers)
-
-
-def even(n: int, most: int) -> int:
-    """Give the size of chunks of at most `most` into which n members go evenly.
-
-    Example:
-        >>> even(256, 200)
-        128
-    """
-    chunks = -(-n // max(most, 1))
-    return -(-n // max(chunks, 1))
-
-
-def positions(inputs: Any) -> int:
-    """Give how many times an input goes through a layer: examples, times tokens for sequences."""
-    if isinstance(inputs, Mapping):
-        inputs = tuple(inputs.values())
-    if isinstance(inputs, tuple | list):
-        return max((positions(part) for part in inputs), default=1)
-    if not isinstance(inputs, Tensor):
-        return 1
-    if inputs.is_floating_point():
-        return math.prod(inputs.shape[:-1]) if inputs.dim() <= 3 else len(inputs)
-    return inputs.numel()

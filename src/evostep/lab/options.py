@@ -19,7 +19,7 @@ AcceptName = Literal[
     "improves", "always", "improves-phase", "mcnemar", "t", "permutation", "ladder"
 ]
 
-EngineName = Literal["auto", "inplace", "vmap", "lowrank", "prefix"]
+EngineName = Literal["auto", "inplace", "vmap", "lowrank", "prefix", "racing"]
 
 ArmEntry = str | dict[str, Any]
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from evostep.calibration import Calibration
-from evostep.engines.base import Judge, Outcome
+from evostep.engines.base import Judge, Outcome, failure
 from evostep.engines.guard import ModuleState, seed_everything
-from evostep.fitness import Fitness, Scores
+from evostep.fitness import Fitness
 from evostep.noise import derive_seed
 from evostep.population.individual import Individual
 
@@ -63,7 +63,7 @@ class Scorer:
         try:
             buffers = self._calibrate(one, phase)
         except Exception as error:
-            return Outcome(Scores(math.nan), f"{type(error).__name__}: {error}"), {}
+            return failure(error), {}
         return self.attempt(one.model, phase), buffers
 
     @torch.no_grad()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from evostep.engines.guard import _live_devices
-from evostep.engines.replay import (
+from evostep.engines.prefix.replay import (
     Block,
     Call,
     Leaf,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from evostep.engines.replay import key_of, storage_of, version
+from evostep.engines.prefix.replay import key_of, storage_of, version
 
 
 class Layout:

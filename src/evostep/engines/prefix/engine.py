@@ -15,8 +15,8 @@ from typing import ClassVar
 
 from evostep.engines.base import CannotScore, Engine, Judge, Outcome, Workspace
 from evostep.engines.inplace import InPlace
-from evostep.engines.layout import Layout
-from evostep.engines.passes import Cache, Passes
+from evostep.engines.prefix.layout import Layout
+from evostep.engines.prefix.passes import Cache, Passes
 from evostep.engines.stacked import why_opaque
 from evostep.fitness import Fitness
 from evostep.spaces.base import Coordinates

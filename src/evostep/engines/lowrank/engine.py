@@ -19,11 +19,17 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
-from evostep.engines.base import CannotScore, Engine, Judge, Outcome, Workspace
-from evostep.engines.interception import Layouts, Thin, ThinLayers
-from evostep.engines.stacked import is_out_of_memory, score_in_chunks, why_not_stacked
+from evostep.engines.base import CannotScore, Judge, Outcome, Workspace
+from evostep.engines.lowrank.interception import Layouts, Thin, ThinLayers
+from evostep.engines.stacked import (
+    Stacking,
+    even,
+    is_out_of_memory,
+    positions,
+    score_in_chunks,
+    why_not_stacked,
+)
 from evostep.engines.swap import places, swapped
-from evostep.engines.vmap import even, positions
 from evostep.errors import reason
 from evostep.fitness import Fitness, Pending, model_device
 from evostep.members import Factors, stack_factors
@@ -58,7 +64,7 @@ class _Known:
 
 
 @dataclass(frozen=True)
-class SharedProduct(Engine):
+class SharedProduct(Stacking):
     """Scores many members in one forward with the center's matrices and thin corrections.
 
     Args:
@@ -73,13 +79,8 @@ class SharedProduct(Engine):
         16
     """
 
-    chunk: int | None = None
     name: ClassVar[str] = "lowrank"
     _known: _Known = field(default_factory=_Known, init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        if self.chunk is not None and self.chunk < 1:
-            raise ValueError(f"chunk must be at least 1, got {self.chunk}")
 
     def refusal(
         self, members: Sequence[Coordinates], workspace: Workspace, judge: Judge
