@@ -343,6 +343,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Any, list[Any], dict[str, Any]]]
     "in place later, last": (InPlaceLater, Only("first.*"), BATCHES, {}),
     "tied": (Tied, Only("head.*"), BATCHES, {}),
     "tied, last": (Tied, Only("out.*"), BATCHES, {}),
+    "a bias, whose weight stays": (Tied, Only("out.bias"), BATCHES, {}),
+    "a bias beside a tied weight": (Tied, Only("tied.bias"), BATCHES, {}),
     "tied under autocast": (Tied, Only("out.*"), BATCHES, {"autocast": torch.bfloat16}),
     "structured": (Structured, Only("head.*"), DOUBLES, {}),
     "structured by name": (Structured, Only("head.*"), NAMED, {}),

@@ -175,6 +175,8 @@ class Replay(TorchDispatchMode):
         if leaf.tensor is None:
             return Dropped(leaf, name, self)
         if block is None:
+            if type(leaf.tensor) is Tensor:  # a view: autograd makes its own of what it is given
+                return leaf.on(leaf.tensor.untyped_storage())
             return leaf.tensor if leaf.tensor.requires_grad else leaf.tensor.detach()
         if not block.private:
             return leaf.tensor.detach()
