@@ -325,8 +325,9 @@ class Evolution:
         )
         scores = [outcome.scores.value for outcome in outcomes]
         step, state = strategy.tell(genome, state, generation, scores, parent.value, self.seed)
-        seen = sum(judge.cost if o.seen is None else o.seen for o in outcomes)
-        forwards = judge.cost + seen + len(members) * judge.calibration_cost + measured
+        cost = judge.cost
+        seen = sum(cost if o.seen is None else o.seen for o in outcomes)
+        forwards = cost + seen + len(members) * judge.calibration_cost + measured
         decision = Decision()
         if step is not None:
             decision = phase.consider(step, outcomes, parent, generation, self.attempts)

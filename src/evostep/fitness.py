@@ -288,7 +288,8 @@ class Fitness:
                 yield
         finally:
             for module, training in modes:
-                module.training = training
+                if module.training != training:  # setting an attribute of a module is slow
+                    module.training = training
 
     def apply(self, model: nn.Module, inputs: Any, targets: Any) -> tuple[Any, Any]:
         """Send one batch forward through `model`; give (outputs, targets)."""

@@ -81,11 +81,14 @@ class ModuleState:
     def restore(self) -> None:
         """Put everything back, buffers that were replaced, filled in or added included."""
         for module, training in self._modes:
-            module.training = training
+            if module.training != training:  # setting an attribute of a module is slow
+                module.training = training
         for parameter, requires_grad in self._grads:
             if parameter.requires_grad != requires_grad:
                 parameter.requires_grad_(requires_grad)
         for module, buffers in self._buffers:
+            if not buffers and not module._buffers:
+                continue
             module._buffers.update(buffers)
             for name in module._buffers.keys() - buffers.keys():
                 del module._buffers[name]

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,11 @@ from torch import Tensor, nn
 from evostep.engines.base import CannotScore, Engine, Judge, Outcome, failure, read
 from evostep.errors import reason
 from evostep.fitness import Fitness, Pending
+from evostep.members import Factors
 from evostep.spaces.base import Coordinates
+
+_DRAWN = 2**25  # bytes of members' own that are drawn at once
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,99 @@ class Stacking(Engine):
     def __post_init__(self) -> None:
         if self.chunk is not None and self.chunk < 1:
             raise ValueError(f"chunk must be at least 1, got {self.chunk}")
+
+
+@dataclass(frozen=True)
+class Own:
+    """What some members have of their own.
+
+    Attributes:
+        thin: name -> A, (n, rows, r), and B, (n, columns, r).
+        whole: name -> the tensor, (n, ...).
+    """
+
+    thin: dict[str, Factors]
+    whole: dict[str, Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        """How much memory it takes."""
+        thin = sum(A.nbytes + B.nbytes for A, B in self.thin.values())
+        return thin + sum(tensor.nbytes for tensor in self.whole.values())
+
+    def __getitem__(self, members: slice) -> Own:
+        """Give what some of them have, as views."""
+        thin = {name: (A[members], B[members]) for name, (A, B) in self.thin.items()}
+        return Own(thin, {name: tensor[members] for name, tensor in self.whole.items()})
+
+
+class Drawn:
+    """Members drawn many at a time: their noise takes more calls than arithmetic.
+
+    Args:
+        members: all of them.
+        stack: draws some of them.
+        each: bytes of a member; None: one is drawn to know it.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Coordinates],
+        stack: Callable[[Sequence[Coordinates]], Own],
+        each: int | None = None,
+    ) -> None:
+        self._members = members
+        self._stack = stack
+        self._each = each
+        self._places = {id(member): i for i, member in enumerate(members)}
+        self._start = self._stop = 0
+        self._own: Own | None = None
+
+    def take(self, some: Sequence[Coordinates]) -> Own:
+        """Give what successive members have, which are drawn with those that come next."""
+        start = self._places[id(some[0])]
+        stop = start + len(some)
+        if self._own is None or not self._start <= start <= stop <= self._stop:
+            self._own = None  # let it go before there is another
+            one = self._each or self._stack(some[:1]).nbytes
+            together = max(len(some), _DRAWN // max(1, one))
+            self._start, self._stop = start, min(start + together, len(self._members))
+            self._own = self._stack(self._members[self._start : self._stop])
+        return self._own[start - self._start : stop - self._start]
+
+
+class NeedsContiguousError(Exception):
+    """A view met a tensor that is not contiguous, where torch's own layer gives one that is."""
+
+
+@dataclass
+class MemoryLayout:
+    """Which memory layout a model's layers may give: a view in it may forbid the faster one.
+
+    Attributes:
+        contiguous: whether layers have to give contiguous tensors, as those of torch do.
+    """
+
+    contiguous: bool = False
+
+    def check(self, error: Exception) -> None:
+        """Do nothing, or have layers give contiguous tensors if that is what an error asks for.
+
+        Raises:
+            NeedsContiguousError: they do now: try again, see `in_either_layout`.
+        """
+        if not self.contiguous and "view" in str(error):
+            self.contiguous = True
+            raise NeedsContiguousError from error
+
+
+def in_either_layout(judge: Judge, run: Callable[[], _Result]) -> _Result:
+    """Run; once more, now with contiguous tensors, where a view was impossible."""
+    try:
+        return run()
+    except NeedsContiguousError:
+        with judge.unchanged():  # the same random streams again
+            return run()
 
 
 def why_not_stacked(judge: Judge) -> str | None:

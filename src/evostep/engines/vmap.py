@@ -7,7 +7,7 @@ product is several times faster. For a large one the copies of the weights cost 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -15,10 +15,15 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from evostep.engines.base import CannotScore, Judge, Outcome, Workspace
+from evostep.engines.linear import LinearOfMembers
 from evostep.engines.stacked import (
+    Drawn,
+    MemoryLayout,
+    Own,
     Stacking,
     even,
     free_bytes,
+    in_either_layout,
     positions,
     score_in_chunks,
     why_not_stacked,
@@ -51,6 +56,9 @@ class Vmap(Stacking):
     """
 
     name: ClassVar[str] = "vmap"
+    _layout: MemoryLayout = field(
+        default_factory=MemoryLayout, init=False, repr=False, compare=False
+    )
 
     def refusal(
         self, members: Sequence[Coordinates], workspace: Workspace, judge: Judge
@@ -81,18 +89,30 @@ class Vmap(Stacking):
             raise CannotScore("the model holds none of the tensors that move")
         examples = judge.examples
 
-        def score(some: Sequence[Coordinates]) -> list[Pending | Exception]:
+        def stack(some: Sequence[Coordinates]) -> Own:
             stacked = workspace.space.stack(some, where)
-            weights = {name: t.to(workspace.live[name].dtype) for name, t in stacked.items()}
+            return Own({}, {name: t.to(workspace.live[name].dtype) for name, t in stacked.items()})
+
+        each = sum(workspace.live[name].nbytes for name in where)
+        drawn = Drawn(members, stack, each)
+
+        def score(some: Sequence[Coordinates]) -> list[Pending | Exception]:
+            weights = drawn.take(some).whole
 
             def forward(inputs: Any) -> Any:
                 def one(own: dict[str, Tensor]) -> Any:
-                    with swapped(where, own):
+                    with swapped(where, own), LinearOfMembers(self._layout.contiguous):
                         return fitness.apply(fitness.model, inputs, None)[0]
 
-                return torch.func.vmap(one, randomness="same")(weights)
+                try:
+                    return torch.func.vmap(one, randomness="same")(weights)
+                except RuntimeError as error:
+                    self._layout.check(error)
+                    raise
 
-            return fitness.score_stacked(forward, len(some), examples)
+            return in_either_layout(
+                judge, lambda: fitness.score_stacked(forward, len(some), examples)
+            )
 
         chunk = self.chunk or even(len(members), members_at_once(workspace.live, judge))
         return score_in_chunks(members, judge, chunk, score)

@@ -12,9 +12,9 @@ are computed for all members at once.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,12 @@ from torch import Tensor, nn
 from evostep.engines.base import CannotScore, Judge, Outcome, Workspace
 from evostep.engines.lowrank.interception import Layouts, Thin, ThinLayers
 from evostep.engines.stacked import (
+    Drawn,
+    MemoryLayout,
+    Own,
     Stacking,
     even,
+    in_either_layout,
     is_out_of_memory,
     positions,
     score_in_chunks,
@@ -41,26 +45,21 @@ from evostep.spaces.base import Coordinates
 # same bits.
 _WIDEST = {"cpu": 2**23}
 _WIDEST_ELSEWHERE = 2**28
-_DRAWN = 2**25  # bytes of members' own that are drawn at once
 
 # Examples (times tokens) up to which a member's full noise costs more than its corrections: a
 # number of noise costs about as much as a hundred times a correction's share of a forward.
 _FEW = 128
 
-_Result = TypeVar("_Result")
-
 
 @dataclass
-class _Known:
-    """What is found out once.
+class _Known(MemoryLayout):
+    """What is found out once: also whether convolutions have to give contiguous tensors.
 
     Attributes:
         chunks: shapes of the inputs -> how many members at a time.
-        contiguous: whether the model needs convolutions that give contiguous tensors.
     """
 
     chunks: dict[Any, int] = field(default_factory=dict)
-    contiguous: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,11 +110,11 @@ class SharedProduct(Stacking):
         model = _Shared(workspace, fitness, self._known)
 
         most = self.chunk or self._members_at_once(members, model, judge)
-        drawn = _Drawn(members, model.stack)
+        drawn = Drawn(members, model.stack)
 
         def score(some: Sequence[Coordinates]) -> list[Pending | Exception]:
             own = drawn.take(some)
-            return _in_either_layout(
+            return in_either_layout(
                 judge, lambda: fitness.score_stacked(lambda x: model(own, x), len(some), examples)
             )
 
@@ -131,7 +130,7 @@ class SharedProduct(Stacking):
             inputs, _ = judge.examples.batches[largest]
             own = model.stack(members[:1])
             with judge.unchanged(), torch.no_grad(), judge.fitness.scoring():
-                _in_either_layout(judge, lambda: model(own, inputs))
+                in_either_layout(judge, lambda: model(own, inputs))
             device = model_device(judge.fitness.model).type
             room = _WIDEST.get(device, _WIDEST_ELSEWHERE)
             self._known.chunks[sizes[largest]] = max(1, room // max(1, model.widest, own.nbytes))
@@ -140,19 +139,6 @@ class SharedProduct(Stacking):
     def close(self) -> None:
         """Forget the sizes of the examples."""
         self._known.chunks.clear()
-
-
-class _NeedsContiguousError(Exception):
-    """A view met a tensor with channels last."""
-
-
-def _in_either_layout(judge: Judge, run: Callable[[], _Result]) -> _Result:
-    """Run; once more, now with contiguous tensors, where a view was impossible."""
-    try:
-        return run()
-    except _NeedsContiguousError:
-        with judge.unchanged():  # the same random streams again
-            return run()
 
 
 def _moved(workspace: Workspace) -> list[str]:
@@ -166,55 +152,6 @@ def _shapes(inputs: Any) -> tuple[torch.Size, ...]:
     return tuple(found)
 
 
-@dataclass(frozen=True)
-class _Own:
-    """What some members have of their own.
-
-    Attributes:
-        thin: name -> A, (n, rows, r), and B, (n, columns, r).
-        whole: name -> the tensor, (n, ...).
-    """
-
-    thin: dict[str, Factors]
-    whole: dict[str, Tensor]
-
-    @property
-    def nbytes(self) -> int:
-        """How much memory it takes."""
-        thin = sum(A.nbytes + B.nbytes for A, B in self.thin.values())
-        return thin + sum(tensor.nbytes for tensor in self.whole.values())
-
-    def __getitem__(self, members: slice) -> _Own:
-        """Give what some of them have, as views."""
-        thin = {name: (A[members], B[members]) for name, (A, B) in self.thin.items()}
-        return _Own(thin, {name: tensor[members] for name, tensor in self.whole.items()})
-
-
-class _Drawn:
-    """Members drawn many at a time: their noise takes more calls than arithmetic."""
-
-    def __init__(
-        self, members: Sequence[Coordinates], stack: Callable[[Sequence[Coordinates]], _Own]
-    ) -> None:
-        self._members = members
-        self._stack = stack
-        self._places = {id(member): i for i, member in enumerate(members)}
-        self._start = self._stop = 0
-        self._own: _Own | None = None
-
-    def take(self, some: Sequence[Coordinates]) -> _Own:
-        """Give what successive members have, which are drawn with those that come next."""
-        start = self._places[id(some[0])]
-        stop = start + len(some)
-        if self._own is None or not self._start <= start <= stop <= self._stop:
-            self._own = None  # let it go before there is another
-            one = self._stack(some[:1]).nbytes
-            together = max(len(some), _DRAWN // max(1, one))
-            self._start, self._stop = start, min(start + together, len(self._members))
-            self._own = self._stack(self._members[self._start : self._stop])
-        return self._own[start - self._start : stop - self._start]
-
-
 class _Shared:
     """A fitness's model as a function of what members have of their own."""
 
@@ -226,7 +163,7 @@ class _Shared:
         self._layouts = Layouts()
         self._places = places(fitness.model, workspace.live)
 
-    def stack(self, members: Sequence[Coordinates]) -> _Own:
+    def stack(self, members: Sequence[Coordinates]) -> Own:
         """Draw the factors of matrices, and all other tensors in full."""
         live = self._workspace.live
         thin: dict[str, Factors] = {}
@@ -243,9 +180,9 @@ class _Shared:
                 thin[name] = A.to(live[name].dtype), B.to(live[name].dtype)
         whole = [name for name in whole if name in self._places]
         stacked = self._workspace.space.stack(members, whole)
-        return _Own(thin, {name: t.to(live[name].dtype) for name, t in stacked.items()})
+        return Own(thin, {name: t.to(live[name].dtype) for name, t in stacked.items()})
 
-    def __call__(self, own: _Own, inputs: Any) -> Any:
+    def __call__(self, own: Own, inputs: Any) -> Any:
         """Give the outputs of all members, with a leading dimension of members."""
         try:
             return self._forward(own, inputs)
@@ -254,12 +191,10 @@ class _Shared:
         except Exception as error:
             if is_out_of_memory(error):
                 raise
-            if not self._known.contiguous and "view" in str(error):
-                self._known.contiguous = True
-                raise _NeedsContiguousError from error
+            self._known.check(error)
             raise CannotScore(f"{self._where(error)}: {reason(error)}") from error
 
-    def _forward(self, own: _Own, inputs: Any) -> Any:
+    def _forward(self, own: Own, inputs: Any) -> Any:
         live, fitness = self._workspace.live, self._fitness
         replaced = {name: live[name] for name in own.whole}
 
