@@ -139,7 +139,8 @@ def write_member(member: Coordinates, name: str, out: Tensor) -> None:
 def stack_members(members: Sequence[Coordinates], names: Iterable[str]) -> dict[str, Tensor]:
     """Give the coordinates of all members: name -> (n, ...), in the center's type.
 
-    Each equals what ``member.tensor(name)`` gives, to the bit; noise is drawn in one call.
+    Each equals what ``member.tensor(name)`` gives, to the bit; noise is drawn in one call. Where
+    members do not differ it is one tensor for all (an expanded view): to be read, not written.
     """
     bases, place = _bases(members)
     if not bases:
@@ -161,17 +162,14 @@ def _stack(bases: Sequence[Perturbed], place: Sequence[tuple[int, bool]], name: 
         name=name,
     )
     plus = first._spread(noise, name).add_(center).to(center.dtype)
-    if place == [(i, False) for i in range(len(bases))]:
-        return plus
+    where: slice | list[int] = [k for k, (_, mirrored) in enumerate(place) if mirrored]
+    if not where:
+        return plus if len(place) == len(bases) else plus[[i for i, _ in place]]
     if place == [(i, mirrored) for i in range(len(bases)) for mirrored in (False, True)]:
-        out = plus.repeat_interleave(2, dim=0)
-        images = out[1::2]
+        out, where = plus.repeat_interleave(2, dim=0), slice(1, None, 2)
     else:
         out = plus[[i for i, _ in place]]
-        images = out[[i for i, (_, mirrored) in enumerate(place) if mirrored]]
-    torch.sub(center, images, out=images).add_(center)
-    if images.untyped_storage().data_ptr() != out.untyped_storage().data_ptr():
-        out[[i for i, (_, mirrored) in enumerate(place) if mirrored]] = images
+    out[where] = torch.sub(center, out[where]).add_(center)
     return out
 
 

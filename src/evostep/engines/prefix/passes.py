@@ -14,6 +14,7 @@ from evostep.engines.base import CannotScore, Judge
 from evostep.engines.prefix.layout import Layout
 from evostep.engines.prefix.recording import Recorder
 from evostep.engines.prefix.replay import Recording, Replay, key_of, tensors_in, version
+from evostep.errors import reason
 from evostep.fitness import Examples, Fitness
 
 _ABSENT = object()
@@ -150,7 +151,7 @@ class Passes:
             except CannotScore as error:
                 self._cache.fail(str(error))
             except Exception as error:
-                self._cache.fail(f"a replay raised {type(error).__name__}: {error}")
+                self._cache.fail(f"a replay raised {reason(error)}")
 
     def _forward(self, module: nn.Module) -> Callable[..., Any]:
         original = module.forward
@@ -211,11 +212,11 @@ class Passes:
             result = self._through(replay, model, inputs, targets)
             replay.finish(result)
         except Exception as error:
-            reason = replay.blame(error)
-            if reason is None:
+            why = replay.blame(error)
+            if why is None:
                 raise  # a member's own
-            self._cache.fail(reason)
-            raise CannotScore(reason) from error
+            self._cache.fail(why)
+            raise CannotScore(why) from error
         return result
 
 

@@ -21,6 +21,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from evostep.engines.base import CannotScore
+from evostep.errors import reason
 
 _ATOMS = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
 
@@ -208,7 +209,7 @@ class Replay(TorchDispatchMode):
             return self.failure
         if self._position < len(self._calls):
             name = self._calls[self._position].name
-            return f"before {name}, a replay raised {type(error).__name__}: {error}"
+            return f"before {name}, a replay raised {reason(error)}"
         return None
 
     def fail(self, reason: str) -> CannotScore:
