@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 import weakref
+from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from types import SimpleNamespace
@@ -14,16 +16,18 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from evostep import Always, Evolution, Fitness, Improves, Only, OpenAIES, RandomMutation
+import evostep.members as members_module
+from evostep import Always, Evolution, Fitness, Improves, LowRank, Only, OpenAIES, RandomMutation
 from evostep.engines.base import Judge, Workspace
 from evostep.engines.guard import ModuleState, preserved_rng, seed_everything
 from evostep.engines.inplace import InPlace
 from evostep.naming import slots_of_module
 from evostep.noise import draw
-from evostep.spaces.base import Tensors
+from evostep.spaces.base import Genome, Tensors
 from evostep.spaces.weights import AllWeights
 
 X = torch.randn(24, 6, generator=torch.Generator().manual_seed(0))
@@ -575,3 +579,332 @@ def test_memory_is_a_copy_of_the_center_and_does_not_grow_with_the_population(
         peaks.append(ledger.peak / parameters)
     assert 1.0 <= peaks[0] < 2.0
     assert peaks[1] < peaks[0] + 0.1  # biases are drawn together, up to 256 KB
+
+
+# How members are written
+
+
+MADE: dict[str, Callable[[], Any]] = {
+    "pairs": lambda: OpenAIES(0.1, population=6),
+    "pairs of low rank": lambda: OpenAIES(0.1, population=6, noise=LowRank(2)),
+    "uniform, not relative": lambda: OpenAIES(0.1, 6, noise="uniform", scale="absolute"),
+    "no pairs": lambda: OpenAIES(0.1, population=6, antithetic=False),
+    "mutation": lambda: RandomMutation(0.1, children=6),
+}
+ORDERS = {
+    "in order": [0, 1, 2, 3, 4, 5],
+    "backwards": [5, 4, 3, 2, 1, 0],
+    "partners apart": [0, 2, 1, 5, 4, 3],
+    "one twice": [0, 0, 1, 1, 0, 3],
+}
+
+
+def open_up(model: nn.Module) -> tuple[Genome, Workspace]:
+    slots = slots_of_module(model)
+    genome = AllWeights().open(slots)
+    return genome, Workspace(AllWeights(), genome, slots.tensors)
+
+
+def twin_of(strategy: Any, genome: Genome, name: str, i: int, seed: int) -> Tensor:
+    """The slow twin of member i of generation 0: center + sigma * scale * noise, or its mirror."""
+    center = genome.center[name]
+    antithetic = getattr(strategy, "antithetic", False)
+    noise = draw(
+        strategy.noise,
+        center,
+        seed=seed,
+        generation=0,
+        member=i // 2 if antithetic else i,
+        name=name,
+    )
+    unit = genome.rms[name] if strategy.scale == "rms" else 1.0
+    member = (center + noise * (strategy.sigma * unit)).to(center.dtype)
+    return (center - member) + center if antithetic and i % 2 else member
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("name", MADE)
+def test_what_is_written_is_center_plus_noise_to_the_bit(
+    name: str, dtype: torch.dtype, order: str
+) -> None:
+    model = nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 3)).to(dtype)
+    genome, workspace = open_up(model)
+    strategy = MADE[name]()
+    written = []
+    for i in ORDERS[order]:
+        member = strategy.member(genome, {}, 0, i, 11)
+        workspace.write(member)
+        for key, weight in model.named_parameters():
+            twin = twin_of(strategy, genome, key, i, 11)
+            assert torch.equal(weight, twin), (i, key)
+            assert torch.equal(weight, member.tensor(key).to(dtype)), (i, key)
+        written.append(tuple(model[0].weight.flatten().tolist()))  # type: ignore[union-attr]
+    assert len(set(written)) == len(set(ORDERS[order])), "members differ"
+
+
+def count_draws(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Note the name of each tensor whose noise is drawn for a member."""
+    drawn: list[str] = []
+    for function in ("draw", "draw_many"):
+        real = getattr(members_module, function)
+
+        def noting(*args: Any, real: Any = real, **options: Any) -> Any:
+            drawn.append(options["name"])
+            return real(*args, **options)
+
+        monkeypatch.setattr(members_module, function, noting)
+    return drawn
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(("antithetic", "expected"), [(True, 4), (False, 8)])
+def test_a_pair_draws_its_noise_once(
+    antithetic: bool, expected: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = nn.Linear(6, 3).to(dtype)
+    genome, workspace = open_up(model)
+    strategy = OpenAIES(0.1, population=8, antithetic=antithetic)
+    members = [strategy.member(genome, {}, 0, i, 11) for i in range(8)]
+    drawn = count_draws(monkeypatch)
+    InPlace().score(members, workspace, Judge(lambda: 0.0, None, seed=0))
+    assert Counter(drawn) == {"weight": expected, "bias": expected}
+
+
+def clamp(model: nn.Module) -> None:
+    with torch.no_grad():
+        for p in model.parameters():
+            p.clamp_(-0.05, 0.05)
+
+
+def step(model: nn.Module) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    with torch.enable_grad():
+        F.cross_entropy(run(model), Y).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def load(model: nn.Module) -> None:
+    model.load_state_dict({key: value * 2 for key, value in model.state_dict().items()})
+
+
+@pytest.mark.parametrize("change", [clamp, step, load])
+def test_a_fitness_that_changes_the_weights_does_not_change_the_next_member(
+    change: Callable[[nn.Module], None],
+) -> None:
+    model = nn.Linear(6, 3)
+    genome, workspace = open_up(model)
+    members = [OpenAIES(0.1, population=4).member(genome, {}, 0, i, 11) for i in range(4)]
+    before = trace(model)
+    seen: list[dict[str, Tensor]] = []
+
+    def fitness() -> float:
+        seen.append({key: p.detach().clone() for key, p in model.named_parameters()})
+        change(model)
+        assert not torch.equal(model.weight, seen[-1]["weight"])
+        return 0.0
+
+    InPlace().score(members, workspace, Judge(fitness, None, seed=0))
+    for member, weights in zip(members, seen, strict=True):
+        for key, value in weights.items():
+            assert torch.equal(value, member.tensor(key)), key
+    assert_same(before, trace(model))
+
+
+def test_a_mirror_image_is_of_the_center_where_it_is_now() -> None:
+    """What stands in the model was made around the center before it moved there."""
+    model = nn.Linear(6, 3)
+    genome, workspace = open_up(model)
+    member, image = (OpenAIES(0.1, population=2).member(genome, {}, 0, i, 11) for i in range(2))
+    workspace.write(member)
+    workspace.accept(member)
+    workspace.write(image)
+    assert torch.equal(model.weight, image.tensor("weight"))
+    assert not torch.equal(model.weight, genome.center["weight"])
+
+
+def test_after_the_center_is_back_a_mirror_image_is_drawn_anew() -> None:
+    model = nn.Linear(6, 3)
+    genome, workspace = open_up(model)
+    member, image = (OpenAIES(0.1, population=2).member(genome, {}, 0, i, 11) for i in range(2))
+    workspace.write(member)
+    workspace.restore()
+    workspace.write(image)
+    assert torch.equal(model.weight, image.tensor("weight"))
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("call", [1, 2, 3, 4])
+def test_the_center_is_back_and_the_next_pair_right_after_an_interrupted_write(
+    call: int, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it was drawing a member (calls 1 and 3) or reflecting it (2 and 4)."""
+    model = nn.Linear(6, 3)
+    genome, workspace = open_up(model)
+    members = [OpenAIES(0.1, population=4).member(genome, {}, 0, i, 11) for i in range(4)]
+    judge = Judge(lambda: 0.0, None, seed=0)
+    before = trace(model)
+    real = torch.Tensor.add_
+    adding = []
+
+    def interrupted(self: Tensor, *args: Any, **options: Any) -> Tensor:
+        adding.append(None)  # the last step of each tensor: two tensors in a member
+        if len(adding) == 2 * call:
+            raise error
+        return real(self, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "add_", interrupted)
+        with pytest.raises(error):
+            InPlace().score(members, workspace, judge)
+    assert_same(before, trace(model))
+    for member in members:
+        workspace.write(member)
+        assert torch.equal(model.weight, member.tensor("weight"))
+        assert torch.equal(model.bias, member.tensor("bias"))
+
+
+# Reads of the device
+
+
+class Reads(TorchDispatchMode):
+    """Counts how often a value goes from the device to Python, for which one waits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func in READING
+        return func(*args, **(kwargs or {}))
+
+
+READING = {
+    torch.ops.aten._local_scalar_dense.default,  # item(), float(), bool(), int()
+    torch.ops.aten.is_nonzero.default,
+    torch.ops.aten.equal.default,
+    torch.ops.aten.nonzero.default,  # also an index that is a mask
+}
+
+
+def reads(model: nn.Module, fitness: Fitness, population: int) -> int:
+    genome, workspace = open_up(model)
+    strategy = OpenAIES(0.1, population=population)
+    members = [strategy.member(genome, {}, 0, i, 11) for i in range(population)]
+    judge = Judge(fitness, ModuleState(model), seed=0)
+    judge.begin(0)
+    lists: list[None] = []
+    real = torch.Tensor.tolist
+
+    def listing(self: Tensor) -> Any:
+        lists.append(None)  # on the CPU it passes no dispatcher
+        return real(self)
+
+    with pytest.MonkeyPatch.context() as patch, Reads() as seen:
+        patch.setattr(torch.Tensor, "tolist", listing)
+        outcomes = InPlace().score(members, workspace, judge)
+    assert not any(outcome.failed for outcome in outcomes)
+    return seen.count + len(lists)
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "neg-loss"])
+def test_the_device_is_read_once_however_many_members_there_are(metric: str) -> None:
+    model = plain()
+    fitness = Fitness(model, BATCHES, metric)
+    assert [reads(model, fitness, population) for population in (8, 32)] == [1, 1]
+
+
+def test_reads_of_a_metric_that_gives_a_number_are_seen() -> None:
+    """The count above would miss none."""
+    model = plain()
+    fitness = Fitness(model, BATCHES, lambda outputs, targets: float(outputs.sum()))
+    assert reads(model, fitness, 8) >= 8
+
+
+# Memory of one member
+
+
+class Made(TorchDispatchMode):
+    """Notes the bytes of each storage that an operation makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = [*args, *(kwargs or {}).values()]
+        old = {t.untyped_storage().data_ptr() for t in given if isinstance(t, Tensor)}
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor) and out.untyped_storage().data_ptr() not in old:
+            self.sizes.append(out.untyped_storage().nbytes())
+        return out
+
+
+@pytest.mark.parametrize("noise", ["normal", "uniform", LowRank(2)])
+def test_a_member_is_written_without_a_tensor_of_the_size_of_a_weight(noise: Any) -> None:
+    """The rule: drawing takes at most 1 MB beside the weights, however large; a mirror nothing."""
+    model = nn.Linear(1024, 512, bias=False)
+    genome, workspace = open_up(model)
+    strategy = OpenAIES(0.1, population=4, noise=noise)
+    members = [strategy.member(genome, {}, 0, i, 11) for i in range(4)]
+    workspace.write(members[0])  # its tables stay
+    most = []
+    for member in members[2:]:
+        before = model.weight.detach().clone()
+        with Made() as made:
+            workspace.write(member)
+        assert not torch.equal(before, model.weight)
+        most.append(max(made.sizes, default=0))
+    assert most[1] == 0
+    assert 0 < most[0] <= 2**20 < model.weight.nbytes
+
+
+# Autocast
+
+
+@pytest.mark.parametrize("own", [None, torch.bfloat16])
+def test_autocast_around_it_keeps_no_weights_of_another_member(own: torch.dtype | None) -> None:
+    """Torch caches weights that it has cast, and does not see them change in place."""
+    found = []
+    for outside in (nullcontext(), torch.autocast("cpu", torch.bfloat16)):
+        torch.manual_seed(3)
+        model = nn.Linear(6, 3)
+        fitness = Fitness(model, BATCHES, "neg-loss", autocast=own)
+        with outside:
+            if own is None:
+                fitness.score(fitness.examples())  # fills a cache, where there is one
+            found += Evolution(model, OpenAIES(0.1, population=6), engine="inplace").evolve(fitness)
+    plain, inside = found
+    assert len(set(inside.scores)) == 6
+    if own is not None:
+        assert inside.scores == plain.scores
+        assert inside.parent == plain.parent
+    else:
+        assert inside.scores != plain.scores, "the cast is in force"
+        assert inside.scores == pytest.approx(plain.scores, abs=0.02)
+
+
+# Compiled models
+
+
+def test_a_compiled_model_is_compiled_once_for_all_members_and_generations() -> None:
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    twin = copy.deepcopy(model)
+    model.compile(backend=counter)
+    strategy = OpenAIES(0.1, population=6)
+    search = Evolution(model, strategy, accept=Always(), engine="inplace", seed=5)
+    fitness = Fitness(model, [(X, Y)], "neg-loss")
+    records = search.evolve(fitness)
+    frames = counter.frame_count
+    assert frames >= 1
+    records += search.evolve(fitness, 3)
+    assert counter.frame_count == frames
+    expected = Evolution(twin, strategy, accept=Always(), engine="inplace", seed=5).evolve(
+        Fitness(twin, [(X, Y)], "neg-loss"), 4
+    )
+    for one, other in zip(records, expected, strict=True):
+        assert len(set(one.scores)) == 6
+        assert one.scores == pytest.approx(other.scores, rel=1e-6)
