@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -171,3 +172,65 @@ def test_an_image_reflects_its_own_member_and_no_other() -> None:
     assert not image.reflects(image)
     assert not image.reflects(Tensors(genome.center))
     assert not image.reflects(STRATEGY.member(genome_of(), {}, 3, 0, 11)), "another center"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_an_image_lies_opposite_to_within_one_rounding_of_its_distance_and_one_of_itself(
+    dtype: torch.dtype,
+) -> None:
+    """The law of `reflect_`, whatever the sizes of center and member."""
+    half = torch.finfo(dtype).eps / 2
+    for size in (1e-2, 1.0, 30.0):
+        center = torch.randn(4000).to(dtype)
+        member = (center.float() + size * torch.randn(4000)).to(dtype)
+        image = reflect_(member.clone(), center)
+        assert image.dtype == dtype
+        exact = 2 * center.double() - member.double()
+        distance = (center.double() - member.double()).abs()
+        assert not torch.equal(image, member)
+        bound = half * (distance + image.double().abs()) * 1.01 + torch.finfo(dtype).tiny
+        assert bool(((image.double() - exact).abs() <= bound).all())
+
+
+def test_numbers_that_leave_room_are_reflected_exactly_and_back_again() -> None:
+    center = torch.tensor([1.0, -2.0, 0.0, 0.5])
+    member = torch.tensor([1.25, 3.0, -7.0, 0.5])
+    image = reflect_(member.clone(), center)
+    assert image.tolist() == [0.75, -7.0, 7.0, 0.5]
+    assert torch.equal(reflect_(image, center), member)
+
+
+def test_it_is_reflected_where_it_lies() -> None:
+    tensor, center = torch.ones(3), torch.zeros(3)
+    found = reflect_(tensor, center)
+    assert found is tensor
+    assert tensor.tolist() == [-1.0, -1.0, -1.0]
+    assert center.tolist() == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("part", ["strategy", "seed", "generation", "direction"])
+def test_an_image_of_another_recipe_reflects_no_member(part: str) -> None:
+    genome = genome_of()
+    member, image, *_ = population(genome)
+    assert isinstance(member, Perturbed)
+    assert isinstance(image, Mirror)
+    others = {"strategy": OpenAIES(0.2, population=6), "seed": 12, "generation": 4, "direction": 1}
+    assert image.reflects(replace(member))
+    assert not image.reflects(replace(member, **{part: others[part]}))
+
+
+def test_members_of_two_seeds_or_centers_are_stacked_each_as_it_is() -> None:
+    genome, other = genome_of(), genome_of()
+    for tensor in other.center.values():
+        tensor.add_(1.0)
+    members: list[Coordinates] = [
+        STRATEGY.member(genome, {}, 0, 0, 5),
+        STRATEGY.member(genome, {}, 0, 0, 6),
+        STRATEGY.member(other, {}, 0, 1, 5),
+        OpenAIES(0.3, population=6).member(genome, {}, 0, 1, 5),
+    ]
+    for last in (2, 3, 4):
+        some = [members[0], members[last - 1]]
+        for name, stacked in stack_members(some, NAMES).items():
+            assert torch.equal(stacked, one_by_one(some, name, stacked)), name
+        assert not torch.equal(*stack_members(some, ["matrix"])["matrix"])

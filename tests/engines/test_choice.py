@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import pytest
@@ -267,3 +267,135 @@ FAILED = Outcome(Scores(math.nan), "ValueError: no")
 )
 def test_two_scorings_agree_but_for_rounding(one: Outcome, other: Outcome, expected: bool) -> None:
     assert agree(one, other) is expected
+
+
+# What no engine takes
+
+
+def trained(model: nn.Module, data: Any) -> Fitness:
+    return Fitness(model, data, "neg-loss", mode="train")
+
+
+def calibrated(model: nn.Module, data: Any) -> Fitness:
+    model.append(nn.BatchNorm1d(3))  # type: ignore[operator]
+    return Fitness(model, data, "neg-loss", calibration=data)
+
+
+def compiled(model: nn.Module, data: Any) -> Fitness:
+    model.compile(backend="eager")
+    return Fitness(model, data, "neg-loss")
+
+
+def with_forward(model: nn.Module, data: Any) -> Fitness:
+    return Fitness(model, data, "neg-loss", forward=lambda m, batch: (m(batch[0]), batch[1]))
+
+
+def bare(model: nn.Module, data: Any) -> Any:
+    return lambda: float(model(data[0][0]).sum())
+
+
+@pytest.mark.parametrize("space", [AllWeights(), Only("2")], ids=repr)
+@pytest.mark.parametrize("make", [trained, calibrated, compiled, bare])
+def test_what_no_engine_takes_is_scored_in_place_without_a_word(make: Any, space: Space) -> None:
+    members, workspace, judge = opened(mlp(), space, ES, 8)
+    model = judge.fitness.model  # type: ignore[union-attr]
+    judge.fitness = make(model, [(torch.zeros(8, 192), torch.zeros(8, dtype=torch.long))])
+    assert Scorer()._choose(members, workspace, judge).name == "inplace"
+
+
+def test_a_forward_of_the_users_is_replayed_but_not_stacked() -> None:
+    for space, expected in ((AllWeights(), "inplace"), (Only("2"), "prefix")):
+        members, workspace, judge = opened(mlp(), space, ES, 8)
+        model = judge.fitness.model  # type: ignore[union-attr]
+        data = [(torch.zeros(8, 192), torch.zeros(8, dtype=torch.long))]
+        judge.fitness = with_forward(model, data)
+        assert Scorer()._choose(members, workspace, judge).name == expected
+
+
+# Phases and runs
+
+
+@dataclass(frozen=True)
+class Closing(Doubtful):
+    """Counts how often it is told to drop what it keeps."""
+
+    closed: list[None] = field(default_factory=list)
+
+    def close(self) -> None:
+        self.closed.append(None)
+
+
+def test_what_engines_keep_is_dropped_at_the_end_of_each_phase() -> None:
+    engine = Closing()
+    evolve(engine, 3)
+    assert len(engine.closed) == 1
+
+
+def test_an_engine_that_is_given_up_drops_what_it_keeps_at_once() -> None:
+    engine = Closing(wrong=-1)
+    model = nn.Linear(6, 3)
+    told: list[int] = []
+    search = Evolution(model, ES, engine=engine)
+    with pytest.warns(UserWarning, match="'doubtful' cannot score"):
+        search.evolve(
+            Fitness(model, [(X, Y)], "neg-loss"),
+            2,
+            on_generation=lambda record: told.append(len(engine.closed)),
+        )
+    assert told == [1, 1]
+
+
+def test_what_was_given_up_stays_so_in_later_phases_and_is_not_told_again() -> None:
+    model = nn.Linear(6, 3)
+    fitness = Fitness(model, [(X, Y)], "neg-loss")
+    search = Evolution(model, ES, engine=Doubtful(wrong=-1))
+    with pytest.warns(UserWarning, match="'doubtful' cannot score"):
+        search.evolve(fitness, 1)
+    search.evolve(fitness, 2)  # a warning would be an error
+
+
+@pytest.mark.parametrize("settings", [{"wrong": -1}, {"raises": "at the members"}], ids=str)
+def test_a_run_resumed_after_an_engine_was_given_up_gives_the_same(settings: Any) -> None:
+    torch.manual_seed(2)
+    model = nn.Linear(6, 3)
+    fitness = Fitness(model, [(X, Y)], "neg-loss")
+    records = []
+    state = None
+    for seed, generations in ((3, 1), (99, 2)):
+        search = Evolution(model, ES, accept=Always(), seed=seed, engine=Doubtful(**settings))
+        if state is not None:
+            search.load_state_dict(state)
+        with pytest.warns(UserWarning, match="'doubtful' cannot score") as told:
+            records += search.evolve(fitness, generations)
+        assert len(told) == 1
+        state = search.state_dict()
+    assert_same_run((model, records, None))
+
+
+@dataclass(frozen=True)
+class Estimating(Doubtful):
+    """Tells that some members were scored on a part of the examples, all of them at first."""
+
+    estimates: list[int] = field(default_factory=lambda: [4, 2])
+
+    def score(
+        self, members: Sequence[Coordinates], workspace: Workspace, judge: Judge
+    ) -> list[Outcome]:
+        outcomes = super().score(members, workspace, judge)
+        some = self.estimates.pop(0) if self.estimates else 0
+        first = len(outcomes) - some  # the last ones
+        return outcomes[:first] + [replace(outcome, seen=3) for outcome in outcomes[first:]]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "warned"),
+    [(-1, False), (1, True)],
+    ids=["an estimate is not checked", "the last member in full is"],
+)
+def test_estimates_are_not_checked_but_the_last_member_that_was_in_full(
+    wrong: int, warned: bool
+) -> None:
+    """In the first generation all are estimates, and in the second the last two."""
+    _, records, told = evolve(Estimating(wrong=wrong), 2)
+    assert [("it gave a member the score 7" in text) for text in told] == [True] * warned
+    assert [record.scores[wrong] == 7 for record in records] == [True, not warned]

@@ -15,7 +15,7 @@ from evostep import Always, Evolution, Fitness, OpenAIES, RandomMutation, Record
 from evostep.engines import vmap
 from evostep.engines.base import Judge, Workspace
 from evostep.engines.guard import ModuleState
-from evostep.engines.linear import LinearOfMembers, linear_of_members
+from evostep.engines.linear import LinearOfMembers
 from evostep.engines.stacked import even, positions
 from evostep.engines.vmap import Vmap
 from evostep.naming import slots_of_module
@@ -394,18 +394,6 @@ def test_a_chunk_below_one_is_refused(chunk: int) -> None:
 # Linear layers, features first
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("shared", [True, False])
-def test_linear_layers_of_members_are_those_of_each(shared: bool, bias: bool) -> None:
-    weight, shift = torch.randn(4, 5, 3), torch.randn(4, 5) if bias else None
-    x = torch.randn(7, 3) if shared else torch.randn(4, 7, 3)
-    out = linear_of_members(x, weight, shift)
-    assert out.mT.is_contiguous()
-    for i in range(4):
-        own = F.linear(x if shared else x[i], weight[i], None if shift is None else shift[i])
-        torch.testing.assert_close(out[i], own)
-
-
 DIMS: dict[str, tuple[Any, Any, Any]] = {
     "all": (0, 0, 0),
     "inputs shared": (None, 0, 0),
@@ -416,8 +404,9 @@ DIMS: dict[str, tuple[Any, Any, Any]] = {
 }
 
 
+@pytest.mark.parametrize("contiguous", [True, False])
 @pytest.mark.parametrize("name", DIMS)
-def test_under_vmap_any_of_the_tensors_may_be_shared(name: str) -> None:
+def test_any_of_a_linear_layers_tensors_may_be_shared(name: str, contiguous: bool) -> None:
     dims = DIMS[name]
     tensors = [
         torch.randn(*shape) if dim is None else torch.randn(4, *shape).movedim(0, dim)
@@ -425,18 +414,22 @@ def test_under_vmap_any_of_the_tensors_may_be_shared(name: str) -> None:
     ]
 
     def layer(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        with LinearOfMembers():
+        own = [t for t, dim in zip((x, weight, bias), dims, strict=True) if dim is not None]
+        with LinearOfMembers(own, contiguous=contiguous):
             return F.linear(x, weight, bias=bias)
 
     expected = torch.func.vmap(F.linear, in_dims=dims)(*tensors)
-    torch.testing.assert_close(torch.func.vmap(layer, in_dims=dims)(*tensors), expected)
+    found = torch.func.vmap(layer, in_dims=dims)(*tensors)
+    torch.testing.assert_close(found, expected)
+    transposed = dims[1] is not None and not contiguous
+    assert found.mT.is_contiguous() == transposed
 
 
 def test_sequences_vectors_and_autocast_are_left_to_torch() -> None:
     weight = torch.randn(4, 5, 3)
 
     def layer(weight: Tensor, x: Tensor) -> Tensor:
-        with LinearOfMembers():
+        with LinearOfMembers([weight]):
             return F.linear(x, weight)
 
     for x in (torch.randn(7, 2, 3), torch.randn(3)):

@@ -8,6 +8,7 @@ next layer finds its input as it needs it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -16,89 +17,46 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 
-def linear_of_members(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Give x W^T + b of each member.
-
-    Args:
-        x: (n, examples, columns), or (examples, columns) where all members have the same.
-        weight: (n, rows, columns).
-        bias: (n, rows), or None.
-
-    Returns:
-        (n, examples, rows), a transposed view.
-
-    Example:
-        >>> x, weight = torch.ones(5, 2), torch.ones(3, 4, 2)
-        >>> linear_of_members(x, weight, None).shape
-        torch.Size([3, 5, 4])
-    """
-    out: Tensor
-    if x.dim() == 2:
-        out = torch.mm(weight.flatten(0, 1), x.T).unflatten(0, weight.shape[:2])
-    else:
-        out = torch.bmm(weight, x.mT)
-    if bias is not None:
-        out += bias.unsqueeze(-1)
-    return out.mT
-
-
-@torch.library.custom_op(
-    "evostep::linear",
-    mutates_args=(),
-    schema="(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
-)
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return F.linear(x, weight, bias)
-
-
-@_linear.register_vmap
-def _linear_of_members(
-    info: Any, in_dims: tuple[int | None, ...], x: Tensor, weight: Tensor, bias: Tensor | None
-) -> tuple[Tensor, int]:
-    n = info.batch_size
-
-    def first(tensor: Tensor, dim: int | None) -> Tensor:
-        return tensor.expand(n, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-
-    if in_dims[0] is not None:
-        x = x.movedim(in_dims[0], 0)
-    bias = None if bias is None else first(bias, in_dims[2])
-    return linear_of_members(x, first(weight, in_dims[1]), bias), 0
-
-
 class LinearOfMembers(TorchFunctionMode):
     """Within it, in a function that is vmapped over members, linear layers are computed so.
 
+    Only those whose inputs are the rows of a matrix: sequences are viewed in more ways than a
+    transposed tensor allows. `torch.nn.functional.linear` is the slow twin.
+
     Args:
-        contiguous: whether they give contiguous tensors, as torch's do.
+        own: what members have of their own, as the vmapped function gets it.
+        contiguous: whether layers give contiguous tensors, as torch's do.
+
+    Example:
+        >>> x, weights = torch.ones(5, 2), torch.ones(3, 4, 2)
+        >>> def layer(weight):
+        ...     with LinearOfMembers([weight]):
+        ...         return F.linear(x, weight)
+        >>> torch.vmap(layer)(weights).shape
+        torch.Size([3, 5, 4])
     """
 
-    def __init__(self, contiguous: bool = False) -> None:
+    def __init__(self, own: Iterable[Tensor], *, contiguous: bool = False) -> None:
         super().__init__()
+        self._own = {id(tensor) for tensor in own}
         self._contiguous = contiguous
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Compute a call."""
-        if func is F.linear and _takes(*args, **(kwargs or {})):
-            out = _call(*args, **(kwargs or {}))
-            return out.contiguous() if self._contiguous else out
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        out = self._linear(*args, **kwargs) if func is F.linear else None
+        return func(*args, **kwargs) if out is None else out
 
-
-def _takes(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
-    """Say whether it is rows of one type: autocast casts, and sequences are viewed in many ways."""
-    alike = bias is None or bias.dtype == weight.dtype
-    return (
-        input.dim() == 2
-        and weight.dim() == 2
-        and input.dtype == weight.dtype
-        and alike
-        and not torch.is_autocast_enabled(input.device.type)
-    )
-
-
-def _call(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    out: Tensor = _linear(input, weight, bias)
-    return out
+    def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
+        """Give x W^T + b; None: as torch does, where members share W, and under autocast."""
+        if id(weight) not in self._own or weight.dim() != 2 or input.dim() != 2:
+            return None
+        alike = input.dtype == weight.dtype and (bias is None or bias.dtype == weight.dtype)
+        if not alike or torch.is_autocast_enabled(input.device.type):
+            return None
+        out = torch.mm(weight, input.T)
+        if bias is not None:
+            out.add_(bias.unsqueeze(-1))
+        return out.T.contiguous() if self._contiguous else out.T

@@ -34,7 +34,7 @@ from evostep.spaces.base import Coordinates
 
 # Weights and activations of the members that are scored together, in numbers: enough to hide the
 # calls' overhead, few enough to stay near the caches. Fixed: a resumed run gives the same bits.
-_NUMBERS_AT_ONCE = 2**22
+_NUMBERS_AT_ONCE = 2**21
 # Multiplications of one member on all examples above which one member at a time is as fast (see
 # benchmarks/engines.py).
 _SMALL = 2**25
@@ -45,7 +45,7 @@ class Vmap(Stacking):
     """Scores many members in one batched forward.
 
     Args:
-        chunk: members at a time; None: what 16 MB hold, and a quarter of the free memory.
+        chunk: members at a time; None: what 8 MB hold, and a quarter of the free memory.
 
     Raises:
         ValueError: a chunk below 1.
@@ -101,7 +101,8 @@ class Vmap(Stacking):
 
             def forward(inputs: Any) -> Any:
                 def one(own: dict[str, Tensor]) -> Any:
-                    with swapped(where, own), LinearOfMembers(self._layout.contiguous):
+                    faster = LinearOfMembers(own.values(), contiguous=self._layout.contiguous)
+                    with swapped(where, own), faster:
                         return fitness.apply(fitness.model, inputs, None)[0]
 
                 try:
