@@ -219,7 +219,7 @@ def test_an_image_of_another_recipe_reflects_no_member(part: str) -> None:
     assert not image.reflects(replace(member, **{part: others[part]}))
 
 
-def test_members_of_two_seeds_or_centers_are_stacked_each_as_it_is() -> None:
+def test_members_of_two_seeds_centers_or_generations_are_stacked_each_as_it_is() -> None:
     genome, other = genome_of(), genome_of()
     for tensor in other.center.values():
         tensor.add_(1.0)
@@ -228,9 +228,10 @@ def test_members_of_two_seeds_or_centers_are_stacked_each_as_it_is() -> None:
         STRATEGY.member(genome, {}, 0, 0, 6),
         STRATEGY.member(other, {}, 0, 1, 5),
         OpenAIES(0.3, population=6).member(genome, {}, 0, 1, 5),
+        STRATEGY.member(genome, {}, 1, 0, 5),
     ]
-    for last in (2, 3, 4):
-        some = [members[0], members[last - 1]]
+    for other_one in members[1:]:
+        some = [members[0], other_one]
         for name, stacked in stack_members(some, NAMES).items():
             assert torch.equal(stacked, one_by_one(some, name, stacked)), name
         assert not torch.equal(*stack_members(some, ["matrix"])["matrix"])

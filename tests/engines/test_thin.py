@@ -113,6 +113,7 @@ WAYS: dict[str, tuple[int, int, int, int, tuple[int, ...]]] = {
     "planes in three dimensions": (8, 4, 1, 1, (2, 2, 2)),
     "planes in three dimensions, groups": (4, 4, 2, 1, (2, 1, 1)),
     "convolutions": (2, 4, 1, 1, (3, 3)),
+    "convolutions, one channel too few": (8, 4, 1, 1, (3, 3)),
     "convolutions of rank 2": (3, 4, 1, 2, (3, 2)),
     "convolutions in three dimensions": (2, 4, 1, 2, (2, 3, 1)),
     "one by one, depthwise": (4, 4, 4, 1, (3, 3)),
@@ -149,6 +150,15 @@ def test_a_convolution_is_its_dense_twin_in_each_of_its_ways(
         own = of_member(b, i, bias == "own")
         x_i = x if shared else x[i]
         assert_near(y[i], convolve(x_i, dense, own, stride, padding, dilation, groups))
+
+
+@pytest.mark.parametrize("sizes", [(1, 1), (1, 4), (2, 1)], ids=str)
+def test_a_tap_that_meets_padding_alone_adds_nothing(sizes: tuple[int, int]) -> None:
+    x = torch.randn(MEMBERS, 2, 9, *sizes, dtype=torch.float64)
+    W, (A, B) = torch.randn(4, 9, 3, 3, dtype=torch.float64), factors(4, 81, 1)
+    y = convolution(x, W, A, B, None, (1, 1), (1, 1), (1, 1), 1)
+    for i in range(MEMBERS):
+        assert_near(y[i], F.conv2d(x[i], W + (A[i] @ B[i].T).view_as(W), padding=1))
 
 
 @pytest.mark.parametrize("way", WAYS)
