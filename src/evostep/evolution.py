@@ -388,6 +388,7 @@ class Evolution:
         self._memory = Memory(max(self.space.memory, 1))
         self._phase = self._saved_phase = None
         self._guides = []
+        self._scorer.forget()
 
     def state_dict(self) -> dict[str, Any]:
         """Give what a later run needs to go on with the same bits, weights excepted.
@@ -402,6 +403,7 @@ class Evolution:
             "names": list(self.slots.tensors) if self.slots.named else None,
             "strategy": type(self.strategy).__name__,
             "state": self._state,
+            "engines": self._scorer.state(),
             **({"guides": self._guides} if self.strategy.needs_guides else {}),
             **self._phase_state(),
         }
@@ -420,7 +422,8 @@ class Evolution:
         Raises:
             ValueError: a state of another strategy or of other names; a key that is missing.
         """
-        missing = [key for key in self.state_dict() if key not in state and key != "phase"]
+        may_lack = ("phase", "engines")
+        missing = [key for key in self.state_dict() if key not in state and key not in may_lack]
         if missing:
             raise ValueError(f"the state of an evolution lacks {', '.join(missing)}")
         own = type(self.strategy).__name__
@@ -452,3 +455,4 @@ class Evolution:
             self._memory.load_state_dict(state["memory"])
         self._phase, self._saved_phase = None, state.get("phase")
         self._guides = list(state["guides"]) if self.strategy.needs_guides else []
+        self._scorer.load(state.get("engines", {"verified": (), "given_up": ()}))

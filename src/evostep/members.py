@@ -82,7 +82,7 @@ class Mirror:
     """The mirror image of a member in the center: its antithetic partner.
 
     Mirrored is what the member is in the weights' own type, after rounding. So the image can be
-    made in place of the member itself, without its noise, and both lie exactly opposite.
+    made in place of the member itself, without its noise; both lie opposite but for one rounding.
     """
 
     of: Coordinates

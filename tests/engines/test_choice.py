@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 import warnings
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -365,11 +368,76 @@ def test_a_run_resumed_after_an_engine_was_given_up_gives_the_same(settings: Any
         search = Evolution(model, ES, accept=Always(), seed=seed, engine=Doubtful(**settings))
         if state is not None:
             search.load_state_dict(state)
-        with pytest.warns(UserWarning, match="'doubtful' cannot score") as told:
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
             records += search.evolve(fitness, generations)
-        assert len(told) == 1
+        assert len(told) == (1 if state is None else 0)  # what was found out is in the state
         state = search.state_dict()
     assert_same_run((model, records, None))
+
+
+def test_what_was_found_out_holds_for_one_fitness() -> None:
+    """An engine that could not take one is tried with the next, and checked with it, too."""
+    model = nn.Linear(6, 3)
+    search = Evolution(model, ES, engine="vmap")
+    with pytest.warns(UserWarning, match="a bare callable scores the model"):
+        search.evolve(lambda: 0.0)
+    assert search.state_dict()["engines"] == {"verified": [], "given_up": ["vmap"]}
+    fitness = Fitness(model, [(X, Y)], "neg-loss")
+    search.evolve(fitness)
+    assert search.state_dict()["engines"] == {"verified": ["vmap"], "given_up": []}
+    search.evolve(lambda: 0.0)  # the same warning is not given twice
+    assert search.state_dict()["engines"]["given_up"] == ["vmap"]
+    search.reset()
+    assert search.state_dict()["engines"] == {"verified": [], "given_up": []}
+
+
+class Scoring:
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def score(self) -> float:
+        return float(self.model(X).sum())
+
+
+def test_a_bound_method_is_the_same_fitness_each_time() -> None:
+    scoring = Scoring(nn.Linear(6, 3))
+    search = Evolution(scoring.model, ES, engine="vmap")
+    with pytest.warns(UserWarning, match="a bare callable"):
+        search.evolve(scoring.score)
+    search.evolve(scoring.score)
+    assert search.state_dict()["engines"]["given_up"] == ["vmap"]
+
+
+def test_a_fitness_is_not_kept_alive() -> None:
+    model = nn.Linear(6, 3)
+    search = Evolution(model, ES, engine="vmap")
+    fitness = Fitness(model, [(X, Y)], "neg-loss")
+    search.evolve(fitness)
+    gone = weakref.ref(fitness)
+    del fitness
+    gc.collect()
+    assert gone() is None
+
+
+@pytest.mark.parametrize("engine", ["auto", "vmap"])
+def test_sixteen_bits_are_no_disagreement(engine: str) -> None:
+    for seed in range(6):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
+        fitness = Fitness(model, [(X, Y)], "neg-loss", autocast=torch.bfloat16)
+        search = Evolution(model, ES, engine=engine, seed=seed)
+        search.evolve(fitness, 2)  # a warning would be an error
+        assert search.state_dict()["engines"] == {"verified": ["vmap"], "given_up": []}
+
+
+def test_the_warning_points_at_the_users_line() -> None:
+    model = nn.Linear(6, 3)
+    for engine in ("prefix", Doubtful(wrong=-1), Doubtful(raises="before the parent")):
+        search = Evolution(model, ES, engine=engine)
+        with pytest.warns(UserWarning, match="cannot score these members") as told:
+            search.evolve(Fitness(model, [(X, Y)], "neg-loss"))
+        assert [Path(one.filename).name for one in told] == ["test_choice.py"]
 
 
 @dataclass(frozen=True)
@@ -399,3 +467,10 @@ def test_estimates_are_not_checked_but_the_last_member_that_was_in_full(
     _, records, told = evolve(Estimating(wrong=wrong), 2)
     assert [("it gave a member the score 7" in text) for text in told] == [True] * warned
     assert [record.scores[wrong] == 7 for record in records] == [True, not warned]
+
+
+def test_in_half_precision_they_may_be_farther_apart() -> None:
+    one, other = scores(-5.0, -0.1, -0.2), scores(-5.05, -0.11, -0.2)
+    assert agree(one, other, in_half=True)
+    assert not agree(one, other)
+    assert not agree(scores(-5.0, -0.1, -0.2), scores(-5.5, -0.9, -0.2), in_half=True)

@@ -107,6 +107,27 @@ def test_a_mirror_image_is_drawn_anew_where_the_fitness_has_changed_its_member(
     assert torch.equal(model[0].weight, before)  # type: ignore[arg-type,union-attr]
 
 
+@pytest.mark.parametrize("how", ["clamp", "replace"])
+def test_so_it_is_where_the_weights_are_changed_behind_torchs_counter(how: str) -> None:
+    model = network()
+    weight = model[0].weight  # type: ignore[union-attr]
+    assert isinstance(weight, nn.Parameter)
+    seen: list[Tensor] = []
+
+    def fitness() -> float:
+        seen.append(weight.detach().clone())
+        if how == "clamp":
+            weight.data.clamp_(-0.1, 0.1)
+        else:
+            weight.data = torch.zeros_like(weight)
+        return 0.0
+
+    found, workspace, judge = opened(model, OpenAIES(0.1, population=6), fitness)
+    InPlace().score(found, workspace, judge)
+    for member, written in zip(found, seen, strict=True):
+        assert torch.equal(written, member.tensor("0.weight"))
+
+
 # Memory and the device
 
 
@@ -171,6 +192,20 @@ def test_weights_cast_by_the_users_own_autocast_are_not_kept_from_member_to_memb
         found.append([outcome.scores.value for outcome in outcomes])
     assert found[0] == found[1]
     assert len(set(found[0])) == 5
+
+
+@pytest.mark.parametrize("bare", [True, False])
+def test_nor_is_a_members_weight_kept_for_the_user(bare: bool) -> None:
+    """In the same block a bare callable scores each member, and the user's model is the center."""
+    model = network().eval()
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        before = model(X)
+        fitness: Any = Fitness(model, BATCHES, "neg-loss")
+        if bare:
+            fitness = lambda: float(model(X).square().mean())  # noqa: E731
+        outcomes = InPlace().score(*opened(model, RandomMutation(0.3, children=4), fitness))
+        assert torch.equal(model(X), before)
+    assert len({outcome.scores.value for outcome in outcomes}) == 4
 
 
 def test_a_fitness_under_autocast_scores_the_same_inside_another_one() -> None:

@@ -93,6 +93,11 @@ def of_both(outputs: dict[str, Tensor], targets: Tensor) -> float:
 
 BATCHES = [(X[:7], Y[:7]), (X[7:], Y[7:])]
 CASES: dict[str, tuple[Callable[[], nn.Module], Any, Any]] = {
+    "weight norm, which vmap does member by member": (
+        lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 3))),
+        BATCHES,
+        "neg-loss",
+    ),
     "mlp": (
         lambda: nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 3)),
         BATCHES,
@@ -281,6 +286,36 @@ def test_a_forward_that_cannot_be_batched_is_told_and_scored_in_place() -> None:
         fitness = Fitness(model, [(X, Y)], "neg-loss")
         if engine == "vmap":
             with pytest.warns(UserWarning, match="engine 'vmap' cannot score"):
+                found.append(search.evolve(fitness, 2))
+        else:
+            found.append(search.evolve(fitness, 2))
+    assert [r.scores for r in found[0]] == [r.scores for r in found[1]]
+
+
+class Keeping(nn.Module):
+    """Reaches its weight by another way than through the layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 3)
+        self.kept = [self.linear.weight]
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.kept[0].shape == (3, 6), "a shape may be asked for"
+        out: Tensor = x @ self.kept[0].T + self.linear.bias
+        return out
+
+
+def test_a_weight_that_is_reached_by_another_way_is_told_and_members_are_scored_in_place() -> None:
+    """With accuracy and a small sigma the first check would not see it."""
+    found = []
+    for engine in ("vmap", "inplace"):
+        torch.manual_seed(3)
+        model = Keeping()
+        search = Evolution(model, RandomMutation(0.01, children=6), engine=engine, seed=5)
+        fitness = Fitness(model, BATCHES, "accuracy")
+        if engine == "vmap":
+            with pytest.warns(UserWarning, match="uses 'linear.weight' by another way"):
                 found.append(search.evolve(fitness, 2))
         else:
             found.append(search.evolve(fitness, 2))

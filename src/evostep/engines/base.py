@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from evostep.engines.guard import ModuleState, seed_everything
+from evostep.engines.guard import ModuleState, seed_everything, version
 from evostep.fitness import Examples, Fitness, Pending, Scores
 from evostep.members import Mirror, reflect_
 from evostep.noise import derive_seed
@@ -54,12 +54,13 @@ class Workspace:
         self.live = live
         self._dirty = False
         # what was written last, if nothing has touched it since: its mirror image is made of it
-        self._standing: tuple[Coordinates, list[int]] | None = None
+        self._standing: tuple[Coordinates, list[tuple[int, int]]] | None = None
 
     @torch.no_grad()
     def write(self, coordinates: Coordinates) -> None:
         """Write the weights at `coordinates` into the model, in place, tensor by tensor."""
         self._dirty = True
+        torch.clear_autocast_cache()  # keeps weights that it has cast; these change under it
         mirrored = self._stands_opposite(coordinates)
         self._standing = None  # until all of it is written
         for name, tensor in self.live.items():
@@ -69,6 +70,10 @@ class Workspace:
                 self.space.write(coordinates, name, tensor)
         self._standing = coordinates, self._versions()
 
+    def touched(self) -> None:
+        """Say that the weights may have been written to, behind torch's counters."""
+        self._standing = None
+
     def _stands_opposite(self, coordinates: Coordinates) -> bool:
         """Say whether the weights are, to the bit, the member whose mirror image is asked for."""
         if self._standing is None or not isinstance(coordinates, Mirror):
@@ -77,8 +82,8 @@ class Workspace:
         opposite = self.space.holds_weights and coordinates.reflects(written)
         return opposite and versions == self._versions()
 
-    def _versions(self) -> list[int]:
-        return [tensor._version for tensor in self.live.values()]
+    def _versions(self) -> list[tuple[int, int]]:
+        return [(version(tensor), tensor.data_ptr()) for tensor in self.live.values()]
 
     def restore(self) -> None:
         """Write the center back, bit for bit, if anything else was written since."""

@@ -8,9 +8,13 @@ refuses, meets what it cannot take, or disagrees, members are scored in place.
 from __future__ import annotations
 
 import math
+import types
 import warnings
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from evostep.engines.base import CannotScore, Engine, Judge, Outcome, Workspace
@@ -19,14 +23,17 @@ from evostep.engines.lowrank import SharedProduct
 from evostep.engines.prefix import Prefix
 from evostep.engines.racing import Racing
 from evostep.engines.vmap import Vmap
-from evostep.errors import unknown_name
-from evostep.fitness import Scores
+from evostep.errors import stacklevel_outside, unknown_name
+from evostep.fitness import Fitness, Scores, model_device
 from evostep.spaces.base import Coordinates
 
 # How far an engine's score of an example, or of all, may lie from that of scoring in place: sums in
 # another order. A prediction at a tie may change, so some examples may lie farther.
 TOLERANCE = 1e-3
+TOLERANCE_IN_HALF = 2e-2  # in 16 bits: bfloat16 has 8 of precision
 _EXAMPLES_BEYOND = 0.005
+_EXAMPLES_BEYOND_IN_HALF = 0.02
+_HALF = (torch.bfloat16, torch.float16)
 
 
 def engines() -> dict[str, type[Engine]]:
@@ -57,6 +64,9 @@ def make_engine(wanted: str | Engine) -> Engine | None:
 class Scorer:
     """Scores the parent and the members of a generation.
 
+    What was found out of an engine, that it is right or that it cannot, holds for one fitness: with
+    another one it is found out anew.
+
     Args:
         wanted: an engine, its name, or ``"auto"``.
     """
@@ -72,6 +82,21 @@ class Scorer:
         )
         self._verified: set[str] = set()
         self._given_up: set[str] = set()
+        self._warned: set[str] = set()
+        self._fitness: Callable[[], Any] | None = None  # of which that holds
+
+    def state(self) -> dict[str, list[str]]:
+        """Give what was found out of engines, so that a resumed run takes the same."""
+        return {"verified": sorted(self._verified), "given_up": sorted(self._given_up)}
+
+    def load(self, state: Mapping[str, Sequence[str]]) -> None:
+        """Go on with what `state` gave; it holds for the fitness that comes next."""
+        self._verified, self._given_up = set(state["verified"]), set(state["given_up"])
+        self._fitness = None
+
+    def forget(self) -> None:
+        """Find out anew what engines can do."""
+        self.load({"verified": (), "given_up": ()})
 
     def score(
         self,
@@ -92,6 +117,7 @@ class Scorer:
         Raises:
             Exception: whatever the fitness raises for the parent.
         """
+        self._meet(judge.fitness)
         engine = self._choose(members, workspace, judge)
         try:
             with engine.around_parent(workspace, judge):
@@ -115,6 +141,11 @@ class Scorer:
         for engine in self._candidates:
             engine.close()
 
+    def _meet(self, fitness: Callable[[], Any]) -> None:
+        if self._fitness is not None and not _is_same(self._fitness(), fitness):
+            self.forget()
+        self._fitness = _refer_to(fitness)
+
     def _choose(self, members: Sequence[Coordinates], workspace: Workspace, judge: Judge) -> Engine:
         for engine in self._candidates:
             if engine.name in self._given_up:
@@ -130,10 +161,12 @@ class Scorer:
     def _give_up(self, engine: Engine, why: str) -> None:
         self._given_up.add(engine.name)
         engine.close()
-        warnings.warn(
-            f"engine {engine.name!r} cannot score these members, which are scored in place: {why}",
-            stacklevel=5,
+        text = (
+            f"engine {engine.name!r} cannot score these members, which are scored in place: {why}"
         )
+        if text not in self._warned:
+            self._warned.add(text)
+            warnings.warn(text, stacklevel=stacklevel_outside())
 
     def _verify(
         self,
@@ -149,7 +182,7 @@ class Scorer:
             return
         last = whole[-1]
         (expected,) = self._inplace.score([members[last]], workspace, judge)
-        if not agree(outcomes[last], expected):
+        if not agree(outcomes[last], expected, in_half=_in_half(judge)):
             raise CannotScore(
                 f"it gave a member the score {outcomes[last].scores.value:g}, in place it is "
                 f"{expected.scores.value:g}"
@@ -157,8 +190,37 @@ class Scorer:
         self._verified.add(engine.name)
 
 
-def agree(one: Outcome, other: Outcome) -> bool:
+def _refer_to(fitness: Callable[[], Any]) -> Callable[[], Any]:
+    """Give a function that gives it as long as others hold it: it may hold much memory."""
+    try:
+        if isinstance(fitness, types.MethodType):
+            return weakref.WeakMethod(fitness)
+        return weakref.ref(fitness)
+    except TypeError:  # of a type that cannot be referred to so
+        return lambda: fitness
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    return one is other or (isinstance(other, types.MethodType) and bool(one == other))
+
+
+def _in_half(judge: Judge) -> bool:
+    """Say whether a forward computes in 16 bits."""
+    fitness = judge.fitness
+    if not isinstance(fitness, Fitness):
+        return False
+    cast = fitness.autocast is not None
+    cast = cast or torch.is_autocast_enabled(model_device(fitness.model).type)
+    return cast or any(p.dtype in _HALF for p in fitness.model.parameters())
+
+
+def agree(one: Outcome, other: Outcome, *, in_half: bool = False) -> bool:
     """Say whether two scorings of a member are the same but for rounding.
+
+    Args:
+        one: scores or a failure.
+        other: the same member's.
+        in_half: whether they were computed in 16 bits.
 
     Example:
         >>> agree(Outcome(Scores(0.5)), Outcome(Scores(0.5000001)))
@@ -169,15 +231,17 @@ def agree(one: Outcome, other: Outcome) -> bool:
     if one.failed or other.failed:
         return one.failed and other.failed
     a, b = one.scores, other.scores
+    tolerance = TOLERANCE_IN_HALF if in_half else TOLERANCE
     if a.per_example is not None and b.per_example is not None:
-        apart = _apart(a.per_example, b.per_example)
-        return apart <= max(1, math.ceil(_EXAMPLES_BEYOND * len(b.per_example)))
-    return abs(a.value - b.value) <= 10 * TOLERANCE * max(1.0, abs(b.value))
+        apart = _apart(a.per_example, b.per_example, tolerance)
+        share = _EXAMPLES_BEYOND_IN_HALF if in_half else _EXAMPLES_BEYOND
+        return apart <= max(1, math.ceil(share * len(b.per_example)))
+    return abs(a.value - b.value) <= 10 * tolerance * max(1.0, abs(b.value))
 
 
-def _apart(a: Tensor, b: Tensor) -> int:
+def _apart(a: Tensor, b: Tensor, tolerance: float) -> int:
     """Count the examples whose scores differ by more than rounding."""
     if a.shape != b.shape:
         return max(len(a), len(b)) + 1
-    near = (a - b).abs() <= TOLERANCE * b.abs().clamp(min=1.0)
+    near = (a - b).abs() <= tolerance * b.abs().clamp(min=1.0)
     return int((~near).sum())

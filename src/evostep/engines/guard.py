@@ -60,6 +60,11 @@ def seed_everything(seed: int) -> None:
         numpy.random.seed(seed % 2**32)
 
 
+def version(tensor: Tensor) -> int:
+    """Give how often a tensor was written to; -1 where torch does not count."""
+    return -1 if tensor.is_inference() else tensor._version
+
+
 class ModuleState:
     """Modes, buffers and requires_grad of a model, to be put back as they were.
 

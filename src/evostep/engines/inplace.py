@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from evostep.engines.base import Engine, Judge, Outcome, Workspace, read
+from evostep.fitness import Fitness
 from evostep.spaces.base import Coordinates
 
 
@@ -39,6 +40,8 @@ class InPlace(Engine):
             for member in members:
                 workspace.write(member)
                 pending.append(judge.attempt_later())
+                if not isinstance(judge.fitness, Fitness):
+                    workspace.touched()  # it may do anything
         finally:
             workspace.restore()
         return read(pending)

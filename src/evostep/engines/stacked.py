@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -193,6 +194,14 @@ def score_in_chunks(
             chunk = len(some) // 2
             _empty_caches()
     return read(done)
+
+
+def over_members(forward: Callable[..., Any], *own: Any) -> Any:
+    """Give what `forward` gives for all members, from what each has of its own, (n, ...)."""
+    with warnings.catch_warnings():
+        # an operation that vmap has to do member by member is slow, and not wrong
+        warnings.filterwarnings("ignore", message="There is a performance drop")
+        return torch.func.vmap(forward, randomness="same")(*own)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -6,10 +6,33 @@ stands in two places holds the weight (torch 2.14).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from evostep.engines.base import CannotScore
+
+# what only tells what a weight is like
+HARMLESS: frozenset[Any] = frozenset(
+    [
+        *(
+            getattr(Tensor, attribute).__get__
+            for attribute in (
+                *("shape", "dtype", "device", "layout", "ndim", "requires_grad", "is_leaf"),
+                *("is_cuda", "is_cpu", "is_mps", "is_xpu", "is_meta", "is_mkldnn"),
+                *("is_nested", "is_quantized", "is_sparse", "itemsize", "nbytes"),
+            )
+        ),
+        *(Tensor.size, Tensor.dim, Tensor.numel, Tensor.nelement, Tensor.stride),
+        *(Tensor.is_contiguous, Tensor.element_size, Tensor.get_device, Tensor.__len__),
+        *(Tensor.is_floating_point, torch.is_floating_point, Tensor.is_complex, torch.is_complex),
+        *(torch.numel, Tensor.data_ptr),
+    ]
+)
 
 
 def places(model: nn.Module, live: Mapping[str, Tensor]) -> dict[str, list[tuple[nn.Module, str]]]:
@@ -57,3 +80,40 @@ def swapped(
     finally:
         for held, key, before in reversed(own):
             held[key] = before
+
+
+class SwappedOut(TorchFunctionMode):
+    """Within it, a model that uses one of these tensors nevertheless cannot be scored.
+
+    It reaches the tensor by another way than through the module that holds it, such as a list, and
+    would compute with the center's weights. What only asks for a shape or a type may do so.
+
+    Args:
+        tensors: name -> tensor, those that are swapped out.
+
+    Raises:
+        CannotScore: at the call that uses one.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self._names = {id(tensor): name for name, tensor in tensors.items()}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Run a call that uses none of them."""
+        kwargs = kwargs or {}
+        if func not in HARMLESS:
+            self._check((*args, *kwargs.values()))
+        return func(*args, **kwargs)
+
+    def _check(self, values: Iterable[Any]) -> None:
+        for value in values:
+            if isinstance(value, list | tuple):
+                self._check(value)
+            elif isinstance(value, Tensor) and id(value) in self._names:
+                raise CannotScore(
+                    f"the model uses {self._names[id(value)]!r} by another way than through the "
+                    "module that holds it"
+                )

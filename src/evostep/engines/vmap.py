@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
@@ -24,11 +23,12 @@ from evostep.engines.stacked import (
     even,
     free_bytes,
     in_either_layout,
+    over_members,
     positions,
     score_in_chunks,
     why_not_stacked,
 )
-from evostep.engines.swap import places, swapped
+from evostep.engines.swap import SwappedOut, places, swapped
 from evostep.fitness import Fitness, Pending, model_device
 from evostep.spaces.base import Coordinates
 
@@ -96,17 +96,19 @@ class Vmap(Stacking):
         each = sum(workspace.live[name].nbytes for name in where)
         drawn = Drawn(members, stack, each)
 
+        unused = SwappedOut({name: workspace.live[name] for name in where})
+
         def score(some: Sequence[Coordinates]) -> list[Pending | Exception]:
             weights = drawn.take(some).whole
 
             def forward(inputs: Any) -> Any:
                 def one(own: dict[str, Tensor]) -> Any:
                     faster = LinearOfMembers(own.values(), contiguous=self._layout.contiguous)
-                    with swapped(where, own), faster:
+                    with swapped(where, own), unused, faster:
                         return fitness.apply(fitness.model, inputs, None)[0]
 
                 try:
-                    return torch.func.vmap(one, randomness="same")(weights)
+                    return over_members(one, weights)
                 except RuntimeError as error:
                     self._layout.check(error)
                     raise

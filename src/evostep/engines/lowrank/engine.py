@@ -11,7 +11,6 @@ are computed for all members at once.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -29,6 +28,7 @@ from evostep.engines.stacked import (
     even,
     in_either_layout,
     is_out_of_memory,
+    over_members,
     positions,
     score_in_chunks,
     why_not_stacked,
@@ -210,10 +210,7 @@ class _Shared:
             self.widest = max(self.widest, layers.widest)
             return outputs
 
-        with warnings.catch_warnings():
-            # an operation that vmap has to do member by member is slow, and not wrong
-            warnings.filterwarnings("ignore", message="There is a performance drop")
-            return torch.func.vmap(one, randomness="same")(own.thin, own.whole)
+        return over_members(one, own.thin, own.whole)
 
     def _where(self, error: Exception) -> str:
         """Name the innermost module of the model in which an error was raised."""

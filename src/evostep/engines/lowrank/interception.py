@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 from evostep.engines.base import CannotScore
 from evostep.engines.lowrank.rules import RULES
+from evostep.engines.swap import HARMLESS
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class ThinLayers(TorchFunctionMode):
         rule = RULES.get(func)
         out = rule(call, *args, **kwargs) if rule is not None else NotImplemented
         if out is NotImplemented:
-            if call.uses and func not in _HARMLESS:
+            if call.uses and func not in HARMLESS:
                 if func not in _PERHAPS_NOTHING:
                     raise call.refusal()
                 if (out := func(*args, **kwargs)) is args[0]:
@@ -145,23 +146,6 @@ class Call:
         return found
 
 
-# what only tells what a weight is like
-_HARMLESS: frozenset[Any] = frozenset(
-    [
-        *(
-            getattr(Tensor, attribute).__get__
-            for attribute in (
-                *("shape", "dtype", "device", "layout", "ndim", "requires_grad", "is_leaf"),
-                *("is_cuda", "is_cpu", "is_mps", "is_xpu", "is_meta", "is_mkldnn"),
-                *("is_nested", "is_quantized", "is_sparse", "itemsize", "nbytes"),
-            )
-        ),
-        *(Tensor.size, Tensor.dim, Tensor.numel, Tensor.nelement, Tensor.stride),
-        *(Tensor.is_contiguous, Tensor.element_size, Tensor.get_device, Tensor.__len__),
-        *(Tensor.is_floating_point, torch.is_floating_point, Tensor.is_complex, torch.is_complex),
-        *(torch.numel, Tensor.data_ptr),
-    ]
-)
 # what gives the weight itself where there is nothing to do
 _PERHAPS_NOTHING: frozenset[Any] = frozenset(
     [

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from evostep.engines.prefix.replay import key_of, storage_of, version
+from evostep.engines.guard import version
+from evostep.engines.prefix.replay import key_of, storage_of
 
 
 class Layout:

@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from evostep.engines.base import CannotScore, Judge
+from evostep.engines.guard import version
 from evostep.engines.prefix.layout import Layout
 from evostep.engines.prefix.recording import Recorder
-from evostep.engines.prefix.replay import Recording, Replay, key_of, tensors_in, version
+from evostep.engines.prefix.replay import Recording, Replay, key_of, tensors_in
 from evostep.errors import reason
 from evostep.fitness import Examples, Fitness
 

@@ -290,11 +290,6 @@ def key_of(tensor: Tensor) -> int | None:
     return None if storage is None else storage._cdata
 
 
-def version(tensor: Tensor) -> int:
-    """Give how often a tensor was written to; -1 where torch does not count."""
-    return -1 if tensor.is_inference() else tensor._version
-
-
 def _same(one: Tensor, other: Tensor) -> bool:
     """Say whether two tensors have the same values, NaN being the same as NaN."""
     if one.shape != other.shape or one.dtype != other.dtype:
