@@ -94,6 +94,10 @@ class Scorer:
         self._verified, self._given_up = set(state["verified"]), set(state["given_up"])
         self._fitness = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the fitness out of a copy or a pickle, as `state` does."""
+        return {**vars(self), "_fitness": None}
+
     def forget(self) -> None:
         """Find out anew what engines can do."""
         self.load({"verified": (), "given_up": ()})
