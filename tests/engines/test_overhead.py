@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from typing import Any
 
@@ -126,6 +127,22 @@ def test_so_it_is_where_the_weights_are_changed_behind_torchs_counter(how: str) 
     InPlace().score(found, workspace, judge)
     for member, written in zip(found, seen, strict=True):
         assert torch.equal(written, member.tensor("0.weight"))
+
+
+def test_weights_made_in_inference_mode_are_refused_outside_of_it() -> None:
+    with torch.inference_mode():
+        model = nn.Linear(6, 3)
+        fitness = Fitness(model, [(X, Y)], "neg-loss")
+        (inside,) = Evolution(model, OpenAIES(0.1, population=4), accept=Always()).evolve(fitness)
+    assert not inside.failed
+    search = Evolution(model, OpenAIES(0.1, population=4), accept=Always())
+    with pytest.raises(ValueError, match=r"'weight' was made in torch\.inference_mode"):
+        search.evolve(Fitness(model, [(X, Y)], "neg-loss"))
+    copied = copy.deepcopy(model)
+    (outside,) = Evolution(copied, OpenAIES(0.1, population=4)).evolve(
+        Fitness(copied, [(X, Y)], "neg-loss")
+    )
+    assert not outside.failed
 
 
 # Memory and the device

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from evostep.engines.guard import ModuleState, seed_everything, version
+from evostep.errors import InputError
 from evostep.fitness import Examples, Fitness, Pending, Scores
 from evostep.members import Mirror, reflect_
 from evostep.noise import derive_seed
@@ -46,9 +47,19 @@ class Outcome:
 
 
 class Workspace:
-    """The live tensors that a space moves, and the center from which they are restored."""
+    """The live tensors that a space moves, and the center from which they are restored.
+
+    Raises:
+        ValueError: a tensor made in `torch.inference_mode`, which nothing outside of it may change.
+    """
 
     def __init__(self, space: Space, genome: Genome, live: Mapping[str, Tensor]) -> None:
+        for name, tensor in live.items():
+            if tensor.is_inference() and not torch.is_inference_mode_enabled():
+                raise InputError(
+                    f"{name!r} was made in torch.inference_mode() and cannot be changed outside of "
+                    "it: make the model elsewhere, or evolve a copy.deepcopy of it"
+                )
         self.space = space
         self.genome = genome
         self.live = live
