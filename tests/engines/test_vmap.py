@@ -176,6 +176,32 @@ def test_several_outputs_are_given_to_a_metric_member_by_member() -> None:
     assert_alike(*found)
 
 
+class Noisy(nn.Module):
+    """Draws random numbers in eval mode, in the shape of what a linear layer gave."""
+
+    def __init__(self, draw: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.hidden, self.head, self.draw = nn.Linear(6, 8), nn.Linear(8, 3), draw
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.hidden(x)
+        out: Tensor = self.head(hidden + 0.3 * self.draw(hidden))
+        return out
+
+
+@pytest.mark.parametrize("draw", [torch.randn_like, torch.rand_like, nn.Dropout(0.5).train()])
+def test_members_meet_the_same_random_numbers_as_in_place(
+    draw: Callable[[Tensor], Tensor],
+) -> None:
+    found = []
+    for engine in ("vmap", "inplace"):
+        torch.manual_seed(3)
+        model = Noisy(draw)
+        search = Evolution(model, RandomMutation(0.1, children=5), engine=engine, seed=5)
+        found.append(search.evolve(Fitness(model, BATCHES, "neg-loss"), 2))
+    assert_alike(*found)
+
+
 class Hungry(nn.Module):
     """Has memory for the forward of a few members, which it counts."""
 

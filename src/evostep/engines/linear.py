@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+_DRAWING = (torch.rand_like, torch.randn_like, torch.randint_like)
+
 
 class LinearOfMembers(TorchFunctionMode):
     """Within it, in a function that is vmapped over members, linear layers are computed so.
@@ -46,6 +48,8 @@ class LinearOfMembers(TorchFunctionMode):
     ) -> Any:
         """Compute a call."""
         kwargs = kwargs or {}
+        if func in _DRAWING:  # in the order of memory, which is that of torch's layers
+            kwargs = {"memory_format": torch.contiguous_format, **kwargs}
         out = self._linear(*args, **kwargs) if func is F.linear else None
         return func(*args, **kwargs) if out is None else out
 
