@@ -455,4 +455,4 @@ class Evolution:
             self._memory.load_state_dict(state["memory"])
         self._phase, self._saved_phase = None, state.get("phase")
         self._guides = list(state["guides"]) if self.strategy.needs_guides else []
-        self._scorer.load(state.get("engines", {"verified": (), "given_up": ()}))
+        self._scorer.load(state.get("engines", {}))

@@ -90,8 +90,12 @@ class Scorer:
         return {"verified": sorted(self._verified), "given_up": sorted(self._given_up)}
 
     def load(self, state: Mapping[str, Sequence[str]]) -> None:
-        """Go on with what `state` gave; it holds for the fitness that comes next."""
-        self._verified, self._given_up = set(state["verified"]), set(state["given_up"])
+        """Go on with what `state` gave; it holds for the fitness that comes next.
+
+        What it lacks, as one of an older version lacks all, is found out anew.
+        """
+        self._verified = set(state.get("verified", ()))
+        self._given_up = set(state.get("given_up", ()))
         self._fitness = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -100,7 +104,7 @@ class Scorer:
 
     def forget(self) -> None:
         """Find out anew what engines can do."""
-        self.load({"verified": (), "given_up": ()})
+        self.load({})
 
     def score(
         self,
@@ -181,8 +185,10 @@ class Scorer:
         outcomes: Sequence[Outcome],
     ) -> None:
         """Score one in place, too, when an engine is first used: the last that was in full."""
+        if engine.name in self._verified:
+            return
         whole = [i for i, outcome in enumerate(outcomes) if outcome.seen is None]
-        if engine.name in self._verified or not whole:
+        if not whole:
             return
         last = whole[-1]
         (expected,) = self._inplace.score([members[last]], workspace, judge)
