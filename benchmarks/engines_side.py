@@ -20,8 +20,8 @@ from cases import Case, Side
 from torch import Tensor, nn
 
 import evostep
-from evostep.engines.base import Workspace
 from evostep.engines.choice import make_engine
+from evostep.engines.workspace import Workspace
 
 Batch = tuple[Tensor, Tensor]  # inputs, targets
 _TOKENS, _LENGTH, _WIDTH, _CLASSES = 1000, 64, 256, 10

@@ -31,10 +31,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import evostep
-from evostep.engines.base import Contest, Engine, Judge, Outcome, Workspace
+from evostep.engines.base import Engine
 from evostep.engines.inplace import InPlace
+from evostep.engines.judge import Contest, Judge, Outcome
 from evostep.engines.racing import Racing
 from evostep.engines.racing.engine import margin
+from evostep.engines.workspace import Workspace
 from evostep.fitness import Scores
 from evostep.lab.data import load_data
 from evostep.lab.models import build_model

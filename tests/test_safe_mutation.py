@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 import evostep.safe_mutation as safe_mutation
 from evostep import Evolution, Evolved, Fitness, Improves, Only, RandomMutation
-from evostep.engines.base import Judge, Workspace
 from evostep.engines.guard import ModuleState
+from evostep.engines.judge import Judge
 from evostep.engines.network import Network
+from evostep.engines.workspace import Workspace
 from evostep.lab.models import build_model
 from evostep.members import Perturbed
 from evostep.naming import slots_of_module

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from evostep.acceptance import Improves, Rule
 from evostep.compatibility import FitnessLike, check_choices, check_fitness, check_network
-from evostep.engines.base import Engine, Judge, Workspace
+from evostep.engines.base import Engine
 from evostep.engines.choice import Scorer
 from evostep.engines.guard import ModuleState, preserved_rng
+from evostep.engines.judge import Judge
 from evostep.engines.network import Network
+from evostep.engines.workspace import Workspace
 from evostep.fitness import Fitness
 from evostep.guides import add_guides, copy_guides
 from evostep.naming import (

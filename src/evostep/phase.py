@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from evostep.acceptance import Rule
-from evostep.engines.base import Contest, Judge, Outcome, Workspace, failure
+from evostep.engines.judge import Contest, Judge, Outcome, failure
+from evostep.engines.workspace import Workspace
 from evostep.fitness import Scores
 from evostep.spaces.base import Coordinates, Tensors
 from evostep.strategies.base import Step, Strategy

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evostep.engines.base import Workspace
 from evostep.engines.guard import ModuleState, preserved_rng, seed_everything
+from evostep.engines.workspace import Workspace
 from evostep.fitness import Fitness
 from evostep.metrics import concatenate, predictions
 from evostep.naming import slots_of_module

@@ -28,11 +28,13 @@ from evostep import (
     RandomMutation,
     Record,
 )
-from evostep.engines.base import CannotScore, Contest, Engine, Judge, Outcome, Workspace
+from evostep.engines.base import CannotScore, Engine
 from evostep.engines.choice import Scorer, agree, engines, make_engine
 from evostep.engines.guard import ModuleState
 from evostep.engines.inplace import InPlace
+from evostep.engines.judge import Contest, Judge, Outcome
 from evostep.engines.vmap import Vmap
+from evostep.engines.workspace import Workspace
 from evostep.fitness import Scores
 from evostep.naming import slots_of_module
 from evostep.spaces.base import Coordinates, Space

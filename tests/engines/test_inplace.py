@@ -18,9 +18,10 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from evostep import Always, Evolution, Fitness, Improves, LowRank, Only, OpenAIES, RandomMutation
-from evostep.engines.base import Judge, Workspace
 from evostep.engines.guard import ModuleState, preserved_rng, seed_everything
 from evostep.engines.inplace import InPlace
+from evostep.engines.judge import Judge
+from evostep.engines.workspace import Workspace
 from evostep.naming import slots_of_module
 from evostep.noise import draw
 from evostep.spaces.base import Checkpoint, Genome, Tensors

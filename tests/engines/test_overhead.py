@@ -13,9 +13,10 @@ from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from evostep import Always, Evolution, Fitness, OpenAIES, RandomMutation, members
-from evostep.engines.base import Judge, Workspace
 from evostep.engines.guard import ModuleState
 from evostep.engines.inplace import InPlace
+from evostep.engines.judge import Judge
+from evostep.engines.workspace import Workspace
 from evostep.naming import slots_of_module
 from evostep.spaces.base import Coordinates
 from evostep.spaces.weights import AllWeights

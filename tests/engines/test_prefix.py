@@ -18,12 +18,14 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
 
 from evostep import AllWeights, Always, Evolution, Fitness, Only, OpenAIES, RandomMutation
-from evostep.engines.base import CannotScore, Judge, Outcome, Workspace
+from evostep.engines.base import CannotScore
 from evostep.engines.guard import ModuleState
 from evostep.engines.inplace import InPlace
+from evostep.engines.judge import Judge, Outcome
 from evostep.engines.prefix import Prefix
 from evostep.engines.prefix.layout import Layout
 from evostep.engines.prefix.replay import Dropped, Recording
+from evostep.engines.workspace import Workspace
 from evostep.naming import slots_of_module
 from evostep.strategies.base import Strategy
 

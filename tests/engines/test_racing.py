@@ -30,15 +30,17 @@ from evostep import (
     RandomSearch,
     Record,
 )
-from evostep.engines.base import CannotScore, Contest, Judge, Outcome, Workspace
+from evostep.engines.base import CannotScore
 from evostep.engines.guard import ModuleState
 from evostep.engines.inplace import InPlace
+from evostep.engines.judge import Contest, Judge, Outcome
 from evostep.engines.racing import Racing
 from evostep.engines.racing.bounds import Strata, behind, falling, looks, quantile, share_out
 from evostep.engines.racing.engine import margin
 from evostep.engines.racing.race import Race
 from evostep.engines.racing.rows import Rows
 from evostep.engines.vmap import Vmap
+from evostep.engines.workspace import Workspace
 from evostep.fitness import Examples, Scores
 from evostep.naming import slots_of_module
 

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from evostep import Evolution, Fitness, LowRank, Only, OpenAIES
 from evostep.engines import stacked
-from evostep.engines.base import CannotScore, Engine, Judge
+from evostep.engines.base import CannotScore, Engine
 from evostep.engines.guard import ModuleState
+from evostep.engines.judge import Judge
 from evostep.engines.lowrank import SharedProduct
 from evostep.engines.stacked import (
     Drawn,

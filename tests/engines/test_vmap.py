@@ -13,11 +13,12 @@ from torch.nn import functional as F
 
 from evostep import Always, Evolution, Fitness, OpenAIES, RandomMutation, Record
 from evostep.engines import vmap
-from evostep.engines.base import Judge, Workspace
 from evostep.engines.guard import ModuleState
+from evostep.engines.judge import Judge
 from evostep.engines.linear import LinearOfMembers
 from evostep.engines.stacked import even, positions
 from evostep.engines.vmap import Vmap
+from evostep.engines.workspace import Workspace
 from evostep.naming import slots_of_module
 from evostep.spaces.weights import AllWeights
 

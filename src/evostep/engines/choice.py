@@ -17,12 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evostep.engines.base import CannotScore, Engine, Judge, Outcome, Workspace
+from evostep.engines.base import CannotScore, Engine
 from evostep.engines.inplace import InPlace
+from evostep.engines.judge import Judge, Outcome
 from evostep.engines.lowrank import SharedProduct
 from evostep.engines.prefix import Prefix
 from evostep.engines.racing import Racing
 from evostep.engines.vmap import Vmap
+from evostep.engines.workspace import Workspace
 from evostep.errors import stacklevel_outside, unknown_name
 from evostep.fitness import Fitness, Scores, model_device
 from evostep.spaces.base import Coordinates

@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from evostep.engines.base import Engine, Judge, Outcome, Workspace, read
+from evostep.engines.base import Engine
+from evostep.engines.judge import Judge, Outcome, read
+from evostep.engines.workspace import Workspace
 from evostep.fitness import Fitness
 from evostep.spaces.base import Coordinates
 

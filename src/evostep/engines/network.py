@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evostep.engines.base import Judge, Workspace
 from evostep.engines.guard import seed_everything
+from evostep.engines.judge import Judge
+from evostep.engines.workspace import Workspace
 from evostep.fitness import Fitness, batch_size
 from evostep.metrics import map_tensors
 from evostep.noise import derive_seed

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from evostep.engines.base import CannotScore, Engine, Judge, Outcome, failure, read
+from evostep.engines.base import CannotScore, Engine
+from evostep.engines.judge import Judge, Outcome, failure, read
 from evostep.errors import reason
 from evostep.fitness import Fitness, Pending
 from evostep.members import Factors

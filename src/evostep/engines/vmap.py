@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from evostep.engines.base import CannotScore, Judge, Outcome, Workspace
+from evostep.engines.base import CannotScore
+from evostep.engines.judge import Judge, Outcome
 from evostep.engines.linear import LinearOfMembers
 from evostep.engines.stacked import (
     Drawn,
@@ -29,6 +30,7 @@ from evostep.engines.stacked import (
     why_not_stacked,
 )
 from evostep.engines.swap import SwappedOut, places, swapped
+from evostep.engines.workspace import Workspace
 from evostep.fitness import Fitness, Pending, model_device
 from evostep.spaces.base import Coordinates
 

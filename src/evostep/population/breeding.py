@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from evostep.engines.base import Outcome
+from evostep.engines.judge import Outcome
 from evostep.noise import draw
 from evostep.population.individual import Individual, transplant, warn_of_followers
 from evostep.population.scoring import Scorer

@@ -24,8 +24,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from evostep.calibration import Calibration
-from evostep.engines.base import Outcome
 from evostep.engines.guard import preserved_rng, seed_everything
+from evostep.engines.judge import Outcome
 from evostep.fitness import Fitness
 from evostep.noise import derive_seed, make_generator
 from evostep.population.breeding import Inherit, Litter, Newborn

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from evostep.calibration import Calibration
-from evostep.engines.base import Judge, Outcome, failure
 from evostep.engines.guard import ModuleState, seed_everything
+from evostep.engines.judge import Judge, Outcome, failure
 from evostep.fitness import Fitness
 from evostep.noise import derive_seed
 from evostep.population.individual import Individual

@@ -18,7 +18,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from evostep.engines.base import CannotScore, Judge, Outcome, Workspace
+from evostep.engines.base import CannotScore
+from evostep.engines.judge import Judge, Outcome
 from evostep.engines.lowrank.interception import Layouts, Thin, ThinLayers
 from evostep.engines.stacked import (
     Drawn,
@@ -34,6 +35,7 @@ from evostep.engines.stacked import (
     why_not_stacked,
 )
 from evostep.engines.swap import places, swapped
+from evostep.engines.workspace import Workspace
 from evostep.errors import reason
 from evostep.fitness import Fitness, Pending, model_device
 from evostep.members import Factors, stack_factors

@@ -13,11 +13,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from evostep.engines.base import CannotScore, Engine, Judge, Outcome, Workspace
+from evostep.engines.base import CannotScore, Engine
 from evostep.engines.inplace import InPlace
+from evostep.engines.judge import Judge, Outcome
 from evostep.engines.prefix.layout import Layout
 from evostep.engines.prefix.passes import Cache, Passes
 from evostep.engines.stacked import why_opaque
+from evostep.engines.workspace import Workspace
 from evostep.fitness import Fitness
 from evostep.spaces.base import Coordinates
 

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from evostep.engines.base import CannotScore, Judge
+from evostep.engines.base import CannotScore
 from evostep.engines.guard import version
+from evostep.engines.judge import Judge
 from evostep.engines.prefix.layout import Layout
 from evostep.engines.prefix.recording import Recorder
 from evostep.engines.prefix.replay import Recording, Replay, key_of, tensors_in

@@ -26,11 +26,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from evostep.engines.base import CannotScore, Engine, Judge, Outcome, Workspace
+from evostep.engines.base import CannotScore, Engine
 from evostep.engines.inplace import InPlace
+from evostep.engines.judge import Judge, Outcome
 from evostep.engines.racing.bounds import Strata, looks, quantile
 from evostep.engines.racing.race import Race
 from evostep.engines.racing.rows import Rows
+from evostep.engines.workspace import Workspace
 from evostep.fitness import Fitness
 from evostep.noise import derive_seed, make_generator
 from evostep.spaces.base import Coordinates, Tensors

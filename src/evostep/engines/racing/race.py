@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from evostep.engines.base import CannotScore, Outcome, read
+from evostep.engines.base import CannotScore
+from evostep.engines.judge import Outcome, read
 from evostep.engines.racing.bounds import Strata, behind, falling, share_out
 from evostep.fitness import Pending, Scores
 
