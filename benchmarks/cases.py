@@ -58,7 +58,7 @@ class Figure:
     most: float | None = None
 
     def reached(self, value: float) -> bool | None:
-        """Say whether a value is within the target; None where there is no target."""
+        """Return whether a value is within the target; None where there is no target."""
         if self.least is None and self.most is None:
             return None
         return (self.least is None or value >= self.least) and (
@@ -80,14 +80,14 @@ class Case:
     note: str = ""
 
     def settings(self) -> dict[str, Any]:
-        """Give all that its numbers depend on, but for the machine."""
+        """Return all that its numbers depend on, but for the machine."""
         sides = {name: asdict(side) for name, side in self.sides.items()}
         for side in sides.values():
             side["only"] = list(side["only"])  # as JSON has it
         return {"task": self.task, "examples": self.examples, "batch": self.batch, "sides": sides}
 
     def at_most(self, population: int | None) -> Case:
-        """Give the case with smaller populations, to try it out."""
+        """Return the case with smaller populations, to try it out."""
         if population is None:
             return self
         few = {
@@ -267,7 +267,7 @@ def _autocast() -> Case:
 
 
 def make_cases(full: bool) -> dict[str, Case]:
-    """Give all cases by name.
+    """Return all cases by name.
 
     Args:
         full: whether the slow side of the prefix cases scores all 64 members.

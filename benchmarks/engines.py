@@ -80,7 +80,7 @@ def measure_case(name: str, case: Case, options: argparse.Namespace) -> dict[str
 
 
 def _summarise(figure: Figure, runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Give the median, least and greatest of a figure over the repeats that have its sides."""
+    """Return the median, least and greatest of a figure over the repeats that have its sides."""
     values = [figure.of(found) for found in runs if all(side in found for side in figure.sides)]
     row: dict[str, Any] = {"figure": figure.title, "least": figure.least, "most": figure.most}
     if not values:
@@ -121,7 +121,7 @@ def _repeats(case: Case, options: argparse.Namespace) -> int:
 
 
 def _settings(case: Case, options: argparse.Namespace) -> dict[str, Any]:
-    """Give what must be equal for a result to count as that of this command."""
+    """Return what must be equal for a result to count as that of this command."""
     return {**case.settings(), "repeats": _repeats(case, options), "threads": options.threads}
 
 

@@ -20,8 +20,8 @@ from cases import Case, Side
 from torch import Tensor, nn
 
 import evostep
-from evostep.engines.choice import make_engine
-from evostep.engines.workspace import Workspace
+from evostep.engines.auto import make_engine
+from evostep.spaces.workspace import Workspace
 
 Batch = tuple[Tensor, Tensor]  # inputs, targets
 _TOKENS, _LENGTH, _WIDTH, _CLASSES = 1000, 64, 256, 10
@@ -40,14 +40,14 @@ class Encoder(nn.Module):
         self.head = nn.Linear(_WIDTH, _CLASSES)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Give (b, 10) for tokens (b, 64)."""
+        """Return (b, 10) for tokens (b, 64)."""
         hidden = self.encoder(self.embedding(tokens))  # (b, 64, 256)
         logits: Tensor = self.head(hidden.mean(dim=1))
         return logits
 
 
 def mlp(*widths: int) -> nn.Sequential:
-    """Give linear layers of these widths, with ReLU between them."""
+    """Return linear layers of these widths, with ReLU between them."""
     layers: list[nn.Module] = []
     for before, after in itertools.pairwise(widths):
         layers += [nn.Linear(before, after), nn.ReLU()]
@@ -55,7 +55,7 @@ def mlp(*widths: int) -> nn.Sequential:
 
 
 def make_task(task: str, examples: int, batch: int) -> tuple[nn.Module, list[Batch]]:
-    """Give the model in eval mode, and random examples in batches, by a fixed seed."""
+    """Return the model in eval mode, and random examples in batches, by a fixed seed."""
     torch.manual_seed(0)
     shape: tuple[int, ...] = (64,)
     model: nn.Module
@@ -78,7 +78,7 @@ def make_task(task: str, examples: int, batch: int) -> tuple[nn.Module, list[Bat
 def make_generation(
     model: nn.Module, batches: list[Batch], side: Side, population: int | None = None
 ) -> Callable[[], None]:
-    """Give what runs one generation, as a user would have it."""
+    """Return what runs one generation, as a user would have it."""
     fitness = evostep.Fitness(
         model, batches, "neg-loss", autocast=torch.bfloat16 if side.autocast else None
     )

@@ -24,7 +24,7 @@ from cases import Side
 from engines_side import infer, make_generation, mlp
 from peers import describe_machine
 
-from evostep.engines.choice import make_engine
+from evostep.engines.auto import make_engine
 
 
 @dataclass(frozen=True)

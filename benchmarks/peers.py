@@ -160,7 +160,7 @@ def measure_case(name: str, methods: Iterable[str], repeats: int, threads: int) 
 
 
 def summarise(method: str, runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Give medians, and ratios of runs of one repeat."""
+    """Return medians, and ratios of runs of one repeat."""
     own, plain = runs[method], runs.get("inference", [])
     rival = RIVALS.get(method, "evostep_dense")
     peer = not method.startswith(("evostep", "inference"))
@@ -220,7 +220,7 @@ def _range(spread: dict[str, float] | None) -> str:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Give what the numbers depend on."""
+    """Return what the numbers depend on."""
     processor = platform.processor() or platform.machine()
     information = Path("/proc/cpuinfo")
     if information.exists():

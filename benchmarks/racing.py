@@ -33,16 +33,16 @@ from torch.nn import functional as F
 import evostep
 from evostep.engines.base import Engine
 from evostep.engines.inplace import InPlace
-from evostep.engines.judge import Contest, Judge, Outcome
 from evostep.engines.racing import Racing
 from evostep.engines.racing.engine import margin
-from evostep.engines.workspace import Workspace
-from evostep.fitness import Scores
-from evostep.lab.data import load_data
+from evostep.genome.point import Tensors
+from evostep.genome.slots import slots_of_module
+from evostep.lab.data.images import load_data
 from evostep.lab.models import build_model
-from evostep.metrics import accuracy
-from evostep.naming import slots_of_module
-from evostep.spaces.base import Tensors
+from evostep.scoring.evaluator import Competition, Evaluator
+from evostep.scoring.metrics import accuracy
+from evostep.scoring.scores import Outcome, Scores
+from evostep.spaces.workspace import Workspace
 
 CHILDREN = 16
 BATCH = 500
@@ -138,7 +138,7 @@ class Lookup(nn.Module):
         self.register_buffer("logits", logits)
 
     def forward(self, numbers: Tensor) -> Tensor:
-        """Give (n, classes)."""
+        """Return (n, classes)."""
         logits: Tensor = self.logits
         return logits[numbers]
 
@@ -151,10 +151,12 @@ class FromTable(Engine):
     def __init__(self, table: Tensor, parent: Tensor) -> None:
         self.table, self.parent = table, parent
 
-    def score(self, members: Sequence[Any], workspace: Workspace, judge: Judge) -> list[Outcome]:
+    def score(
+        self, members: Sequence[Any], workspace: Workspace, evaluator: Evaluator
+    ) -> list[Outcome]:
         """Look the scores up."""
-        assert judge.examples is not None
-        numbers = torch.cat([inputs for inputs, _ in judge.examples])
+        assert evaluator.examples is not None
+        numbers = torch.cat([inputs for inputs, _ in evaluator.examples])
         rows = [
             self.parent if isinstance(member, Tensors) else self.table[member] for member in members
         ]
@@ -163,7 +165,7 @@ class FromTable(Engine):
 
 
 def decide(scores: Sequence[float], parent: float, beats_parent: bool) -> int | None:
-    """Give the member that becomes the center: the first of the best; None: the parent stays."""
+    """Return the member that becomes the center: the first of the best; None: the parent stays."""
     best = max(range(len(scores)), key=lambda i: scores[i])
     return best if not beats_parent or scores[best] > parent else None
 
@@ -174,12 +176,12 @@ def race(tables: Tables, metric: str, beats_parent: bool, count: int, seed: int)
     model = Lookup(tables.logits)
     numbers = torch.arange(n).split(BATCH)
     batches = [(part, tables.targets[part]) for part in numbers]
-    judge = Judge(evostep.Fitness(model, batches, metric), None, seed)
+    evaluator = Evaluator(evostep.Fitness(model, batches, metric), None, seed)
     slots = slots_of_module(model)
     space = evostep.AllWeights()
     workspace = Workspace(space, space.open(slots), slots.tensors)
     table = tables.scores[metric]
-    parent = judge.fitness.score(judge.fitness.examples()).per_example  # type: ignore[union-attr]
+    parent = evaluator.fitness.score(evaluator.fitness.examples()).per_example  # type: ignore[union-attr]
     assert parent is not None
     racing = Racing(over=FromTable(table, parent))
     fresh = len(table) >= count * CHILDREN
@@ -190,15 +192,15 @@ def race(tables: Tables, metric: str, beats_parent: bool, count: int, seed: int)
         members = torch.randperm(len(table), generator=generator)[:CHILDREN].tolist()
         if fresh:
             members = list(range(generation * CHILDREN, (generation + 1) * CHILDREN))
-        judge.begin(generation)
-        judge.contest = Contest(beats_parent)
-        with racing.around_parent(workspace, judge):
-            judge.parent = judge()
-        outcomes = racing.score(members, workspace, judge)  # type: ignore[arg-type]
+        evaluator.begin(generation)
+        evaluator.competition = Competition(beats_parent)
+        with racing.around_parent(workspace, evaluator):
+            evaluator.parent = evaluator()
+        outcomes = racing.score(members, workspace, evaluator)  # type: ignore[arg-type]
         full = table[members].double().mean(1).tolist()
         raced = [outcome.scores.value for outcome in outcomes]
-        wanted = decide(full, judge.parent.value, beats_parent)
-        same += decide(raced, judge.parent.value, beats_parent) == wanted
+        wanted = decide(full, evaluator.parent.value, beats_parent)
+        same += decide(raced, evaluator.parent.value, beats_parent) == wanted
         stays += wanted is None
         seen = sum(n if outcome.seen is None else outcome.seen for outcome in outcomes)
         shares.append((n + seen) / (n * (1 + CHILDREN)))
@@ -236,7 +238,7 @@ def time_generations(
 
 
 def summarise(values: Sequence[float]) -> str:
-    """Give median and range."""
+    """Return median and range."""
     return f"{statistics.median(values):.3f} ({min(values):.3f}-{max(values):.3f})"
 
 
@@ -280,7 +282,7 @@ def add_times(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
 
 
 def describe(options: argparse.Namespace, title: str) -> dict[str, Any]:
-    """Give the settings that a row depends on."""
+    """Return the settings that a row depends on."""
     return {
         "data": title,
         "examples": options.examples,

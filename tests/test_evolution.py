@@ -33,7 +33,7 @@ Y = (X[:, 0] > 0).long() + (X[:, 1] > 0.5).long()
 BATCHES = [(X[:16], Y[:16]), (X[16:32], Y[16:32]), (X[32:], Y[32:])]
 
 
-def network() -> nn.Sequential:
+def probe() -> nn.Sequential:
     torch.manual_seed(1)
     return nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
 
@@ -86,7 +86,7 @@ def fitness_of(model: nn.Module) -> Fitness:
 def test_resuming_at_any_generation_gives_the_same_bits(
     strategy: Strategy, accept: Rule, stop: int
 ) -> None:
-    whole = network()
+    whole = probe()
     never_stopped = Evolution(whole, strategy, accept=accept, seed=4)
     saved: list[Any] = []
 
@@ -95,7 +95,7 @@ def test_resuming_at_any_generation_gives_the_same_bits(
             saved.append((weights(whole), through_a_file(never_stopped.state_dict())))
 
     records = never_stopped.evolve(fitness_of(whole), 6, on_generation=save)
-    resumed_model = network()
+    resumed_model = probe()
     resumed_model.load_state_dict(saved[0][0])
     resumed = Evolution(resumed_model, strategy, accept=accept, seed=99)
     resumed.load_state_dict(saved[0][1])
@@ -108,7 +108,7 @@ def test_resuming_at_any_generation_gives_the_same_bits(
 
 @each_strategy
 def test_one_phase_or_several_is_all_the_same(strategy: Strategy) -> None:
-    a, b = network(), network()
+    a, b = probe(), probe()
     one, several = Evolution(a, strategy), Evolution(b, strategy)
     one.evolve(fitness_of(a), 6)
     for generations in (1, 0, 3, 2):
@@ -118,7 +118,7 @@ def test_one_phase_or_several_is_all_the_same(strategy: Strategy) -> None:
 
 
 def test_the_users_random_streams_are_what_a_checkpoint_in_the_middle_sees() -> None:
-    model = network()
+    model = probe()
     before = torch.get_rng_state()
     seen: list[Tensor] = []
     Evolution(model, STRATEGIES["mutation"]).evolve(
@@ -129,7 +129,7 @@ def test_the_users_random_streams_are_what_a_checkpoint_in_the_middle_sees() -> 
 
 
 def test_seeds_differ() -> None:
-    models = [network(), network()]
+    models = [probe(), probe()]
     for seed, model in enumerate(models):
         Evolution(model, STRATEGIES["openai-es"], seed=seed, accept=Always()).evolve(
             fitness_of(model)
@@ -162,7 +162,7 @@ STATES: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
 def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(
     spoil: Callable[[dict[str, Any]], Any], words: str
 ) -> None:
-    model = network()
+    model = probe()
     search = Evolution(model, STRATEGIES["mutation"])
     search.evolve(fitness_of(model), 2)
     before = search.state_dict()
@@ -177,7 +177,7 @@ def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(
 
 
 def test_zero_generations_do_nothing() -> None:
-    model = network()
+    model = probe()
     before, sizes = weights(model), counting(model)
     assert Evolution(model, STRATEGIES["mutation"]).evolve(fitness_of(model), 0) == []
     assert equal(before, weights(model))
@@ -201,7 +201,7 @@ def test_zero_generations_do_nothing() -> None:
 def test_sample_forwards_are_what_really_went_forward(
     strategy: Strategy, accept: Rule, on_other: bool, per_generation: int
 ) -> None:
-    model = network()
+    model = probe()
     fitness = Fitness(model, BATCHES, "neg-loss")
     other = Fitness(model, BATCHES[:1] + BATCHES[2:], "neg-loss") if on_other else None
     sizes = counting(model)
@@ -212,7 +212,7 @@ def test_sample_forwards_are_what_really_went_forward(
 
 
 def test_sample_forwards_of_some_batches_are_theirs() -> None:
-    model = network()
+    model = probe()
     fitness, sizes = fitness_of(model), counting(model)
     records = Evolution(model, STRATEGIES["mutation"]).evolve(fitness, 4)
     assert sum(sizes) == sum(record.sample_forwards for record in records)
@@ -235,7 +235,7 @@ def test_calls_of_a_bare_fitness_are_counted() -> None:
     ("limit", "generations"), [(1, 1), (240, 1), (241, 2), (480, 2), (481, 3), (10**9, 4)]
 )
 def test_max_forwards_stops_at_the_generation_that_reaches_it(limit: int, generations: int) -> None:
-    model = network()
+    model = probe()
     search = Evolution(model, RandomMutation(0.1, children=5))
     search.evolve(Fitness(model, BATCHES))  # what went before does not count
     records = search.evolve(Fitness(model, BATCHES), 4, max_forwards=limit)
@@ -432,7 +432,7 @@ class Recording(Rule):
 
 
 def test_the_rule_meets_parent_and_candidate_on_the_same_examples() -> None:
-    model, rule = network(), Recording()
+    model, rule = probe(), Recording()
     search = Evolution(model, OpenAIES(0.5, population=8), accept=rule)
     fitness = Fitness(model, BATCHES, "accuracy", batches_per_generation=1)
     records = search.evolve(fitness, 3)
@@ -461,7 +461,7 @@ def test_accept_on_decides_instead_of_what_selected(target: float, moves: bool) 
 
 
 def test_the_parent_is_scored_anew_where_acceptance_decides() -> None:
-    model, rule = network(), Recording(verdict=False)
+    model, rule = probe(), Recording(verdict=False)
     search = Evolution(model, RandomMutation(0.1, children=3), accept=rule)
     second = Fitness(model, BATCHES[2:], "neg-loss")
     before = second()
@@ -477,7 +477,7 @@ def test_the_parent_is_scored_anew_where_acceptance_decides() -> None:
 
 
 def test_a_fitness_of_another_model_is_refused() -> None:
-    model, copy = network(), network()
+    model, copy = probe(), probe()
     search = Evolution(model, STRATEGIES["mutation"])
     for options in ({}, {"accept_on": fitness_of(copy)}):
         first = fitness_of(model if options else copy)
@@ -486,7 +486,7 @@ def test_a_fitness_of_another_model_is_refused() -> None:
 
 
 def test_a_fitness_of_a_model_of_which_a_part_evolves_is_taken() -> None:
-    model = network()
+    model = probe()
     search = Evolution(model[3], RandomMutation(0.1, children=2))
     assert len(search.evolve(fitness_of(model))) == 1
 
@@ -513,7 +513,7 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
         "only floating-point tensors",
     ),
     (
-        lambda: Evolution(network(), RandomMutation(0.1), space=Only("4")),
+        lambda: Evolution(probe(), RandomMutation(0.1), space=Only("4")),
         "'4' matches no parameter",
     ),
     (
@@ -538,7 +538,7 @@ def test_refused(make: Callable[[], Any], words: str) -> None:
 
 
 def test_only_what_the_space_holds_moves() -> None:
-    model = network()
+    model = probe()
     before = weights(model)
     search = Evolution(model, STRATEGIES["openai-es"], space=Only("head"), accept=Always())
     search.evolve(Fitness(model, BATCHES, "neg-loss"), 2)
@@ -549,7 +549,7 @@ def test_only_what_the_space_holds_moves() -> None:
 
 
 def test_all_weights_move_where_nothing_else_is_said() -> None:
-    model = network()
+    model = probe()
     before = weights(model)
     search = Evolution(model, STRATEGIES["openai-es"], accept=Always())
     assert search.space == AllWeights()

@@ -20,16 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from evostep import (
-    Always,
-    Evolution,
-    Evolved,
-    Fitness,
-    Improves,
-    OpenAIES,
-    RandomMutation,
-    Scores,
-)
+from evostep import Always, Evolution, Evolved, Fitness, Improves, OpenAIES, RandomMutation, Scores
 from evostep.acceptance import Rule
 from evostep.noise import draw
 
@@ -45,7 +36,7 @@ STRATEGIES: dict[str, Any] = {
 each_strategy = pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
 
 
-def network() -> nn.Sequential:
+def probe() -> nn.Sequential:
     torch.manual_seed(1)
     return nn.Sequential(
         nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 3)
@@ -73,7 +64,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 def test_law_1_weights_and_buffers_are_the_same_bits_after_an_evaluation(
     strategy: Any, error: BaseException | None
 ) -> None:
-    model = network().train()
+    model = probe().train()
     before = bits(model)
     calls: list[None] = []
 
@@ -99,7 +90,7 @@ def test_law_1_weights_and_buffers_are_the_same_bits_after_an_evaluation(
 def test_law_2_equal_scores_are_a_zero_step(strategy: Any, value: float) -> None:
     # under Always, (1, lambda) has to take one of its children; (1 + lambda) keeps the parent
     accept = Improves() if isinstance(strategy, RandomMutation) else Always()
-    model = network()
+    model = probe()
     before = bits(model)
     records = Evolution(model, strategy, accept=accept).evolve(lambda: value, 3)
     assert not any(record.accepted for record in records)
@@ -159,7 +150,7 @@ def test_law_4_the_expected_update_is_along_the_analytic_gradient(name: str, sig
 @each_strategy
 def test_law_5_resuming_at_any_point_gives_the_bits_of_never_stopping(strategy: Any) -> None:
     def fresh() -> tuple[nn.Module, Evolved]:
-        model = network()
+        model = probe()
         base = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
         return model, Evolved(base, strategy, momentum=0.5, seed=3)
 
@@ -211,7 +202,7 @@ def test_law_5_resuming_at_any_point_gives_the_bits_of_never_stopping(strategy: 
 
 @each_strategy
 def test_law_6_modes_requires_grad_and_random_streams_are_untouched(strategy: Any) -> None:
-    model = network().train()
+    model = probe().train()
     model[1].eval()
     model[0].weight.requires_grad_(False)
     model[0].bias.grad = torch.ones(8)
@@ -246,7 +237,7 @@ def test_law_7_the_parent_is_scored_on_the_examples_of_its_children(
     strategy: Any, on_other: bool
 ) -> None:
     """Examples change with the generation, weights with acceptance: no score may be an old one."""
-    model = network()
+    model = probe()
     batches = list(zip(X.split(4), Y.split(4), strict=True))
     fitness = Fitness(model, batches, "neg-loss", batches_per_generation=3)
     other = Fitness(model, batches, "neg-loss", batches_per_generation=5) if on_other else None
@@ -354,7 +345,7 @@ def test_law_9_a_broken_fitness_ranks_last_is_counted_and_shown_and_moves_nothin
 @each_strategy
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_law_10_scoring_never_mutates_batch_norms_buffers(strategy: Any, mode: Any) -> None:
-    model = network().train()
+    model = probe().train()
     train(model, torch.optim.SGD(model.parameters(), lr=0.1))
     before = {name: value.clone() for name, value in model.named_buffers()}
     seen: list[Tensor] = []
@@ -369,7 +360,7 @@ def test_law_10_scoring_never_mutates_batch_norms_buffers(strategy: Any, mode: A
 
 @each_strategy
 def test_law_11_what_is_kept_is_what_was_scored(strategy: Any) -> None:
-    model = network()
+    model = probe()
     scored: dict[float, dict[str, Tensor]] = {}
     inner = Fitness(model, BATCHES, "neg-loss")
 
@@ -395,7 +386,7 @@ def test_law_11_what_is_kept_is_what_was_scored(strategy: Any) -> None:
 def test_law_12_momentum_is_kept_damped_or_reset_by_choice(
     base: Any, key: str, policy: Any, factor: float
 ) -> None:
-    model = network()
+    model = probe()
     options = {"momentum": 0.9} if base is torch.optim.SGD else {}
     optimizer = Evolved(
         base(model.parameters(), lr=0.01, **options),

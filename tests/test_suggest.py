@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from evostep import Only, suggest_sigma
-from evostep.naming import slots_of_module
+from evostep.genome.slots import slots_of_module
 from evostep.spaces.weights import AllWeights
 from evostep.strategies.random_mutation import RandomMutation
 from evostep.suggest import SIGMAS, SigmaSuggestion, _interpolate

@@ -69,6 +69,6 @@ def infer(task: Task, passes: int = 1) -> None:
 
 @torch.no_grad()
 def score(model: nn.Module, batches: list[Batch]) -> float:
-    """Give minus the mean cross-entropy, for methods that leave scoring to their caller."""
+    """Return minus the mean cross-entropy, for methods that leave scoring to their caller."""
     losses = [F.cross_entropy(model(inputs), targets) for inputs, targets in batches]
     return -float(torch.stack(losses).mean())

@@ -7,16 +7,15 @@ or evolve a checkpoint without any optimizer by `Evolution`.
 from evostep._version import __version__
 from evostep.acceptance import Always, Improves, Ladder, PairedTest
 from evostep.evolution import Evolution
-from evostep.fitness import Fitness, Scores
 from evostep.gradient_noise import GradientNoise
 from evostep.noise import LowRank
 from evostep.optimizer import Evolved
-from evostep.phase import Verdict
 from evostep.population.esgd import ESGD
 from evostep.population.species import Species
-from evostep.record import Record
-from evostep.safe_mutation import Safe
+from evostep.record import Record, Verdict
 from evostep.schedule import Alternate
+from evostep.scoring.fitness import Fitness
+from evostep.scoring.scores import Scores
 from evostep.spaces.span import Span
 from evostep.spaces.weights import AllWeights, Only
 from evostep.strategies.cmaes import CMAES
@@ -24,6 +23,7 @@ from evostep.strategies.guided_es import GuidedES
 from evostep.strategies.openai_es import OpenAIES
 from evostep.strategies.random_mutation import RandomMutation
 from evostep.strategies.random_search import RandomSearch
+from evostep.strategies.safe import Safe
 from evostep.strategies.snes import SNES
 from evostep.suggest import suggest_sigma
 

@@ -22,11 +22,11 @@ except ImportError as error:
 
 from evostep._version import __version__
 from evostep.errors import InputError
-from evostep.lab.compare import check_directory, compare, describe_plan
-from evostep.lab.methods import METHODS, list_methods, strategy_settings
+from evostep.lab.arms.methods import METHODS, list_methods, strategy_settings
+from evostep.lab.comparison.compare import check_directory, compare, describe_plan
+from evostep.lab.comparison.plan import Plan, make_plan
 from evostep.lab.options import Options, flag, kind_in_words
-from evostep.lab.plan import Plan, make_plan
-from evostep.lab.report import ReportPaths, write_report
+from evostep.lab.report.page import ReportPaths, write_report
 
 
 class _Parser(ArgumentParser):
@@ -62,7 +62,7 @@ set_loader("evostep", lambda text: yaml.load(text, _Yaml), exceptions=(yaml.YAML
 
 
 def reword(message: str) -> str:
-    r"""Say what the parser says in the words of the command line.
+    r"""Return what the parser says in the words of the command line.
 
     Example:
         >>> reword("Parser key \"evolve_from\": Expected a <class 'int'>. Got value: soon")

@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from evostep.acceptance import Rule
-from evostep.calibration import estimates
-from evostep.fitness import Fitness
-from evostep.naming import Slots
+from evostep.genome.slots import Slots
+from evostep.scoring.calibration import estimates
+from evostep.scoring.fitness import Fitness
 from evostep.spaces.base import Space
 from evostep.strategies.base import Strategy
 
@@ -34,9 +34,9 @@ def check_fitness(fitness: FitnessLike, space: Space, slots: Slots) -> None:
             )
 
 
-def check_network(fitness: FitnessLike, strategy: Strategy) -> None:
+def check_probe(fitness: FitnessLike, strategy: Strategy) -> None:
     """Refuse a bare callable where the strategy measures the network itself."""
-    if strategy.needs_network and not isinstance(fitness, Fitness):
+    if strategy.needs_probe and not isinstance(fitness, Fitness):
         raise ValueError(
             f"{strategy!r} measures the network's outputs on the fitness's examples: give "
             f"an evostep.Fitness, not a {type(fitness).__name__}, or use scale='rms'"

@@ -26,7 +26,7 @@ def reason(error: BaseException) -> str:
 
 
 def stacklevel_outside() -> int:
-    """Give the `stacklevel` with which a warning points at the user's line."""
+    """Return the `stacklevel` with which a warning points at the user's line."""
     level, frame = 1, sys._getframe(1)
     while frame.f_back is not None and _is_ours(frame.f_globals.get("__name__", "")):
         level, frame = level + 1, frame.f_back

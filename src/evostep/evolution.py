@@ -11,16 +11,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from evostep.acceptance import Improves, Rule
-from evostep.compatibility import FitnessLike, check_choices, check_fitness, check_network
+from evostep.compatibility import FitnessLike, check_choices, check_fitness, check_probe
+from evostep.engines.auto import Scorer
 from evostep.engines.base import Engine
-from evostep.engines.choice import Scorer
-from evostep.engines.guard import ModuleState, preserved_rng
-from evostep.engines.judge import Judge
-from evostep.engines.network import Network
-from evostep.engines.workspace import Workspace
-from evostep.fitness import Fitness
-from evostep.guides import add_guides, copy_guides
-from evostep.naming import (
+from evostep.genome.guides import add_guides, copy_guides
+from evostep.genome.slots import (
     Slots,
     module_names,
     renamed,
@@ -30,9 +25,14 @@ from evostep.naming import (
 )
 from evostep.phase import Decision, Phase
 from evostep.record import Record, warn_of_failures
+from evostep.scoring.evaluator import Evaluator
+from evostep.scoring.fitness import Fitness
+from evostep.scoring.isolation import ModuleState, preserved_rng
+from evostep.scoring.probe import Probe
 from evostep.spaces.base import Space
 from evostep.spaces.memory import Memory
 from evostep.spaces.weights import AllWeights
+from evostep.spaces.workspace import Workspace
 from evostep.strategies.base import State, Strategy
 
 
@@ -160,7 +160,7 @@ class Evolution:
         return bool(self._guides)
 
     def guide(self, *directions: Mapping[str, Tensor]) -> None:
-        """Give a strategy that needs them the directions that are likely to matter.
+        """Return a strategy that needs them the directions that are likely to matter.
 
         They hold until the next call and are part of `state_dict`. `Evolved` calls this itself.
 
@@ -215,7 +215,7 @@ class Evolution:
         if generations < 0:
             raise ValueError(f"generations must be >= 0, got {generations}")
         check_fitness(fitness, self.space, self.slots)
-        check_network(fitness, self.strategy)
+        check_probe(fitness, self.strategy)
         if accept_on is not None:
             check_fitness(accept_on, self.space, self.slots)
         self.accept.check(fitness if accept_on is None else accept_on)
@@ -281,9 +281,9 @@ class Evolution:
                     stacklevel=3,
                 )
             self._unguided = True
-        judge = self._judge(fitness)
-        second = self._judge(accept_on) if accept_on is not None else None
-        phase = Phase(self.accept, workspace, judge, second, self.generation, saved)
+        evaluator = self._evaluator(fitness)
+        second = self._evaluator(accept_on) if accept_on is not None else None
+        phase = Phase(self.accept, workspace, evaluator, second, self.generation, saved)
         self._phase, self._saved_phase = phase, None
         opening = (None, 0) if saved else phase.choose_start(self.generation)
         self.sample_forwards += opening[1]
@@ -299,37 +299,37 @@ class Evolution:
             records[-1] = replace(records[-1], verdict=verdict, sample_forwards=forwards)
             self.history[-1] = records[-1]
 
-    def _judge(self, fitness: FitnessLike) -> Judge:
+    def _evaluator(self, fitness: FitnessLike) -> Evaluator:
         model = fitness.model if isinstance(fitness, Fitness) else self.model
         touched = set(self.space.touched(self.slots)) if self.space.moves_buffers else set()
         moving = {id(tensor) for name, tensor in self.slots.buffers.items() if name in touched}
         state = ModuleState(model, moving) if model is not None else None
-        return Judge(fitness, state, self.seed)
+        return Evaluator(fitness, state, self.seed)
 
     def _generation(self, phase: Phase, opening: tuple[str | None, int] | None) -> Record:
         began = time.perf_counter()
         strategy, generation = self.strategy, self.generation
-        genome, workspace, judge = phase.genome, phase.workspace, phase.judge
+        genome, workspace, evaluator = phase.genome, phase.workspace, phase.evaluator
         assert self._state is not None, "_open() comes first"
-        judge.begin(generation)
-        judge.contest = phase.contest(strategy)
+        evaluator.begin(generation)
+        evaluator.competition = phase.competition(strategy)
         state, measured = self._state, 0
-        if strategy.needs_network:
-            network = Network(workspace, judge, generation)
-            state = strategy.prepare(genome, state, generation, self.seed, network)
-            measured = network.sample_forwards
+        if strategy.needs_probe:
+            probe = Probe(workspace, evaluator, generation)
+            state = strategy.prepare(genome, state, generation, self.seed, probe)
+            measured = probe.sample_forwards
         members = [
             strategy.member(genome, state, generation, i, self.seed)
             for i in range(strategy.size_for(genome))
         ]
         parent, outcomes = self._scorer.score(
-            members, workspace, judge, keep_outputs=phase.outputs_of_selection
+            members, workspace, evaluator, keep_outputs=phase.outputs_of_selection
         )
         scores = [outcome.scores.value for outcome in outcomes]
         step, state = strategy.tell(genome, state, generation, scores, parent.value, self.seed)
-        cost = judge.cost
+        cost = evaluator.cost
         seen = sum(cost if o.seen is None else o.seen for o in outcomes)
-        forwards = cost + seen + len(members) * judge.calibration_cost + measured
+        forwards = cost + seen + len(members) * evaluator.calibration_cost + measured
         decision = Decision()
         if step is not None:
             decision = phase.consider(step, outcomes, parent, generation, self.attempts)
@@ -393,7 +393,7 @@ class Evolution:
         self._scorer.forget()
 
     def state_dict(self) -> dict[str, Any]:
-        """Give what a later run needs to go on with the same bits, weights excepted.
+        """Return what a later run needs to go on with the same bits, weights excepted.
 
         Plain tensors, numbers, strings, lists and dictionaries: loads with ``weights_only=True``.
         """
@@ -411,7 +411,7 @@ class Evolution:
         }
 
     def _phase_state(self) -> dict[str, Any]:
-        """Give what spaces with a memory and rules that judge phases add to the state."""
+        """Return what spaces with a memory and rules that judge phases add to the state."""
         state: dict[str, Any] = {}
         if self.space.memory:
             state |= {"layout": self._layout, "memory": self._memory.state_dict()}

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from evostep.naming import slots_of_groups
+from evostep.genome.slots import slots_of_groups
 from evostep.noise import draw
 
 
@@ -93,7 +93,7 @@ class GradientNoise:
         self._handle.remove()
 
     def state_dict(self) -> dict[str, Any]:
-        """Give what a later run needs to draw the same noise from here on: seed and t."""
+        """Return what a later run needs to draw the same noise from here on: seed and t."""
         return {"seed": self.seed, "t": self.t}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

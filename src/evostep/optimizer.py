@@ -14,9 +14,9 @@ from evostep.acceptance import Rule
 from evostep.compatibility import FitnessLike
 from evostep.engines.base import Engine
 from evostep.evolution import Evolution
-from evostep.fitness import Fitness
-from evostep.naming import sigmas_of_groups, slots_of_groups
+from evostep.genome.slots import sigmas_of_groups, slots_of_groups
 from evostep.record import Record
+from evostep.scoring.fitness import Fitness
 from evostep.spaces.base import Space
 from evostep.strategies.base import Strategy
 
@@ -246,7 +246,7 @@ class Evolved(Optimizer):
         self.evolution.slots.sigma.update(zip(self.evolution.slots.tensors, sigmas, strict=True))
 
     def _guides(self) -> list[dict[str, Tensor]]:
-        """Give the last gradients and the momentum buffers, as far as there are any."""
+        """Return the last gradients and the momentum buffers, as far as there are any."""
         tensors = self.evolution.slots.tensors
         guides = [{name: p.grad for name, p in tensors.items() if p.grad is not None}]
         for key in _FIRST_MOMENTS:
@@ -270,7 +270,7 @@ class Evolved(Optimizer):
     # Saving, loading, copying.
 
     def state_dict(self) -> dict[str, Any]:
-        """Give the base's state dict plus ``"evolution"``; loads with ``weights_only=True``."""
+        """Return the base's state dict plus ``"evolution"``; loads with ``weights_only=True``."""
         for pre_hook in self._optimizer_state_dict_pre_hooks.values():
             pre_hook(self)
         state = {**self.base.state_dict(), "evolution": self.evolution.state_dict()}
@@ -311,7 +311,7 @@ class Evolved(Optimizer):
 
 
 def _stays(record: Record, by_phase: bool) -> bool:
-    """Say whether with this record the center stays at other weights than before."""
+    """Return whether with this record the center stays at other weights than before."""
     if by_phase:
         return record.verdict is not None and record.verdict.accepted
     return record.accepted or record.opened not in (None, "current")

@@ -10,36 +10,12 @@ import torch
 from torch import Tensor
 
 from evostep.acceptance import Rule
-from evostep.engines.judge import Contest, Judge, Outcome, failure
-from evostep.engines.workspace import Workspace
-from evostep.fitness import Scores
-from evostep.spaces.base import Coordinates, Tensors
+from evostep.genome.point import Coordinates, Tensors
+from evostep.record import Verdict
+from evostep.scoring.evaluator import Competition, Evaluator
+from evostep.scoring.scores import Outcome, Scores, failure
+from evostep.spaces.workspace import Workspace
 from evostep.strategies.base import Step, Strategy
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What a rule that judges phases said.
-
-    Attributes:
-        generation: number of the phase's first generation.
-        generations: how many the phase had.
-        parent: score of where the phase began; None where no generation moved the center, so that
-            there was nothing to judge.
-        candidate: score of where it led, on the same examples; None where there was nothing to
-            judge, NaN where scoring failed.
-        accepted: whether the center stays there; otherwise it is back where the phase began.
-        error: what the candidate failed by.
-        sample_forwards: what judging cost.
-    """
-
-    generation: int
-    generations: int
-    parent: float | None
-    candidate: float | None
-    accepted: bool
-    error: str | None
-    sample_forwards: int
 
 
 @dataclass(frozen=True)
@@ -72,7 +48,7 @@ class Phase:
     Args:
         rule: of acceptance.
         workspace: with the genome of the space as it was entered.
-        judge: of the fitness that selects.
+        evaluator: of the fitness that selects.
         second: of the fitness that decides survival; None: the first does.
         generation: number of the phase's first generation.
         saved: what `state` gave in the middle of this phase, to go on with it.
@@ -85,15 +61,15 @@ class Phase:
         self,
         rule: Rule,
         workspace: Workspace,
-        judge: Judge,
-        second: Judge | None,
+        evaluator: Evaluator,
+        second: Evaluator | None,
         generation: int,
         saved: Mapping[str, Any] | None = None,
     ) -> None:
         self.rule = rule
         self.workspace = workspace
         self.genome = workspace.genome
-        self.judge = judge
+        self.evaluator = evaluator
         self.second = second
         self.by_phase = rule.every == "phase"
         self.began = generation
@@ -105,7 +81,7 @@ class Phase:
             self._resume(saved)
         elif self.by_phase:
             self._start = {name: z.clone() for name, z in self.genome.center.items()}
-            self._buffers = judge.state.values() if judge.state is not None else []
+            self._buffers = evaluator.state.values() if evaluator.state is not None else []
 
     def _resume(self, saved: Mapping[str, Any]) -> None:
         if saved["weights"] != fingerprint(self.workspace.live):
@@ -123,12 +99,14 @@ class Phase:
         self._start = {name: z.to(center[name].device) for name, z in saved["start"].items()}
         self._buffers = list(saved["buffers"])
 
-    def contest(self, strategy: Strategy) -> Contest | None:
-        """Say what the members of a strategy compete for; None: each one's score is of use."""
+    def competition(self, strategy: Strategy) -> Competition | None:
+        """Return what the members of a strategy compete for; None: each one's score is of use."""
         if not strategy.selects:
             return None
         judged_by_selection = not self.by_phase and self.second is None
-        return Contest(strategy.beats_parent or (self.rule.beats_parent and judged_by_selection))
+        return Competition(
+            strategy.beats_parent or (self.rule.beats_parent and judged_by_selection)
+        )
 
     @property
     def outputs_of_selection(self) -> bool:
@@ -136,7 +114,7 @@ class Phase:
         return self.rule.needs_outputs and not self.by_phase and self.second is None
 
     def state(self) -> dict[str, Any] | None:
-        """Give what a later run needs to go on in the middle of this phase; None: nothing."""
+        """Return what a later run needs to go on in the middle of this phase; None: nothing."""
         space = self.workspace.space.state(self.genome)
         if self.over or (space is None and not self.by_phase):
             return None
@@ -159,10 +137,10 @@ class Phase:
         starts = self.workspace.space.starts(self.genome)
         if not starts:
             return None, 0
-        self.judge.begin(generation)
-        best, chosen, forwards = self.judge().value, "current", self.judge.cost
+        self.evaluator.begin(generation)
+        best, chosen, forwards = self.evaluator().value, "current", self.evaluator.cost
         for name, coordinates in starts.items():
-            statistics, outcome, cost = self._try(coordinates, self.judge)
+            statistics, outcome, cost = self._try(coordinates, self.evaluator)
             forwards += cost
             if not outcome.failed and not outcome.scores.value <= best:
                 self._commit(coordinates, statistics)
@@ -208,7 +186,7 @@ class Phase:
             statistics, failed, cost = self._stand(step.center)
             candidate = failed or outcomes[step.scored]
         else:
-            statistics, candidate, cost = self._try(step.center, self.second or self.judge)
+            statistics, candidate, cost = self._try(step.center, self.second or self.evaluator)
         forwards += cost
         try:
             if judged:
@@ -238,14 +216,14 @@ class Phase:
             if not self.by_phase:
                 return None
             return Verdict(self.began, count, None, None, False, None, 0)
-        judge = self.second or self.judge
-        judge.begin(generation)
+        evaluator = self.second or self.evaluator
+        evaluator.begin(generation)
         keep = self.rule.needs_outputs
-        candidate = judge.attempt(calibrate=False, keep_outputs=keep)
+        candidate = evaluator.attempt(calibrate=False, keep_outputs=keep)
         self.workspace.write(Tensors(self._start))
-        if self.judge.state is not None:
-            self.judge.state.write(self._buffers)
-        parent = judge(keep_outputs=keep)
+        if self.evaluator.state is not None:
+            self.evaluator.state.write(self._buffers)
+        parent = evaluator(keep_outputs=keep)
         accepted = not candidate.failed and self.rule(parent, candidate.scores, attempts + 1)
         if accepted:
             self.workspace.restore()
@@ -260,23 +238,23 @@ class Phase:
             candidate.scores.value,
             accepted,
             candidate.error,
-            2 * judge.cost,
+            2 * evaluator.cost,
         )
 
     def cost(self, generation: int) -> int:
         """Sample-forwards of judging the phase after `generation`; 0 for a rule that does not."""
         if not self.by_phase or not self.moved:
             return 0
-        judge = self.second or self.judge
-        judge.begin(generation)
-        return 2 * judge.cost
+        evaluator = self.second or self.evaluator
+        evaluator.begin(generation)
+        return 2 * evaluator.cost
 
     def close(self) -> None:
         """Leave the weights whole: the center's, or where the phase began if it was not judged."""
         if self.by_phase and not self.over:
             self.go_back()
         self.workspace.restore()
-        if self.judge.calibrates:
+        if self.evaluator.calibrates:
             self._restore_buffers()
 
     def go_back(self) -> None:
@@ -293,30 +271,30 @@ class Phase:
         self.workspace.write(start)
         self.genome.move(start)
         self.workspace.restore()
-        if self.judge.state is not None:
-            self.judge.state.write(self._buffers)
+        if self.evaluator.state is not None:
+            self.evaluator.state.write(self._buffers)
         self._hold()
 
     def _stand(self, coordinates: Coordinates) -> tuple[list[Tensor] | None, Outcome | None, int]:
         """Write weights and estimate their statistics; give these, why not, and the cost."""
         self.workspace.write(coordinates)
-        judge = self.judge
-        if not judge.calibrates:
+        evaluator = self.evaluator
+        if not evaluator.calibrates:
             return None, None, 0
         try:
-            judge.calibrate()
+            evaluator.calibrate()
         except Exception as error:
-            return None, failure(error), judge.calibration_cost
-        assert judge.state is not None, "a Fitness knows its model"
-        return judge.state.values(), None, judge.calibration_cost
+            return None, failure(error), evaluator.calibration_cost
+        assert evaluator.state is not None, "a Fitness knows its model"
+        return evaluator.state.values(), None, evaluator.calibration_cost
 
     def _try(
-        self, coordinates: Coordinates, judge: Judge
+        self, coordinates: Coordinates, evaluator: Evaluator
     ) -> tuple[list[Tensor] | None, Outcome, int]:
         """Write weights and score them; give their statistics, the outcome, and the cost."""
         statistics, failed, cost = self._stand(coordinates)
-        outcome = failed or judge.attempt(calibrate=False, keep_outputs=self.rule.needs_outputs)
-        return statistics, outcome, cost + (0 if failed else judge.cost)
+        outcome = failed or evaluator.attempt(calibrate=False, keep_outputs=self.rule.needs_outputs)
+        return statistics, outcome, cost + (0 if failed else evaluator.cost)
 
     def _commit(self, coordinates: Coordinates, statistics: list[Tensor] | None) -> None:
         """Make what was last written the center, with the statistics that belong to it."""
@@ -329,23 +307,23 @@ class Phase:
             raise
 
     def _keep(self, statistics: list[Tensor] | None) -> None:
-        if statistics is not None and self.judge.state is not None:
-            self.judge.state.write(statistics)
+        if statistics is not None and self.evaluator.state is not None:
+            self.evaluator.state.write(statistics)
             self._hold()
 
     def _hold(self) -> None:
-        for judge in (self.judge, self.second):
-            if judge is not None and judge.state is not None:
-                judge.state.hold()
+        for evaluator in (self.evaluator, self.second):
+            if evaluator is not None and evaluator.state is not None:
+                evaluator.state.hold()
 
     def _restore_buffers(self) -> None:
-        for judge in (self.judge, self.second):
-            if judge is not None and judge.state is not None:
-                judge.state.restore()
+        for evaluator in (self.evaluator, self.second):
+            if evaluator is not None and evaluator.state is not None:
+                evaluator.state.restore()
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> list[int]:
-    """Give a checksum of each tensor's bits, which tells other weights from the same.
+    """Return a checksum of each tensor's bits, which tells other weights from the same.
 
     Example:
         >>> w = torch.tensor([1.0, 2.0])

@@ -6,7 +6,30 @@ import math
 import warnings
 from dataclasses import dataclass, field
 
-from evostep.phase import Verdict
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a rule that judges phases said.
+
+    Attributes:
+        generation: number of the phase's first generation.
+        generations: how many the phase had.
+        parent: score of where the phase began; None where no generation moved the center, so that
+            there was nothing to judge.
+        candidate: score of where it led, on the same examples; None where there was nothing to
+            judge, NaN where scoring failed.
+        accepted: whether the center stays there; otherwise it is back where the phase began.
+        error: what the candidate failed by.
+        sample_forwards: what judging cost.
+    """
+
+    generation: int
+    generations: int
+    parent: float | None
+    candidate: float | None
+    accepted: bool
+    error: str | None
+    sample_forwards: int
 
 
 @dataclass(frozen=True)

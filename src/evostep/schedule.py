@@ -37,6 +37,6 @@ class Alternate:
                 raise ValueError(f"{field} must be at least {least}, got {value}")
 
     def generations(self, epoch: int) -> int:
-        """Say how many generations follow the gradient steps of `epoch` (counted from 0)."""
+        """Return how many generations follow the gradient steps of `epoch` (counted from 0)."""
         past = epoch - self.start + 1
         return self.evolution if past > 0 and past % self.gradient == 0 else 0

@@ -14,14 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evostep.engines.guard import ModuleState, preserved_rng, seed_everything
-from evostep.engines.workspace import Workspace
-from evostep.fitness import Fitness
-from evostep.metrics import concatenate, predictions
-from evostep.naming import slots_of_module
+from evostep.genome.slots import slots_of_module
 from evostep.noise import NoiseKind
+from evostep.scoring.batches import concatenate
+from evostep.scoring.fitness import Fitness
+from evostep.scoring.isolation import ModuleState, preserved_rng, seed_everything
+from evostep.scoring.metrics import predictions
 from evostep.spaces.base import Space
 from evostep.spaces.weights import AllWeights
+from evostep.spaces.workspace import Workspace
 from evostep.strategies.base import ScaleKind
 from evostep.strategies.random_mutation import RandomMutation
 

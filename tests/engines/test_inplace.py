@@ -18,15 +18,16 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from evostep import Always, Evolution, Fitness, Improves, LowRank, Only, OpenAIES, RandomMutation
-from evostep.engines.guard import ModuleState, preserved_rng, seed_everything
 from evostep.engines.inplace import InPlace
-from evostep.engines.judge import Judge
-from evostep.engines.workspace import Workspace
-from evostep.naming import slots_of_module
+from evostep.genome.point import Genome, Tensors
+from evostep.genome.slots import slots_of_module
 from evostep.noise import draw
-from evostep.spaces.base import Checkpoint, Genome, Tensors
+from evostep.scoring.evaluator import Evaluator
+from evostep.scoring.isolation import ModuleState, preserved_rng, seed_everything
+from evostep.spaces.base import Checkpoint
 from evostep.spaces.span import Span
 from evostep.spaces.weights import AllWeights
+from evostep.spaces.workspace import Workspace
 
 X = torch.randn(24, 6, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(24) % 3
@@ -250,9 +251,9 @@ def test_an_interrupt_while_a_member_is_written_leaves_the_center() -> None:
                 raise KeyboardInterrupt
             return torch.full_like(slots.tensors[name], 7.0)
 
-    judge = Judge(lambda: 0.0, None, seed=0)
+    evaluator = Evaluator(lambda: 0.0, None, seed=0)
     with pytest.raises(KeyboardInterrupt):
-        InPlace().score([Torn()], workspace, judge)
+        InPlace().score([Torn()], workspace, evaluator)
     assert_same(before, trace(model))
 
 
@@ -298,7 +299,7 @@ def test_each_member_is_scored_with_its_own_weights() -> None:
         seen.append({name: p.detach().clone() for name, p in model.named_parameters()})
         return float(len(seen))
 
-    outcomes = InPlace().score(members, workspace, Judge(fitness, None, seed=0))
+    outcomes = InPlace().score(members, workspace, Evaluator(fitness, None, seed=0))
     assert [outcome.scores.value for outcome in outcomes] == [1.0, 2.0, 3.0, 4.0]
     for member, weights in zip(members, seen, strict=True):
         for name, value in weights.items():
@@ -457,7 +458,7 @@ def test_an_evolving_buffer_that_the_forward_replaces_stays_the_models() -> None
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_value_that_is_not_finite_is_a_failure(value: float) -> None:
-    outcome = Judge(lambda: value, None, seed=0).attempt()
+    outcome = Evaluator(lambda: value, None, seed=0).attempt()
     assert outcome.failed
     assert math.isnan(outcome.scores.value)
     assert outcome.error == f"the fitness was {value}"
@@ -467,7 +468,7 @@ def test_an_error_is_a_failure_that_says_why() -> None:
     def broken() -> float:
         raise ArithmeticError("too hot")
 
-    outcome = Judge(broken, None, seed=0).attempt()
+    outcome = Evaluator(broken, None, seed=0).attempt()
     assert outcome.failed
     assert outcome.error == "ArithmeticError: too hot"
 
@@ -677,7 +678,7 @@ def test_a_fitness_that_changes_the_weights_does_not_change_the_next_member(
         return 0.0
 
     with preserved_rng():
-        InPlace().score(members, workspace, Judge(fitness, None, seed=0))
+        InPlace().score(members, workspace, Evaluator(fitness, None, seed=0))
     for member, weights in zip(members, seen, strict=True):
         for key, value in weights.items():
             assert torch.equal(value, member.tensor(key)), key
@@ -730,7 +731,7 @@ def test_the_center_is_back_and_the_next_pair_right_after_an_interrupted_write(
     model = nn.Linear(6, 3)
     genome, workspace = open_up(model)
     members = [PAIRS.member(genome, {}, 0, i, 11) for i in range(4)]
-    judge = Judge(lambda: 0.0, None, seed=0)
+    evaluator = Evaluator(lambda: 0.0, None, seed=0)
     before = trace(model)
     real = torch.Tensor.add_
     adding = []
@@ -744,7 +745,7 @@ def test_the_center_is_back_and_the_next_pair_right_after_an_interrupted_write(
     with monkeypatch.context() as patch:
         patch.setattr(torch.Tensor, "add_", interrupted)
         with pytest.raises(error), preserved_rng():
-            InPlace().score(members, workspace, judge)
+            InPlace().score(members, workspace, evaluator)
     assert_same(before, trace(model))
     for member in members:
         workspace.write(member)
@@ -780,8 +781,8 @@ def reads(model: nn.Module, fitness: Fitness, population: int) -> int:
     assert genome.rms, "read once for each center"
     strategy = OpenAIES(0.1, population=population)
     members = [strategy.member(genome, {}, 0, i, 11) for i in range(population)]
-    judge = Judge(fitness, ModuleState(model), seed=0)
-    judge.begin(0)
+    evaluator = Evaluator(fitness, ModuleState(model), seed=0)
+    evaluator.begin(0)
     lists: list[None] = []
     real = torch.Tensor.tolist
 
@@ -791,7 +792,7 @@ def reads(model: nn.Module, fitness: Fitness, population: int) -> int:
 
     with pytest.MonkeyPatch.context() as patch, Reads() as seen:
         patch.setattr(torch.Tensor, "tolist", listing)
-        outcomes = InPlace().score(members, workspace, judge)
+        outcomes = InPlace().score(members, workspace, evaluator)
     assert not any(outcome.failed for outcome in outcomes)
     return seen.count + len(lists)
 

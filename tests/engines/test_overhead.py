@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from evostep import Always, Evolution, Fitness, OpenAIES, RandomMutation, members
-from evostep.engines.guard import ModuleState
+from evostep import Always, Evolution, Fitness, OpenAIES, RandomMutation
 from evostep.engines.inplace import InPlace
-from evostep.engines.judge import Judge
-from evostep.engines.workspace import Workspace
-from evostep.naming import slots_of_module
-from evostep.spaces.base import Coordinates
+from evostep.genome import members
+from evostep.genome.point import Coordinates
+from evostep.genome.slots import slots_of_module
+from evostep.scoring.evaluator import Evaluator
+from evostep.scoring.isolation import ModuleState
 from evostep.spaces.weights import AllWeights
+from evostep.spaces.workspace import Workspace
 from evostep.strategies.base import Strategy
 
 X = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
@@ -35,14 +36,14 @@ def network(dtype: torch.dtype = torch.float32) -> nn.Module:
 
 def opened(
     model: nn.Module, strategy: Strategy, fitness: Any
-) -> tuple[list[Coordinates], Workspace, Judge]:
+) -> tuple[list[Coordinates], Workspace, Evaluator]:
     slots = slots_of_module(model)
     genome = AllWeights().open(slots)
     workspace = Workspace(AllWeights(), genome, slots.tensors)
-    judge = Judge(fitness, ModuleState(model), 0)
-    judge.begin(0)
+    evaluator = Evaluator(fitness, ModuleState(model), 0)
+    evaluator.begin(0)
     found = [strategy.member(genome, {}, 0, i, 9) for i in range(strategy.size)]
-    return found, workspace, judge
+    return found, workspace, evaluator
 
 
 # Noise
@@ -80,8 +81,8 @@ def test_members_are_written_to_the_bit(dtype: torch.dtype) -> None:
         seen.append([p.detach().clone() for p in model.parameters()])
         return 0.0
 
-    found, workspace, judge = opened(model, OpenAIES(0.1, population=6), fitness)
-    InPlace().score(found, workspace, judge)
+    found, workspace, evaluator = opened(model, OpenAIES(0.1, population=6), fitness)
+    InPlace().score(found, workspace, evaluator)
     for member, weights in zip(found, seen, strict=True):
         for name, weight in zip(workspace.live, weights, strict=True):
             assert torch.equal(weight, member.tensor(name).to(dtype)), name
@@ -100,9 +101,9 @@ def test_a_mirror_image_is_drawn_anew_where_the_fitness_has_changed_its_member(
             model[0].weight.add_(1.0)  # type: ignore[union-attr,operator]
         return 0.0
 
-    found, workspace, judge = opened(model, OpenAIES(0.1, population=6), fitness)
+    found, workspace, evaluator = opened(model, OpenAIES(0.1, population=6), fitness)
     before = model[0].weight.detach().clone()  # type: ignore[union-attr,operator]
-    InPlace().score(found, workspace, judge)
+    InPlace().score(found, workspace, evaluator)
     assert drawn["0.weight"] == 6
     for member, weight in zip(found, seen, strict=True):
         assert torch.equal(weight, member.tensor("0.weight"))
@@ -124,8 +125,8 @@ def test_so_it_is_where_the_weights_are_changed_behind_torchs_counter(how: str) 
             weight.data = torch.zeros_like(weight)
         return 0.0
 
-    found, workspace, judge = opened(model, OpenAIES(0.1, population=6), fitness)
-    InPlace().score(found, workspace, judge)
+    found, workspace, evaluator = opened(model, OpenAIES(0.1, population=6), fitness)
+    InPlace().score(found, workspace, evaluator)
     for member, written in zip(found, seen, strict=True):
         assert torch.equal(written, member.tensor("0.weight"))
 

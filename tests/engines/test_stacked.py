@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from evostep import Evolution, Fitness, LowRank, Only, OpenAIES
 from evostep.engines import stacked
 from evostep.engines.base import CannotScore, Engine
-from evostep.engines.guard import ModuleState
-from evostep.engines.judge import Judge
 from evostep.engines.lowrank import SharedProduct
 from evostep.engines.stacked import (
     Drawn,
@@ -30,8 +28,10 @@ from evostep.engines.stacked import (
     why_opaque,
 )
 from evostep.engines.vmap import Vmap
-from evostep.fitness import Pending
-from evostep.spaces.base import Coordinates, Tensors
+from evostep.genome.point import Coordinates, Tensors
+from evostep.scoring.evaluator import Evaluator
+from evostep.scoring.isolation import ModuleState
+from evostep.scoring.scores import Pending
 
 X, Y = torch.randn(4, 2), torch.tensor([0, 1, 0, 1])
 
@@ -48,10 +48,10 @@ def stack(members: Sequence[Coordinates]) -> Own:
 EACH = stack(some_members(1)).nbytes
 
 
-def judge_of(model: nn.Module) -> Judge:
-    judge = Judge(Fitness(model, [(X, Y)], "neg-loss"), ModuleState(model), 0)
-    judge.begin(0)
-    return judge
+def judge_of(model: nn.Module) -> Evaluator:
+    evaluator = Evaluator(Fitness(model, [(X, Y)], "neg-loss"), ModuleState(model), 0)
+    evaluator.begin(0)
+    return evaluator
 
 
 # What members have of their own
@@ -246,10 +246,10 @@ def viewing(layout: MemoryLayout, seen: list[bool]) -> Callable[[], str]:
 
 def test_a_view_that_was_impossible_is_tried_once_more_with_contiguous_tensors() -> None:
     layout, seen = MemoryLayout(), []
-    judge = judge_of(nn.Linear(2, 2))
-    assert in_either_layout(judge, viewing(layout, seen)) == "done"
+    evaluator = judge_of(nn.Linear(2, 2))
+    assert in_either_layout(evaluator, viewing(layout, seen)) == "done"
     assert seen == [False, True]
-    assert in_either_layout(judge, viewing(layout, seen)) == "done"
+    assert in_either_layout(evaluator, viewing(layout, seen)) == "done"
     assert seen == [False, True, True], "it is remembered"
 
 
@@ -260,9 +260,9 @@ def test_the_second_try_meets_the_same_streams() -> None:
         drawn.append(float(torch.rand(())))
         layout.check(RuntimeError("view size is not compatible"))
 
-    judge = judge_of(nn.Linear(2, 2))
-    with judge.unchanged():
-        in_either_layout(judge, run)
+    evaluator = judge_of(nn.Linear(2, 2))
+    with evaluator.unchanged():
+        in_either_layout(evaluator, run)
     assert len(drawn) == 2
     assert drawn[0] == drawn[1]
 

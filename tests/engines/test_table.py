@@ -25,10 +25,10 @@ from evostep import (
     RandomSearch,
 )
 from evostep.acceptance.base import Rule
-from evostep.engines.choice import engines
-from evostep.fitness import Scores
+from evostep.engines.auto import engines
 from evostep.noise import LowRank
 from evostep.record import Record
+from evostep.scoring.scores import Scores
 from evostep.spaces.base import Space
 from evostep.strategies.base import Strategy
 
@@ -222,7 +222,7 @@ def test_every_engine_gives_the_records_of_scoring_in_place(
 
 
 def takes(engine: str, model: str, space: str, strategy: str) -> bool:
-    """Say whether an engine should take a case rather than leave it to scoring in place."""
+    """Return whether an engine should take a case rather than leave it to scoring in place."""
     if engine == "lowrank":
         return strategy == "low rank" and space != "norm"  # no matrix moves there
     if engine == "prefix":

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from evostep import Evolution, Fitness, LowRank, Only, RandomMutation
-from evostep.engines.choice import engines
+from evostep.engines.auto import engines
 from evostep.engines.lowrank import SharedProduct
 from evostep.engines.vmap import Vmap
 

@@ -13,14 +13,14 @@ from torch.nn import functional as F
 
 from evostep import Always, Evolution, Fitness, OpenAIES, RandomMutation, Record
 from evostep.engines import vmap
-from evostep.engines.guard import ModuleState
-from evostep.engines.judge import Judge
 from evostep.engines.linear import LinearOfMembers
 from evostep.engines.stacked import even, positions
 from evostep.engines.vmap import Vmap
-from evostep.engines.workspace import Workspace
-from evostep.naming import slots_of_module
+from evostep.genome.slots import slots_of_module
+from evostep.scoring.evaluator import Evaluator
+from evostep.scoring.isolation import ModuleState
 from evostep.spaces.weights import AllWeights
+from evostep.spaces.workspace import Workspace
 
 X = torch.randn(11, 6, generator=torch.Generator().manual_seed(0))
 TOKENS = torch.randint(7, (11, 4), generator=torch.Generator().manual_seed(1))
@@ -423,22 +423,22 @@ def test_positions_are_counted(inputs: Any, expected: int) -> None:
     assert positions(inputs) == expected
 
 
-def judge_of(model: nn.Module) -> tuple[Workspace, Judge]:
-    judge = Judge(Fitness(model, [(X, Y)], "neg-loss"), ModuleState(model), 0)
-    judge.begin(0)
+def judge_of(model: nn.Module) -> tuple[Workspace, Evaluator]:
+    evaluator = Evaluator(Fitness(model, [(X, Y)], "neg-loss"), ModuleState(model), 0)
+    evaluator.begin(0)
     slots = slots_of_module(model)
-    return Workspace(AllWeights(), AllWeights().open(slots), slots.tensors), judge
+    return Workspace(AllWeights(), AllWeights().open(slots), slots.tensors), evaluator
 
 
 def test_chunks_shrink_as_members_grow(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
     for width in (8, 512, 8192):
-        workspace, judge = judge_of(nn.Linear(6, width))
-        sizes.append(vmap.members_at_once(workspace.live, judge))
+        workspace, evaluator = judge_of(nn.Linear(6, width))
+        sizes.append(vmap.members_at_once(workspace.live, evaluator))
     assert sizes == sorted(sizes, reverse=True)
     assert len(set(sizes)) == 3
     monkeypatch.setattr(vmap, "free_bytes", lambda device: 0)
-    assert vmap.members_at_once(workspace.live, judge) == 1
+    assert vmap.members_at_once(workspace.live, evaluator) == 1
 
 
 def test_pays_for_small_models_without_convolutions() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from evostep.errors import InputError
-from evostep.lab.data import load_data
+from evostep.lab.data.images import load_data
 
 
 @pytest.fixture

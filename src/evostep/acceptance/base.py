@@ -12,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from evostep.fitness import Fitness, Scores
+from evostep.scoring.fitness import Fitness
+from evostep.scoring.scores import Scores
 
 Every = Literal["generation", "phase"]
 
@@ -39,7 +40,7 @@ class Rule(ABC):
 
     @abstractmethod
     def __call__(self, parent: Scores, candidate: Scores, attempts: int) -> bool:
-        """Say whether `candidate` replaces `parent`.
+        """Return whether `candidate` replaces `parent`.
 
         Args:
             parent: scores of the center as it was.
@@ -59,7 +60,7 @@ def check_every(every: str) -> None:
 
 
 def gives_per_example(fitness: Fitness | Callable[[], float]) -> bool | None:
-    """Say whether a fitness scores each example; None where only scoring will tell."""
+    """Return whether a fitness scores each example; None where only scoring will tell."""
     return fitness.gives_per_example if isinstance(fitness, Fitness) else False
 
 
@@ -68,7 +69,7 @@ class Always(Rule):
     """Accept every proposed center, unscored: (1, lambda), and the article's OpenAI-ES.
 
     Example:
-        >>> from evostep.fitness import Scores
+        >>> from evostep.scoring.fitness import Scores
         >>> Always()(Scores(0.9), Scores(0.1), attempts=1)
         True
     """
@@ -93,7 +94,7 @@ class Improves(Rule):
         every: ``"generation"``, or ``"phase"`` to judge where a whole `evolve` led.
 
     Example:
-        >>> from evostep.fitness import Scores
+        >>> from evostep.scoring.fitness import Scores
         >>> Improves()(Scores(0.5), Scores(0.5), attempts=1)
         False
     """

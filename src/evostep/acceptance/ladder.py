@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 
 from evostep.acceptance.base import Every, Rule, check_every, gives_per_example
 from evostep.errors import InputError
-from evostep.fitness import Fitness, Scores
+from evostep.scoring.fitness import Fitness
+from evostep.scoring.scores import Scores
 
 
 @dataclass(frozen=True)

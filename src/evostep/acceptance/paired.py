@@ -18,8 +18,9 @@ from torch import Tensor
 from evostep.acceptance.base import Every, Rule, check_every, gives_per_example
 from evostep.acceptance.tails import binomial_tail, student_tail
 from evostep.errors import InputError
-from evostep.fitness import Fitness, Scores
 from evostep.noise import derive_seed, make_generator
+from evostep.scoring.fitness import Fitness
+from evostep.scoring.scores import Scores
 
 Kind = Literal["mcnemar", "t", "permutation"]
 _CHUNK = 256  # permutations of per-example gains that are drawn at a time
@@ -86,7 +87,7 @@ class PairedTest(Rule):
         return self.kind == "permutation"
 
     def level(self, attempts: int) -> float:
-        """Give the level at which attempt number `attempts` (from 1) is tested.
+        """Return the level at which attempt number `attempts` (from 1) is tested.
 
         Example:
             >>> PairedTest(alpha=0.06).level(2)
@@ -118,7 +119,7 @@ class PairedTest(Rule):
         *,
         stop_above: float = math.inf,
     ) -> float:
-        """Give the one-sided p value of "the candidate is no better"; 1 where anything is NaN.
+        """Return the one-sided p value of "the candidate is no better"; 1 where anything is NaN.
 
         Args:
             parent: scores of the parent.

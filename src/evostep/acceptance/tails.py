@@ -6,7 +6,7 @@ import math
 
 
 def binomial_tail(k: int, n: int) -> float:
-    """Give P(X >= k) for X ~ Binomial(n, 1/2), exactly up to rounding.
+    """Return P(X >= k) for X ~ Binomial(n, 1/2), exactly up to rounding.
 
     Example:
         >>> binomial_tail(4, 5)
@@ -32,7 +32,7 @@ def binomial_tail(k: int, n: int) -> float:
 
 
 def student_tail(t: float, df: int) -> float:
-    """Give P(T > t) for Student's t with `df` degrees of freedom.
+    """Return P(T > t) for Student's t with `df` degrees of freedom.
 
     By the regularised incomplete beta function I_x(df/2, 1/2), x = df / (df + t^2) (Abramowitz &
     Stegun 26.7.1), which Lentz's method sums as a continued fraction (26.5.8).
@@ -51,7 +51,7 @@ def student_tail(t: float, df: int) -> float:
 
 
 def _incomplete_beta(a: float, b: float, x: float, y: float) -> float:
-    """Give I_x(a, b); y = 1 - x, passed on since the difference would round."""
+    """Return I_x(a, b); y = 1 - x, passed on since the difference would round."""
     if x <= 0 or y <= 0:
         return 0.0 if x <= 0 else 1.0
     log_front = (
@@ -64,7 +64,7 @@ def _incomplete_beta(a: float, b: float, x: float, y: float) -> float:
 
 
 def _fraction(a: float, b: float, x: float) -> float:
-    """Give the continued fraction of the incomplete beta function (modified Lentz)."""
+    """Return the continued fraction of the incomplete beta function (modified Lentz)."""
     tiny = 1e-300
     c, d = 1.0, 1.0 / _away_from_zero(1.0 - (a + b) * x / (a + 1), tiny)
     result = d

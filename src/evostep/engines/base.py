@@ -1,7 +1,7 @@
 """The contract of engines.
 
-An engine takes (members, workspace, judge) and gives an outcome for each member. `InPlace` is the
-plain reference; every other agrees with it within a stated tolerance, or says that it cannot.
+An engine takes (members, workspace, evaluator) and gives an outcome for each member. `InPlace` is
+the plain reference; every other agrees with it within a stated tolerance, or says that it cannot.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import ClassVar
 
-from evostep.engines.judge import Judge, Outcome
-from evostep.engines.workspace import Workspace
-from evostep.spaces.base import Coordinates
+from evostep.genome.point import Coordinates
+from evostep.scoring.evaluator import Evaluator
+from evostep.scoring.scores import Outcome
+from evostep.spaces.workspace import Workspace
 
 
 class CannotScore(Exception):  # noqa: N818 - a verdict on a model, not a mistake of the user's
@@ -33,22 +34,24 @@ class Engine(ABC):
     name: ClassVar[str]
 
     def refusal(
-        self, members: Sequence[Coordinates], workspace: Workspace, judge: Judge
+        self, members: Sequence[Coordinates], workspace: Workspace, evaluator: Evaluator
     ) -> str | None:
-        """Say why these members cannot be scored so; None: it can be tried. Cheap."""
+        """Return why these members cannot be scored so; None: it can be tried. Cheap."""
         return None
 
-    def pays(self, workspace: Workspace, judge: Judge) -> bool:
-        """Say whether it is faster than scoring in place, as far as sizes tell."""
+    def pays(self, workspace: Workspace, evaluator: Evaluator) -> bool:
+        """Return whether it is faster than scoring in place, as far as sizes tell."""
         return True
 
-    def around_parent(self, workspace: Workspace, judge: Judge) -> AbstractContextManager[None]:
-        """Give the context within which the parent of the members is scored."""
+    def around_parent(
+        self, workspace: Workspace, evaluator: Evaluator
+    ) -> AbstractContextManager[None]:
+        """Return the context within which the parent of the members is scored."""
         return nullcontext()
 
     @abstractmethod
     def score(
-        self, members: Sequence[Coordinates], workspace: Workspace, judge: Judge
+        self, members: Sequence[Coordinates], workspace: Workspace, evaluator: Evaluator
     ) -> list[Outcome]:
         """Score members, in their order.
 

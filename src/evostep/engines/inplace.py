@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from evostep.engines.base import Engine
-from evostep.engines.judge import Judge, Outcome, read
-from evostep.engines.workspace import Workspace
-from evostep.fitness import Fitness
-from evostep.spaces.base import Coordinates
+from evostep.genome.point import Coordinates
+from evostep.scoring.evaluator import Evaluator
+from evostep.scoring.fitness import Fitness
+from evostep.scoring.scores import Outcome, read
+from evostep.spaces.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -34,15 +35,15 @@ class InPlace(Engine):
     name: ClassVar[str] = "inplace"
 
     def score(
-        self, members: Sequence[Coordinates], workspace: Workspace, judge: Judge
+        self, members: Sequence[Coordinates], workspace: Workspace, evaluator: Evaluator
     ) -> list[Outcome]:
         """Score each; the weights are the center's again afterwards, whatever is raised."""
         pending = []
         try:
             for member in members:
                 workspace.write(member)
-                pending.append(judge.attempt_later())
-                if not isinstance(judge.fitness, Fitness):
+                pending.append(evaluator.attempt_later())
+                if not isinstance(evaluator.fitness, Fitness):
                     workspace.touched()  # it may do anything
         finally:
             workspace.restore()

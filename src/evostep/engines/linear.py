@@ -54,7 +54,7 @@ class LinearOfMembers(TorchFunctionMode):
         return func(*args, **kwargs) if out is None else out
 
     def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
-        """Give x W^T + b; None: as torch does, where members share W, and under autocast."""
+        """Return x W^T + b; None: as torch does, where members share W, and under autocast."""
         if id(weight) not in self._own or weight.dim() != 2 or input.dim() != 2:
             return None
         alike = input.dtype == weight.dtype and (bias is None or bias.dtype == weight.dtype)

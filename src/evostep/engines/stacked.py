@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from evostep.engines.base import CannotScore, Engine
-from evostep.engines.judge import Judge, Outcome, failure, read
 from evostep.errors import reason
-from evostep.fitness import Fitness, Pending
-from evostep.members import Factors
-from evostep.spaces.base import Coordinates
+from evostep.genome.members import Factors
+from evostep.genome.point import Coordinates
+from evostep.scoring.evaluator import Evaluator
+from evostep.scoring.fitness import Fitness
+from evostep.scoring.scores import Outcome, Pending, failure, read
 
 _DRAWN = 2**25  # bytes of members' own that are drawn at once
 _Result = TypeVar("_Result")
@@ -60,7 +61,7 @@ class Own:
         return thin + sum(tensor.nbytes for tensor in self.whole.values())
 
     def __getitem__(self, members: slice) -> Own:
-        """Give what some of them have, as views."""
+        """Return what some of them have, as views."""
         thin = {name: (A[members], B[members]) for name, (A, B) in self.thin.items()}
         return Own(thin, {name: tensor[members] for name, tensor in self.whole.items()})
 
@@ -88,7 +89,7 @@ class Drawn:
         self._own: Own | None = None
 
     def take(self, some: Sequence[Coordinates]) -> Own:
-        """Give what successive members have, which are drawn with those that come next."""
+        """Return what successive members have, which are drawn with those that come next."""
         start = self._places[id(some[0])]
         stop = start + len(some)
         if self._own is None or not self._start <= start <= stop <= self._stop:
@@ -125,23 +126,23 @@ class MemoryLayout:
             raise NeedsContiguousError from error
 
 
-def in_either_layout(judge: Judge, run: Callable[[], _Result]) -> _Result:
+def in_either_layout(evaluator: Evaluator, run: Callable[[], _Result]) -> _Result:
     """Run; once more, now with contiguous tensors, where a view was impossible."""
     try:
         return run()
     except NeedsContiguousError:
-        with judge.unchanged():  # the same random streams again
+        with evaluator.unchanged():  # the same random streams again
             return run()
 
 
-def why_not_stacked(judge: Judge) -> str | None:
-    """Say why no two members can be scored at once with this fitness; None: they can be."""
-    fitness = judge.fitness
+def why_not_stacked(evaluator: Evaluator) -> str | None:
+    """Return why no two members can be scored at once with this fitness; None: they can be."""
+    fitness = evaluator.fitness
     if not isinstance(fitness, Fitness):
         return "a bare callable scores the model as it stands: give an evostep.Fitness"
     if fitness.has_own_forward:
         return "the fitness has a forward= of its own"
-    if judge.calibrates:
+    if evaluator.calibrates:
         return "calibration= estimates BatchNorm statistics member by member"
     if fitness.mode == "train":
         return "in mode='train' members would not meet the same dropout and batch statistics"
@@ -149,7 +150,7 @@ def why_not_stacked(judge: Judge) -> str | None:
 
 
 def why_opaque(model: nn.Module) -> str | None:
-    """Say why a model's layers cannot be reached one by one; None: they can be."""
+    """Return why a model's layers cannot be reached one by one; None: they can be."""
     for path, module in model.named_modules():
         where = f"module {path!r}" if path else "the model"
         if isinstance(module, torch.jit.ScriptModule):
@@ -163,7 +164,7 @@ def why_opaque(model: nn.Module) -> str | None:
 
 def score_in_chunks(
     members: Sequence[Coordinates],
-    judge: Judge,
+    evaluator: Evaluator,
     chunk: int,
     score: Callable[[Sequence[Coordinates]], list[Pending | Exception]],
 ) -> list[Outcome]:
@@ -171,7 +172,7 @@ def score_in_chunks(
 
     Args:
         members: all of them.
-        judge: whose streams and model are kept as they were, whatever `score` raises.
+        evaluator: whose streams and model are kept as they were, whatever `score` raises.
         chunk: how many at a time, at first.
         score: scores some of them.
 
@@ -182,7 +183,7 @@ def score_in_chunks(
     while len(done) < len(members):
         some = members[len(done) : len(done) + chunk]
         try:
-            with judge.unchanged():
+            with evaluator.unchanged():
                 found = score(some)
             done += [failure(one) if isinstance(one, Exception) else one for one in found]
         except CannotScore:
@@ -198,7 +199,7 @@ def score_in_chunks(
 
 
 def over_members(forward: Callable[..., Any], *own: Any) -> Any:
-    """Give what `forward` gives for all members, from what each has of its own, (n, ...)."""
+    """Return what `forward` gives for all members, from what each has of its own, (n, ...)."""
     with warnings.catch_warnings():
         # an operation that vmap has to do member by member is slow, and not wrong
         warnings.filterwarnings("ignore", message="There is a performance drop")
@@ -206,7 +207,7 @@ def over_members(forward: Callable[..., Any], *own: Any) -> Any:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Say whether an error means that memory ran out; the CPU's has no type of its own."""
+    """Return whether an error means that memory ran out; the CPU's has no type of its own."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
@@ -218,7 +219,7 @@ def _empty_caches() -> None:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Give the memory that is free on a device; a very large number where it cannot be told."""
+    """Return the memory that is free on a device; a very large number where it cannot be told."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     try:
@@ -228,7 +229,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def even(n: int, most: int) -> int:
-    """Give the size of chunks of at most `most` into which n members go evenly.
+    """Return the size of chunks of at most `most` into which n members go evenly.
 
     Example:
         >>> even(256, 200)
@@ -239,7 +240,7 @@ def even(n: int, most: int) -> int:
 
 
 def positions(inputs: Any) -> int:
-    """Give how many times an input goes through a layer: examples, times tokens for sequences."""
+    """Return how many times an input goes through a layer: examples, times tokens for sequences."""
     if isinstance(inputs, Mapping):
         inputs = tuple(inputs.values())
     if isinstance(inputs, tuple | list):

@@ -36,7 +36,7 @@ HARMLESS: frozenset[Any] = frozenset(
 
 
 def places(model: nn.Module, live: Mapping[str, Tensor]) -> dict[str, list[tuple[nn.Module, str]]]:
-    """Give where a model holds each tensor, (module, attribute): several for tied weights.
+    """Return where a model holds each tensor, (module, attribute): several for tied weights.
 
     Args:
         model: whose modules are searched.

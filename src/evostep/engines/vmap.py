@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from evostep.engines.base import CannotScore
-from evostep.engines.judge import Judge, Outcome
 from evostep.engines.linear import LinearOfMembers
 from evostep.engines.stacked import (
     Drawn,
@@ -30,9 +29,12 @@ from evostep.engines.stacked import (
     why_not_stacked,
 )
 from evostep.engines.swap import SwappedOut, places, swapped
-from evostep.engines.workspace import Workspace
-from evostep.fitness import Fitness, Pending, model_device
-from evostep.spaces.base import Coordinates
+from evostep.genome.point import Coordinates
+from evostep.scoring.batches import model_device
+from evostep.scoring.evaluator import Evaluator
+from evostep.scoring.fitness import Fitness
+from evostep.scoring.scores import Outcome, Pending
+from evostep.spaces.workspace import Workspace
 
 # Weights and activations of the members that are scored together, in numbers: enough to hide the
 # calls' overhead, few enough to stay near the caches. Fixed: a resumed run gives the same bits.
@@ -63,33 +65,33 @@ class Vmap(Stacking):
     )
 
     def refusal(
-        self, members: Sequence[Coordinates], workspace: Workspace, judge: Judge
+        self, members: Sequence[Coordinates], workspace: Workspace, evaluator: Evaluator
     ) -> str | None:
-        """Say why members cannot be stacked."""
-        return why_not_stacked(judge)
+        """Return why members cannot be stacked."""
+        return why_not_stacked(evaluator)
 
-    def pays(self, workspace: Workspace, judge: Judge) -> bool:
-        """Say whether members are so small that this is faster than one after the other."""
-        fitness = judge.fitness
+    def pays(self, workspace: Workspace, evaluator: Evaluator) -> bool:
+        """Return whether members are so small that this is faster than one after the other."""
+        fitness = evaluator.fitness
         assert isinstance(fitness, Fitness), "refusal() comes first"
         if any(isinstance(module, _ConvNd | nn.RNNBase) for module in fitness.model.modules()):
             return False  # batched over weights these are grouped or unrolled: slower
-        assert judge.examples is not None, "begin() comes first"
+        assert evaluator.examples is not None, "begin() comes first"
         matrices = sum(p.numel() for p in fitness.model.parameters() if p.dim() >= 2)
-        rows = sum(positions(inputs) for inputs, _ in judge.examples)
+        rows = sum(positions(inputs) for inputs, _ in evaluator.examples)
         return matrices * rows <= _SMALL
 
     def score(
-        self, members: Sequence[Coordinates], workspace: Workspace, judge: Judge
+        self, members: Sequence[Coordinates], workspace: Workspace, evaluator: Evaluator
     ) -> list[Outcome]:
         """Score all members, a chunk at a time; the weights in the model are not written."""
-        fitness = judge.fitness
+        fitness = evaluator.fitness
         assert isinstance(fitness, Fitness)
-        assert judge.examples is not None
+        assert evaluator.examples is not None
         where = places(fitness.model, workspace.live)
         if not where:
             raise CannotScore("the model holds none of the tensors that move")
-        examples = judge.examples
+        examples = evaluator.examples
 
         def stack(some: Sequence[Coordinates]) -> Own:
             stacked = workspace.space.stack(some, where)
@@ -116,20 +118,20 @@ class Vmap(Stacking):
                     raise
 
             return in_either_layout(
-                judge, lambda: fitness.score_stacked(forward, len(some), examples)
+                evaluator, lambda: fitness.score_stacked(forward, len(some), examples)
             )
 
-        chunk = self.chunk or even(len(members), members_at_once(workspace.live, judge))
-        return score_in_chunks(members, judge, chunk, score)
+        chunk = self.chunk or even(len(members), members_at_once(workspace.live, evaluator))
+        return score_in_chunks(members, evaluator, chunk, score)
 
 
-def members_at_once(live: Mapping[str, Tensor], judge: Judge) -> int:
-    """Give how many members' weights and activations of a layer are near `_NUMBERS_AT_ONCE`."""
-    assert isinstance(judge.fitness, Fitness)
-    assert judge.examples is not None
+def members_at_once(live: Mapping[str, Tensor], evaluator: Evaluator) -> int:
+    """Return how many members' weights and activations of a layer are near `_NUMBERS_AT_ONCE`."""
+    assert isinstance(evaluator.fitness, Fitness)
+    assert evaluator.examples is not None
     weights = sum(tensor.numel() for tensor in live.values())
-    width = max((len(p) for p in judge.fitness.model.parameters() if p.dim() >= 2), default=1)
-    rows = max((positions(inputs) for inputs, _ in judge.examples), default=1)
+    width = max((len(p) for p in evaluator.fitness.model.parameters() if p.dim() >= 2), default=1)
+    rows = max((positions(inputs) for inputs, _ in evaluator.examples), default=1)
     numbers = weights + 2 * width * rows  # what a layer reads and writes
-    free = free_bytes(model_device(judge.fitness.model)) // 16  # a quarter, of 4 bytes a number
+    free = free_bytes(model_device(evaluator.fitness.model)) // 16  # a quarter, of 4 bytes a number
     return max(1, min(_NUMBERS_AT_ONCE, free) // numbers)

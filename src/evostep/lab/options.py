@@ -126,7 +126,7 @@ class Options:
 
 
 def flag(name: str) -> str:
-    """Give the command-line flag of an option's name."""
+    """Return the command-line flag of an option's name."""
     return "--" + name.replace("_", "-")
 
 
@@ -149,7 +149,7 @@ def check_type(name: str, value: Any, kind: Any) -> None:
 
 
 def kind_in_words(kind: Any) -> str:
-    """Say what values a type annotation admits.
+    """Return what values a type annotation admits.
 
     Example:
         >>> kind_in_words(float | None), kind_in_words(Literal["sgd", "adam"])

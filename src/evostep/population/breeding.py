@@ -9,12 +9,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from evostep.engines.judge import Outcome
+from evostep.genome.point import root_mean_square
 from evostep.noise import draw
 from evostep.population.individual import Individual, transplant, warn_of_followers
 from evostep.population.scoring import Scorer
 from evostep.population.selection import recombine
-from evostep.spaces.base import root_mean_square
+from evostep.scoring.scores import Outcome
 from evostep.strategies.base import ScaleKind
 
 Inherit = Literal["state", "fresh"]
@@ -94,7 +94,7 @@ class Litter:
         return outcomes
 
     def tensor(self, i: int, name: str, sources: Sequence[Mapping[str, Tensor]]) -> Tensor:
-        """Give the tensor called `name` of offspring `i`, its parents' being in `sources`."""
+        """Return the tensor called `name` of offspring `i`, its parents' being in `sources`."""
         parents = self.parents[i]
         theirs = [sources[parent][name] for parent in parents]
         if not theirs[0].is_floating_point():

@@ -23,10 +23,6 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from evostep.calibration import Calibration
-from evostep.engines.guard import preserved_rng, seed_everything
-from evostep.engines.judge import Outcome
-from evostep.fitness import Fitness
 from evostep.noise import derive_seed, make_generator
 from evostep.population.breeding import Inherit, Litter, Newborn
 from evostep.population.founding import found, revive
@@ -35,6 +31,10 @@ from evostep.population.records import Descent, PopulationRecord
 from evostep.population.scoring import FitnessOfModel, Scorer
 from evostep.population.selection import draw_parents, survivors
 from evostep.population.species import Species
+from evostep.scoring.calibration import Calibration
+from evostep.scoring.fitness import Fitness
+from evostep.scoring.isolation import preserved_rng, seed_everything
+from evostep.scoring.scores import Outcome
 from evostep.strategies.base import SCALE_KINDS, ScaleKind
 
 TrainEpoch = Callable[[nn.Module, Optimizer], int]
@@ -163,7 +163,7 @@ class ESGD:
         )
 
     def best(self) -> Individual:
-        """Give the individual with the best fitness, as last scored.
+        """Return the individual with the best fitness, as last scored.
 
         Raises:
             ValueError: nothing was scored yet.
@@ -392,7 +392,7 @@ class ESGD:
     # Saving and loading.
 
     def state_dict(self) -> dict[str, Any]:
-        """Give all that a later run needs to go on with the same bits, weights included.
+        """Return all that a later run needs to go on with the same bits, weights included.
 
         Plain tensors, numbers, lists and dictionaries: loads with ``weights_only=True``. As in
         torch the tensors are the live ones: save or deepcopy it before going on. No history in it.

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from evostep.naming import clean_names
+from evostep.genome.slots import clean_names
 from evostep.population.individual import Individual, transplant
 from evostep.population.species import Species
 
@@ -42,7 +42,7 @@ def revive(
     individuals: Sequence[Individual],
     founders: Sequence[Optimizer],
 ) -> Individual:
-    """Give the individual that `saved` is to be loaded into, once that is sure to work.
+    """Return the individual that `saved` is to be loaded into, once that is sure to work.
 
     Args:
         i: its place.

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from evostep.engines.guard import ModuleState
-from evostep.naming import clean_names, module_names
+from evostep.genome.slots import clean_names, module_names
+from evostep.scoring.isolation import ModuleState
 
 _HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 
@@ -33,18 +33,18 @@ class Individual:
     founder: int
 
     def parameters(self) -> dict[str, Tensor]:
-        """Give name -> live parameter, tied ones once."""
+        """Return name -> live parameter, tied ones once."""
         names = module_names(self.model)
         return {names[id(tensor)]: tensor for tensor in self.model.parameters()}
 
     def buffers(self) -> dict[str, Tensor]:
-        """Give name -> live buffer, of whatever type."""
+        """Return name -> live buffer, of whatever type."""
         pairs = list(self.model.named_buffers())
         names = clean_names([name for name, _ in pairs])
         return {name: buffer for name, (_, buffer) in zip(names, pairs, strict=True)}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Give parameters and buffers together."""
+        """Return parameters and buffers together."""
         return {**self.parameters(), **self.buffers()}
 
 

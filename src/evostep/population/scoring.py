@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evostep.calibration import Calibration
-from evostep.engines.guard import ModuleState, seed_everything
-from evostep.engines.judge import Judge, Outcome, failure
-from evostep.fitness import Fitness
 from evostep.noise import derive_seed
 from evostep.population.individual import Individual
+from evostep.scoring.calibration import Calibration
+from evostep.scoring.evaluator import Evaluator
+from evostep.scoring.fitness import Fitness
+from evostep.scoring.isolation import ModuleState, seed_everything
+from evostep.scoring.scores import Outcome, failure
 
 FitnessOfModel = Fitness | Callable[[nn.Module], float | Fitness]
 
@@ -50,7 +51,7 @@ class Scorer:
 
     def attempt(self, model: nn.Module, phase: int) -> Outcome:
         """Score `model` as it stands; an error or a value that is not finite is a failure."""
-        outcome = self._judge(model, phase).attempt(calibrate=False)
+        outcome = self._evaluator(model, phase).attempt(calibrate=False)
         self.sample_forwards += self._cost(phase)
         return outcome
 
@@ -78,19 +79,19 @@ class Scorer:
 
     def score(self, model: nn.Module, phase: int) -> float:
         """Score `model` as it stands, NaN if not finite; what the fitness raises propagates."""
-        value = self._judge(model, phase)().value
+        value = self._evaluator(model, phase)().value
         self.sample_forwards += self._cost(phase)
         return value if math.isfinite(value) else math.nan
 
-    def _judge(self, model: nn.Module, phase: int) -> Judge:
+    def _evaluator(self, model: nn.Module, phase: int) -> Evaluator:
         fitness: Fitness | Callable[[], float] = partial(self._number, model, phase)
         if self._fitness is not None:
             self._fitness.examples(self.seed, phase)  # read here, once, for all copies
             fitness = copy.copy(self._fitness)
             fitness.model = model
-        judge = Judge(fitness, ModuleState(model), self.seed)
-        judge.begin(phase)
-        return judge
+        evaluator = Evaluator(fitness, ModuleState(model), self.seed)
+        evaluator.begin(phase)
+        return evaluator
 
     def _number(self, model: nn.Module, phase: int) -> float:
         made = self._call(model)

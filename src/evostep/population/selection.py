@@ -14,11 +14,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from evostep.shaping import centered_rank
+from evostep.strategies.shaping import centered_rank
 
 
 def roulette(scores: Sequence[float]) -> Tensor:
-    """Give the probability with which each individual is drawn: proportional to its rank.
+    """Return the probability with which each individual is drawn: proportional to its rank.
 
     The worst of n has 1 share, the best n; equal scores share the mean of theirs. So any strictly
     increasing transform of fitness gives the same wheel. One whose score is not finite has none.

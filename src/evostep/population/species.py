@@ -104,7 +104,7 @@ class Species:
 def _tuple_parameters(
     optimizer: Callable[..., Optimizer], name: str, hyper: dict[str, Any]
 ) -> dict[str, int]:
-    """Give the hyper-parameters that are tuples, with their lengths; refuse unknown ones."""
+    """Return the hyper-parameters that are tuples, with their lengths; refuse unknown ones."""
     try:
         parameters = inspect.signature(optimizer).parameters
     except (TypeError, ValueError):  # compiled, without a signature

@@ -57,7 +57,7 @@ class Memory(Sequence[Checkpoint]):
         self._kept, self.taken = kept, self.taken + 1
 
     def state_dict(self) -> dict[str, Any]:
-        """Give everything as plain tensors, numbers, lists and dictionaries."""
+        """Return everything as plain tensors, numbers, lists and dictionaries."""
         return {
             "count": self.taken,
             "numbers": [checkpoint.number for checkpoint in self._kept],
@@ -88,7 +88,7 @@ def _check_same(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> None
 
 
 def _superfluous(numbers: Sequence[int]) -> int:
-    """Give the index of the checkpoint to drop."""
+    """Return the index of the checkpoint to drop."""
     if len(numbers) < 3:
         return 0
     return min(range(1, len(numbers) - 1), key=lambda i: (numbers[i + 1] - numbers[i - 1], -i))

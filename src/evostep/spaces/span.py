@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from evostep.errors import InputError, reason
-from evostep.naming import Slots, clean_names
+from evostep.genome.point import Coordinates, Genome, Tensors
+from evostep.genome.slots import Slots, clean_names
 from evostep.noise import derive_seed
-from evostep.spaces.base import Checkpoint, Coordinates, Genome, Space, State, Tensors
+from evostep.spaces.base import Checkpoint, Space, State
 
 Groups = Literal["layer", "tensor", "all"]
 Coefficients = Literal["affine", "convex"]
@@ -104,7 +105,7 @@ class Span(Space):
         )
 
     def touched(self, slots: Slots) -> tuple[str, ...]:
-        """Give the names of all parameters whose sigma is not 0."""
+        """Return the names of all parameters whose sigma is not 0."""
         names = tuple(name for name in slots.tensors if slots.sigma.get(name) != 0)
         if not names:
             raise ValueError("there is nothing to mix: no parameter with a sigma other than 0")
@@ -215,7 +216,7 @@ def _affine(z: Tensor) -> Tensor:
 
 
 def project(z: Tensor) -> Tensor:
-    """Give the point nearest to z, shape (K,), that is nowhere negative and sums to 1.
+    """Return the point nearest to z, shape (K,), that is nowhere negative and sums to 1.
 
     Example:
         >>> project(torch.tensor([0.75, 0.75, -2.0])).tolist()
@@ -261,7 +262,7 @@ def _sigma_of_groups(group_of: Mapping[str, str], slots: Slots) -> dict[str, flo
 
 
 def _read(i: int, given: Any) -> dict[str, Tensor]:
-    """Give a user's checkpoint as clean name -> tensor, copied to host memory."""
+    """Return a user's checkpoint as clean name -> tensor, copied to host memory."""
     values: Any = given
     if isinstance(given, str | Path):
         values = _load(Path(given))

@@ -9,9 +9,10 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
-from evostep.members import stack_members, write_member
-from evostep.naming import Slots
-from evostep.spaces.base import Coordinates, Genome, Space, Tensors
+from evostep.genome.members import stack_members, write_member
+from evostep.genome.point import Coordinates, Genome, Tensors
+from evostep.genome.slots import Slots
+from evostep.spaces.base import Space
 
 _NORMS: tuple[type[nn.Module], ...] = (
     nn.modules.batchnorm._NormBase,
@@ -55,13 +56,13 @@ class AllWeights(_Weights):
 
     Example:
         >>> import torch
-        >>> from evostep.naming import slots_of_module
+        >>> from evostep.genome.slots import slots_of_module
         >>> AllWeights().touched(slots_of_module(torch.nn.Linear(3, 1)))
         ('weight', 'bias')
     """
 
     def touched(self, slots: Slots) -> tuple[str, ...]:
-        """Give the names of all parameters."""
+        """Return the names of all parameters."""
         if not slots.tensors:
             raise ValueError("there is nothing to evolve: the model has no parameters")
         return tuple(slots.tensors)
@@ -85,7 +86,7 @@ class Only(_Weights):
 
     Example:
         >>> import torch
-        >>> from evostep.naming import slots_of_module
+        >>> from evostep.genome.slots import slots_of_module
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 2))
         >>> Only("head").touched(slots_of_module(model))
         ('1.weight', '1.bias')
@@ -111,7 +112,7 @@ class Only(_Weights):
         return f"Only({', '.join(parts)})"
 
     def touched(self, slots: Slots) -> tuple[str, ...]:
-        """Give the names of the chosen tensors, in the model's order."""
+        """Return the names of the chosen tensors, in the model's order."""
         if self.moves_buffers and not slots.owners:
             raise ValueError(f"{self!r} needs the model to find its buffers: pass model=")
         pool = [*slots.tensors, *(slots.buffers if self.moves_buffers else ())]

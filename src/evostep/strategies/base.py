@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
+from evostep.genome.point import Coordinates, Genome
 from evostep.noise import LowRank, Noise, check_noise
-from evostep.spaces.base import Coordinates, Genome
 
 if TYPE_CHECKING:
-    from evostep.engines.network import Network
+    from evostep.scoring.probe import Probe
 
 ScaleKind = Literal["rms", "absolute"]
 SCALE_KINDS: tuple[str, ...] = get_args(ScaleKind)
@@ -57,20 +57,20 @@ class Strategy(ABC):
         """How many members a generation has, the parent not counted."""
 
     def size_for(self, genome: Genome) -> int:
-        """Give the size where it may depend on how many coordinates move; `size` otherwise."""
+        """Return the size where it may depend on how many coordinates move; `size` otherwise."""
         return self.size
 
     def init(self, genome: Genome) -> State:
-        """Give the state before the first generation."""
+        """Return the state before the first generation."""
         return {}
 
     @property
-    def needs_network(self) -> bool:
+    def needs_probe(self) -> bool:
         """Whether `prepare` has to be called, which takes a `Fitness`."""
         return False
 
     def prepare(
-        self, genome: Genome, state: State, generation: int, seed: int, network: Network
+        self, genome: Genome, state: State, generation: int, seed: int, probe: Probe
     ) -> State:
         """Measure the network before the members of a generation are drawn, where that is needed.
 
@@ -79,7 +79,7 @@ class Strategy(ABC):
             state: from the generation before (not changed).
             generation: counted from 0.
             seed: of the run.
-            network: what may be measured; it counts what that costs.
+            probe: what may be measured; it counts what that costs.
 
         Returns:
             The state for `member` and `tell` of this generation; `tell` drops from it what was
@@ -91,7 +91,7 @@ class Strategy(ABC):
     def member(
         self, genome: Genome, state: State, generation: int, i: int, seed: int
     ) -> Coordinates:
-        """Give member `i` of a generation: a recipe, not a model."""
+        """Return member `i` of a generation: a recipe, not a model."""
 
     @abstractmethod
     def tell(
@@ -103,7 +103,7 @@ class Strategy(ABC):
         parent: float,
         seed: int,
     ) -> tuple[Step | None, State]:
-        """Say where the center should go.
+        """Return where the center should go.
 
         Args:
             genome: with the center around which the members were drawn.
@@ -146,7 +146,7 @@ class NoiseStrategy(Strategy):
             raise ValueError(f"scale must be one of {', '.join(SCALE_KINDS)}, got {self.scale!r}")
 
     def init(self, genome: Genome) -> State:
-        """Give the state before the first generation; refuse a rank above a layer's."""
+        """Return the state before the first generation; refuse a rank above a layer's."""
         if isinstance(self.noise, LowRank):
             for name, center in genome.center.items():
                 if self.sigma_of(genome, name) != 0:
@@ -154,10 +154,10 @@ class NoiseStrategy(Strategy):
         return {}
 
     def sigma_of(self, genome: Genome, name: str) -> float:
-        """Give the sigma in force for `name`, in units of the scale."""
+        """Return the sigma in force for `name`, in units of the scale."""
         own = genome.sigma[name]
         return self.sigma if own is None else float(own)
 
     def scale_of(self, genome: Genome, name: str) -> float:
-        """Give the unit of sigma for `name`, in units of the weights."""
+        """Return the unit of sigma for `name`, in units of the weights."""
         return genome.rms[name] if self.scale == "rms" else 1.0

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from evostep.errors import InputError
+from evostep.genome.point import Coordinates, Genome, Tensors, root_mean_square
 from evostep.noise import draw
-from evostep.spaces.base import Coordinates, Genome, Tensors, root_mean_square
 from evostep.strategies.base import NoiseStrategy, State, Step
 
 MAX_COORDINATES = 2000  # the matrix has d^2 entries, and its eigenvectors take d^3 operations
@@ -102,7 +102,7 @@ class CMAES(NoiseStrategy):
         return 4 + int(3 * math.log(max(d, 1)))
 
     def init(self, genome: Genome) -> State:
-        """Give ``{}``: the search begins at the first center that it meets."""
+        """Return ``{}``: the search begins at the first center that it meets."""
         d = sum(genome.center[name].numel() for name in self._moving(genome))
         if d == 0:
             raise ValueError("CMAES has nothing to move: sigma is 0 for every parameter")
@@ -117,7 +117,7 @@ class CMAES(NoiseStrategy):
     def member(
         self, genome: Genome, state: State, generation: int, i: int, seed: int
     ) -> Coordinates:
-        """Give member `i`: mean + sigma * C^(1/2) * eps_i."""
+        """Return member `i`: mean + sigma * C^(1/2) * eps_i."""
         search, _ = self._search(genome, state, generation, seed)
         return Tensors({**genome.center, **search.member(i)})
 
@@ -155,7 +155,7 @@ class CMAES(NoiseStrategy):
     def _search(
         self, genome: Genome, state: State, generation: int, seed: int
     ) -> tuple[_Search, State]:
-        """Give the search with this generation drawn, and the state that leads to it."""
+        """Return the search with this generation drawn, and the state that leads to it."""
         sigma = {name: self.sigma_of(genome, name) for name in self._moving(genome)}
         back = None
         settings = {"sigma": sigma, "scale": self.scale, "population": self.size_for(genome)}
@@ -171,7 +171,7 @@ class CMAES(NoiseStrategy):
         return search, state
 
     def _after(self, genome: Genome, state: State, seed: int) -> _Search:
-        """Give the search after the log that `state` holds: the one that runs, or a replayed."""
+        """Return the search after the log that `state` holds: the one that runs, or a replayed."""
         search = self._running.get(state["digest"], seed)
         if search is None:
             unit = root_mean_square(state["start"]) if self.scale == "rms" else {}
@@ -185,7 +185,7 @@ class CMAES(NoiseStrategy):
         return search
 
     def _begun(self, genome: Genome, sigma: dict[str, float]) -> State:
-        """Give the state of a search that begins at the genome's center."""
+        """Return the state of a search that begins at the genome's center."""
         start = {name: genome.center[name].detach().clone() for name in sigma}
         values = [start[name].double().cpu().numpy().tobytes() for name in sigma]
         kinds = [
@@ -234,7 +234,7 @@ class _Search:
         self.proposed = self._tensors(self._mean())
 
     def standing(self, genome: Genome) -> int | None:
-        """Say which of this search's means the center is; None: something else moved it."""
+        """Return which of this search's means the center is; None: something else moved it."""
         for back in (_STAYED, _ONE_BACK, _AT_START):
             if back == _STAYED:
                 tensors = self.proposed
@@ -245,7 +245,7 @@ class _Search:
         return None
 
     def can_draw(self, back: int) -> bool:
-        """Say whether `draw` gives what a replayed search would: no other mean was taken up."""
+        """Return whether `draw` gives what a replayed search would: no other mean was taken up."""
         return self.drawn is None or self.drawn[1] == back
 
     def draw(self, generation: int, back: int) -> None:
@@ -272,14 +272,14 @@ class _Search:
         self.drawn = None
 
     def member(self, i: int) -> dict[str, Tensor]:
-        """Give member `i` of the generation drawn."""
+        """Return member `i` of the generation drawn."""
         return self._tensors(self.members[i])
 
     def _mean(self) -> Any:
         return self.es.gp.pheno(self.es.mean)
 
     def _tensors(self, z: Any) -> dict[str, Tensor]:
-        """Give the weights at z, in the weights' own type."""
+        """Return the weights at z, in the weights' own type."""
         tensors, offset = {}, 0
         for name, start in self.start.items():
             part = torch.as_tensor(z[offset : offset + start.numel()], dtype=torch.float64)
@@ -289,7 +289,7 @@ class _Search:
         return tensors
 
     def _randn(self, population: int, d: int) -> Any:
-        """Give the standard normal numbers of the generation under way, one row per member."""
+        """Return the standard normal numbers of the generation under way, one row per member."""
         assert self.drawn is not None, "draw() comes first"
         rows = []
         for i in range(population):
@@ -319,7 +319,7 @@ class _Running:
         self._kept: dict[tuple[str, int], _Search] = {}
 
     def get(self, digest: str, seed: int) -> _Search | None:
-        """Give the search that this log led to, if it is at hand."""
+        """Return the search that this log led to, if it is at hand."""
         return self._kept.get((digest, seed))
 
     def keep(self, search: _Search, digest: str, seed: int) -> None:

@@ -19,11 +19,11 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from evostep.members import Mirror
+from evostep.genome.members import Mirror
+from evostep.genome.point import Coordinates, Genome
 from evostep.noise import draw, weighted_sum
-from evostep.shaping import Shaping, shape_scores
-from evostep.spaces.base import Coordinates, Genome
 from evostep.strategies.base import NoiseStrategy, State, Step
+from evostep.strategies.shaping import Shaping, shape_scores
 
 GuidedShaping = Shaping | Literal["difference"]
 _SHAPINGS: tuple[str, ...] = (*get_args(Shaping), "difference")
@@ -116,7 +116,7 @@ class GuidedES(NoiseStrategy):
     def member(
         self, genome: Genome, state: State, generation: int, i: int, seed: int
     ) -> Coordinates:
-        """Give member `i`; member 2k + 1 is the mirror image of 2k, whose noise is k."""
+        """Return member `i`; member 2k + 1 is the mirror image of 2k, whose noise is k."""
         member = _moved(self, genome, seed, generation, {i // 2: 1.0}, self.sigma)
         return Mirror(member, genome) if i % 2 else member
 
@@ -138,7 +138,7 @@ class GuidedES(NoiseStrategy):
         return Step(_moved(self, genome, seed, generation, weights, length)), state
 
     def unit_of(self, genome: Genome, name: str) -> float:
-        """Give the length of one isotropic unit of `name`, in units of the weights."""
+        """Return the length of one isotropic unit of `name`, in units of the weights."""
         return self.scale_of(genome, name) * self.sigma_of(genome, name) / self.sigma
 
 
@@ -182,7 +182,7 @@ def orthonormal_rows(gram: Tensor) -> Tensor:
 
 
 def _finite(scores: Sequence[float]) -> Tensor:
-    """Give the scores, those that are not finite as the worst of the others (0 where none is)."""
+    """Return the scores, those that are not finite as the worst of the others (0 where none is)."""
     values = torch.as_tensor(scores, dtype=torch.float64)
     finite = values.isfinite()
     worst = values[finite].min() if finite.any() else torch.zeros((), dtype=torch.float64)
@@ -197,7 +197,7 @@ def _moved(
     weights: Mapping[int, float],
     length: float,
 ) -> _Moved:
-    """Give center + length * sum_i weights_i * eps_i / sigma."""
+    """Return center + length * sum_i weights_i * eps_i / sigma."""
     moving = [name for name in genome.center if strategy.sigma_of(genome, name) != 0]
     units = torch.tensor([strategy.unit_of(genome, name) for name in moving], dtype=torch.float64)
     along: tuple[float, ...] = ()
@@ -236,7 +236,7 @@ class _Moved:
     along: tuple[float, ...]
 
     def tensor(self, name: str) -> Tensor:
-        """Give the coordinates, float32 or the center's wider type."""
+        """Return the coordinates, float32 or the center's wider type."""
         es, center = self.strategy, self.genome.center[name]
         if es.sigma_of(self.genome, name) == 0:
             return center

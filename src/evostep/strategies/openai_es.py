@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from evostep.errors import InputError, reason, unknown_name
-from evostep.members import Mirror, Perturbed
+from evostep.genome.members import Mirror, Perturbed
+from evostep.genome.point import Coordinates, Genome, Tensors
 from evostep.noise import weighted_sum
-from evostep.shaping import SHAPINGS, Shaping, shape_scores
-from evostep.spaces.base import Coordinates, Genome, Tensors
 from evostep.strategies.base import NoiseStrategy, State, Step
+from evostep.strategies.shaping import SHAPINGS, Shaping, shape_scores
 
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
 
@@ -94,7 +94,7 @@ class OpenAIES(NoiseStrategy):
             _try_step(self._make_optimizer(nn.Parameter(torch.ones(2, 2))), self.optimizer)
 
     def init(self, genome: Genome) -> State:
-        """Give the state before the first generation; refuse what the optimizer does not take."""
+        """Return the state before the first generation; refuse what the optimizer does not take."""
         state = super().init(genome)
         if self.optimizer is not None:
             for name, center in genome.center.items():
@@ -110,7 +110,7 @@ class OpenAIES(NoiseStrategy):
     def member(
         self, genome: Genome, state: State, generation: int, i: int, seed: int
     ) -> Coordinates:
-        """Give member `i`; antithetic member 2k + 1 is the mirror image of 2k, whose noise is k."""
+        """Return member `i`; antithetic member 2k + 1 is the mirror image of 2k, of noise k."""
         if not self.antithetic:
             return Perturbed(self, genome, seed, generation, direction=i)
         member = Perturbed(self, genome, seed, generation, direction=i // 2)
@@ -136,7 +136,7 @@ class OpenAIES(NoiseStrategy):
         return self._step_optimizers(ascent, genome, state)
 
     def _step_optimizers(self, ascent: _Ascent, genome: Genome, state: State) -> tuple[Step, State]:
-        """Give the center after a step of each tensor's optimizer, and their new states."""
+        """Return the center after a step of each tensor's optimizer, and their new states."""
         stepped, saved = dict(genome.center), dict(state.get("optimizer", {}))
         for name, center in genome.center.items():
             sigma, unit = self.sigma_of(genome, name), self.scale_of(genome, name)
@@ -223,7 +223,7 @@ class _Ascent:
         return self.total(name).mul_(factor).add_(center)
 
     def total(self, name: str) -> Tensor:
-        """Give the sum of the directions, each times its weight."""
+        """Return the sum of the directions, each times its weight."""
         return weighted_sum(
             self.strategy.noise,
             self.genome.center[name],

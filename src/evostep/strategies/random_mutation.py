@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from torch import Tensor
 
-from evostep.members import Perturbed
-from evostep.safe_mutation import Safe, measure_sensitivity, output_change, search_magnitude
-from evostep.spaces.base import Coordinates, Genome, Tensors
+from evostep.genome.members import Perturbed
+from evostep.genome.point import Coordinates, Genome, Tensors
 from evostep.strategies.base import NoiseStrategy, ScaleKind, State, Step
+from evostep.strategies.safe import Safe, measure_sensitivity, output_change, search_magnitude
 
 if TYPE_CHECKING:
-    from evostep.engines.network import Network
+    from evostep.scoring.probe import Probe
 
 MutationScale = ScaleKind | Literal["safe"] | Safe
 
@@ -72,12 +72,12 @@ class RandomMutation(NoiseStrategy):
         return Safe() if self.scale == "safe" else None
 
     @property
-    def needs_network(self) -> bool:
+    def needs_probe(self) -> bool:
         """Whether mutations are safe, for which outputs are measured."""
         return self.safe is not None
 
     def scale_of(self, genome: Genome, name: str) -> float:
-        """Give the unit of sigma for `name`, sensitivities apart."""
+        """Return the unit of sigma for `name`, sensitivities apart."""
         rms = self.scale == "rms" or (self.safe is not None and self.safe.kind == "rescale")
         return genome.rms[name] if rms else 1.0
 
@@ -87,7 +87,7 @@ class RandomMutation(NoiseStrategy):
         return self.children
 
     def prepare(
-        self, genome: Genome, state: State, generation: int, seed: int, network: Network
+        self, genome: Genome, state: State, generation: int, seed: int, probe: Probe
     ) -> State:
         """Measure sensitivities, and search each child's magnitude, where mutations are safe."""
         safe = self.safe
@@ -98,20 +98,20 @@ class RandomMutation(NoiseStrategy):
         }
         if safe is None or not moving:
             return state
-        batches = network.inputs(safe.examples)
+        batches = probe.inputs(safe.examples)
         sensitivity: Mapping[str, Tensor] = {}
         if safe.kind != "rescale":
-            sensitivity = measure_sensitivity(network, moving, batches, safe.kind)
+            sensitivity = measure_sensitivity(probe, moving, batches, safe.kind)
         children = [
             _SafeMutant(self, genome, seed, generation, i, sensitivity=sensitivity)
             for i in range(self.children)
         ]
         if safe.target is not None:
-            before = network.outputs(Tensors(genome.center), batches)
+            before = probe.outputs(Tensors(genome.center), batches)
             for i, child in enumerate(children):
 
                 def change(magnitude: float, child: _SafeMutant = child) -> float:
-                    after = network.outputs(replace(child, magnitude=magnitude), batches)
+                    after = probe.outputs(replace(child, magnitude=magnitude), batches)
                     return output_change(before, after)
 
                 children[i] = replace(child, magnitude=search_magnitude(change, safe.target))
@@ -120,7 +120,7 @@ class RandomMutation(NoiseStrategy):
     def member(
         self, genome: Genome, state: State, generation: int, i: int, seed: int
     ) -> Coordinates:
-        """Give child `i`: center + sigma * scale * eps_i."""
+        """Return child `i`: center + sigma * scale * eps_i."""
         if self.safe is not None and "children" in state:
             child: Coordinates = state["children"][i]
             return child
@@ -158,5 +158,5 @@ class _SafeMutant(Perturbed):
         return super()._spread(noise.mul_(self.magnitude), name)
 
     def factors(self, name: str) -> tuple[Tensor, Tensor] | None:
-        """Give None: divided by sensitivities noise is of low rank no longer."""
+        """Return None: divided by sensitivities noise is of low rank no longer."""
         return None

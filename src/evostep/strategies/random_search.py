@@ -19,8 +19,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from evostep.members import Perturbed
-from evostep.spaces.base import Coordinates, Genome, Tensors
+from evostep.genome.members import Perturbed
+from evostep.genome.point import Coordinates, Genome, Tensors
 from evostep.strategies.base import NoiseStrategy, State, Step
 
 
@@ -76,7 +76,7 @@ class RandomSearch(NoiseStrategy):
     def member(
         self, genome: Genome, state: State, generation: int, i: int, seed: int
     ) -> Coordinates:
-        """Give sample `i`: anchor + sigma * scale * eps_i."""
+        """Return sample `i`: anchor + sigma * scale * eps_i."""
         opened = self._place(genome, state, generation, seed).opened or genome
         return Perturbed(self, opened, seed, generation, direction=i)
 
@@ -109,7 +109,7 @@ class RandomSearch(NoiseStrategy):
         return [name for name in genome.center if self.sigma_of(genome, name) != 0]
 
     def _place(self, genome: Genome, state: State, generation: int, seed: int) -> _Place:
-        """Say where the anchor is, and which sample the center is; once for each generation."""
+        """Return where the anchor is, and which sample the center is; once for each generation."""
         # in-place changes count up a tensor's version; the state is compared by identity
         moves = tuple(tensor._version for tensor in genome.center.values())
         key = (id(state), generation, seed, moves)
@@ -131,7 +131,7 @@ class RandomSearch(NoiseStrategy):
 
 
 def _stands(center: Tensor, spot: Coordinates, name: str) -> bool:
-    """Say whether the center is what writing `spot` gives, to the bit."""
+    """Return whether the center is what writing `spot` gives, to the bit."""
     there = spot.tensor(name)
     return there.shape == center.shape and torch.equal(center, there.to(center.dtype))
 
@@ -160,7 +160,7 @@ class _Memo:
         self._kept: tuple[weakref.ref[Genome], object, _Place] | None = None
 
     def get(self, genome: Genome, key: object) -> _Place | None:
-        """Give the place kept for exactly this genome and key."""
+        """Return the place kept for exactly this genome and key."""
         if self._kept is None or self._kept[0]() is not genome or self._kept[1] != key:
             return None
         return self._kept[2]

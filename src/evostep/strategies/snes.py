@@ -17,17 +17,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from evostep.genome.point import Coordinates, Genome, Tensors
 from evostep.noise import draw
-from evostep.shaping import log_rank
-from evostep.spaces.base import Coordinates, Genome, Tensors
 from evostep.strategies.base import NoiseStrategy, State, Step
+from evostep.strategies.shaping import log_rank
 
 
 @dataclass(frozen=True)
 class SNES(NoiseStrategy):
     """Follow the natural gradient of a normal distribution with a sigma for every coordinate.
 
-    With utilities u (`evostep.shaping.log_rank`) and noise eps, coordinate by coordinate:
+    With utilities u (`evostep.strategies.shaping.log_rank`) and noise eps, for each coordinate:
     ``mean += lr_center * sigma * sum_i u_i eps_i`` and
     ``sigma *= exp(lr_sigma / 2 * sum_i u_i (eps_i^2 - 1))``.
 
@@ -81,7 +81,7 @@ class SNES(NoiseStrategy):
         return self.population
 
     def init(self, genome: Genome) -> State:
-        """Give ``{"log_sigma": ...}``: ln(sigma_i / sigma), zero, where coordinates move."""
+        """Return ``{"log_sigma": ...}``: ln(sigma_i / sigma), zero, where coordinates move."""
         return {
             "log_sigma": {
                 name: torch.zeros_like(center, dtype=_wide(center))
@@ -93,7 +93,7 @@ class SNES(NoiseStrategy):
     def member(
         self, genome: Genome, state: State, generation: int, i: int, seed: int
     ) -> Coordinates:
-        """Give member `i`: center + sigma_i * scale * eps_i, coordinate by coordinate."""
+        """Return member `i`: center + sigma_i * scale * eps_i, coordinate by coordinate."""
         return _Sample(self, genome, state, generation, i, seed)
 
     def tell(
@@ -130,7 +130,7 @@ class SNES(NoiseStrategy):
         return Step(Tensors(mean)), {**state, "log_sigma": log_sigma}
 
     def spread(self, genome: Genome, state: State, name: str) -> Tensor:
-        """Give the standard deviation of each coordinate of `name`, in units of the weights."""
+        """Return the standard deviation of each coordinate of `name`, in units of the weights."""
         unit = self.sigma_of(genome, name) * self.scale_of(genome, name)
         return self._log_sigma(genome, state, name).exp().mul_(unit)
 
@@ -143,7 +143,7 @@ class SNES(NoiseStrategy):
 
 
 def default_lr_sigma(d: int) -> float:
-    """Give the rate (3 + ln d) / (5 sqrt d) at which sigmas are learned in `d` coordinates.
+    """Return the rate (3 + ln d) / (5 sqrt d) at which sigmas are learned in `d` coordinates.
 
     Example:
         >>> round(default_lr_sigma(10), 3)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def convolution(dimensions: int) -> Callable[..., Any]:
-    """Give the rule of convolutions over so many dimensions."""
+    """Return the rule of convolutions over so many dimensions."""
 
     def rule(
         call: Call,
@@ -51,7 +51,7 @@ def convolution(dimensions: int) -> Callable[..., Any]:
 
 
 def each(value: Any, dimensions: int) -> tuple[int, ...]:
-    """Give one number for each dimension, of what torch takes for them.
+    """Return one number for each dimension, of what torch takes for them.
 
     Example:
         >>> each(2, 3), each([1, 2], 2)
@@ -116,7 +116,7 @@ def _cast(weight: Tensor) -> Tensor:
 
 
 def _useful(taps: int, size: int, stride: int, padding: int, dilation: int) -> slice:
-    """Give the taps that meet more than padding: on small maps others only multiply zeros."""
+    """Return the taps that meet more than padding: on small maps others only multiply zeros."""
     reach = size + 2 * padding - dilation * (taps - 1) - 1
     last = reach // stride * stride  # where the last window begins
     met = [

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from evostep.engines.base import CannotScore
-from evostep.engines.judge import Judge, Outcome
 from evostep.engines.lowrank.interception import Layouts, Thin, ThinLayers
 from evostep.engines.stacked import (
     Drawn,
@@ -35,12 +34,14 @@ from evostep.engines.stacked import (
     why_not_stacked,
 )
 from evostep.engines.swap import places, swapped
-from evostep.engines.workspace import Workspace
 from evostep.errors import reason
-from evostep.fitness import Fitness, Pending, model_device
-from evostep.members import Factors, stack_factors
-from evostep.metrics import map_tensors
-from evostep.spaces.base import Coordinates
+from evostep.genome.members import Factors, stack_factors
+from evostep.genome.point import Coordinates
+from evostep.scoring.batches import map_tensors, model_device
+from evostep.scoring.evaluator import Evaluator
+from evostep.scoring.fitness import Fitness
+from evostep.scoring.scores import Outcome, Pending
+from evostep.spaces.workspace import Workspace
 
 # Bytes of the largest activation of the members that are scored together: near the caches of a
 # processor (measured: benchmarks/engines.py), enough to fill a GPU. Fixed: a resumed run gives the
@@ -84,9 +85,9 @@ class SharedProduct(Stacking):
     _known: _Known = field(default_factory=_Known, init=False, repr=False, compare=False)
 
     def refusal(
-        self, members: Sequence[Coordinates], workspace: Workspace, judge: Judge
+        self, members: Sequence[Coordinates], workspace: Workspace, evaluator: Evaluator
     ) -> str | None:
-        """Say why members cannot share a product."""
+        """Return why members cannot share a product."""
         space, genome = workspace.space, workspace.genome
         if not space.holds_weights or space.moves_buffers:
             return f"members of {space!r} are not weights"
@@ -95,45 +96,48 @@ class SharedProduct(Stacking):
             return "no matrix moves: members have nothing of low rank"
         if stack_factors(members[:1], matrices[0]) is None:
             return "members have no factors: the strategy needs noise=LowRank(rank)"
-        return why_not_stacked(judge)
+        return why_not_stacked(evaluator)
 
-    def pays(self, workspace: Workspace, judge: Judge) -> bool:
-        """Say whether drawing members' full noise would cost more than the corrections do."""
-        assert judge.examples is not None, "begin() comes first"
-        return sum(positions(inputs) for inputs, _ in judge.examples) <= _FEW
+    def pays(self, workspace: Workspace, evaluator: Evaluator) -> bool:
+        """Return whether drawing members' full noise would cost more than the corrections do."""
+        assert evaluator.examples is not None, "begin() comes first"
+        return sum(positions(inputs) for inputs, _ in evaluator.examples) <= _FEW
 
     def score(
-        self, members: Sequence[Coordinates], workspace: Workspace, judge: Judge
+        self, members: Sequence[Coordinates], workspace: Workspace, evaluator: Evaluator
     ) -> list[Outcome]:
         """Score all members, a chunk at a time; the weights in the model are not written."""
-        assert isinstance(judge.fitness, Fitness)
-        assert judge.examples is not None
-        fitness, examples = judge.fitness, judge.examples
+        assert isinstance(evaluator.fitness, Fitness)
+        assert evaluator.examples is not None
+        fitness, examples = evaluator.fitness, evaluator.examples
         model = _Shared(workspace, fitness, self._known)
 
-        most = self.chunk or self._members_at_once(members, model, judge)
+        most = self.chunk or self._members_at_once(members, model, evaluator)
         drawn = Drawn(members, model.stack)
 
         def score(some: Sequence[Coordinates]) -> list[Pending | Exception]:
             own = drawn.take(some)
             return in_either_layout(
-                judge, lambda: fitness.score_stacked(lambda x: model(own, x), len(some), examples)
+                evaluator,
+                lambda: fitness.score_stacked(lambda x: model(own, x), len(some), examples),
             )
 
-        return score_in_chunks(members, judge, even(len(members), most), score)
+        return score_in_chunks(members, evaluator, even(len(members), most), score)
 
-    def _members_at_once(self, members: Sequence[Coordinates], model: _Shared, judge: Judge) -> int:
+    def _members_at_once(
+        self, members: Sequence[Coordinates], model: _Shared, evaluator: Evaluator
+    ) -> int:
         """Send one member's largest batch forward to see how wide it gets, once for its shapes."""
-        assert judge.examples is not None
-        assert isinstance(judge.fitness, Fitness)
-        sizes = [_shapes(inputs) for inputs, _ in judge.examples]
+        assert evaluator.examples is not None
+        assert isinstance(evaluator.fitness, Fitness)
+        sizes = [_shapes(inputs) for inputs, _ in evaluator.examples]
         largest = max(range(len(sizes)), key=lambda i: sum(map(torch.Size.numel, sizes[i])))
         if sizes[largest] not in self._known.chunks:
-            inputs, _ = judge.examples.batches[largest]
+            inputs, _ = evaluator.examples.batches[largest]
             own = model.stack(members[:1])
-            with judge.unchanged(), torch.no_grad(), judge.fitness.scoring():
-                in_either_layout(judge, lambda: model(own, inputs))
-            device = model_device(judge.fitness.model).type
+            with evaluator.unchanged(), torch.no_grad(), evaluator.fitness.scoring():
+                in_either_layout(evaluator, lambda: model(own, inputs))
+            device = model_device(evaluator.fitness.model).type
             room = _WIDEST.get(device, _WIDEST_ELSEWHERE)
             self._known.chunks[sizes[largest]] = max(1, room // max(1, model.widest, own.nbytes))
         return self._known.chunks[sizes[largest]]
@@ -144,7 +148,7 @@ class SharedProduct(Stacking):
 
 
 def _moved(workspace: Workspace) -> list[str]:
-    """Give the names of the tensors that differ between members."""
+    """Return the names of the tensors that differ between members."""
     return [name for name in workspace.live if workspace.genome.sigma[name] != 0]
 
 
@@ -185,7 +189,7 @@ class _Shared:
         return Own(thin, {name: t.to(live[name].dtype) for name, t in stacked.items()})
 
     def __call__(self, own: Own, inputs: Any) -> Any:
-        """Give the outputs of all members, with a leading dimension of members."""
+        """Return the outputs of all members, with a leading dimension of members."""
         try:
             return self._forward(own, inputs)
         except CannotScore:

@@ -44,7 +44,7 @@ class Layouts:
         self._made: dict[tuple[Any, ...], Tensor] = {}
 
     def get(self, weight: Tensor, key: Any, make: Callable[[], Tensor]) -> Tensor:
-        """Give what `make` gave when it was first called for this weight and key."""
+        """Return what `make` gave when it was first called for this weight and key."""
         whole = (id(weight), key, torch.is_autocast_enabled(weight.device.type))
         if whole not in self._made:
             self._made[whole] = make()
@@ -103,7 +103,7 @@ class ThinLayers(TorchFunctionMode):
         return out
 
     def _among(self, values: Iterable[Any]) -> set[int]:
-        """Give the watched tensors among values and the lists, tuples and dictionaries in them."""
+        """Return the watched tensors among values, and in lists, tuples and dictionaries."""
         found: set[int] = set()
         for value in values:
             if isinstance(value, Tensor):
@@ -116,7 +116,7 @@ class ThinLayers(TorchFunctionMode):
         return found
 
     def name_of(self, key: int) -> str:
-        """Give the name of a watched tensor."""
+        """Return the name of a watched tensor."""
         return self._watched[key]
 
 
@@ -129,7 +129,7 @@ class Call:
     uses: set[int]
 
     def refusal(self) -> CannotScore:
-        """Give the error for a function that no rule is for."""
+        """Return the error for a function that no rule is for."""
         name = self.layers.name_of(min(self.uses, key=self.layers.name_of))
         layer = name.rpartition(".")[0]
         where = f"layer {layer!r}" if layer else "the model"
@@ -139,7 +139,7 @@ class Call:
         )
 
     def only(self, *weights: Any) -> list[Thin | None]:
-        """Give the thin weights among these; refuse where another argument is one, too."""
+        """Return the thin weights among these; refuse where another argument is one, too."""
         found = [self.layers.thin.get(id(weight)) for weight in weights]
         if self.uses - {id(one.weight) for one in found if one is not None}:
             raise self.refusal()

@@ -250,7 +250,7 @@ def _by_planes(
 def _window(
     tap: int, size_in: int, size_out: int, stride: int, padding: int, dilation: int
 ) -> tuple[slice, slice] | None:
-    """Give the outputs to which a tap adds, and the inputs that it adds; None: only padding."""
+    """Return the outputs to which a tap adds, and the inputs that it adds; None: only padding."""
     offset = tap * dilation - padding
     first = max(0, -(offset // stride))
     last = min(size_out - 1, (size_in - 1 - offset) // stride)

@@ -15,13 +15,14 @@ from typing import ClassVar
 
 from evostep.engines.base import CannotScore, Engine
 from evostep.engines.inplace import InPlace
-from evostep.engines.judge import Judge, Outcome
 from evostep.engines.prefix.layout import Layout
 from evostep.engines.prefix.passes import Cache, Passes
 from evostep.engines.stacked import why_opaque
-from evostep.engines.workspace import Workspace
-from evostep.fitness import Fitness
-from evostep.spaces.base import Coordinates
+from evostep.genome.point import Coordinates
+from evostep.scoring.evaluator import Evaluator
+from evostep.scoring.fitness import Fitness
+from evostep.scoring.scores import Outcome
+from evostep.spaces.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -60,13 +61,13 @@ class Prefix(Engine):
             raise ValueError(f"cache_bytes must be at least 1, got {self.cache_bytes}")
 
     def refusal(
-        self, members: Sequence[Coordinates], workspace: Workspace, judge: Judge
+        self, members: Sequence[Coordinates], workspace: Workspace, evaluator: Evaluator
     ) -> str | None:
-        """Say why nothing can be replayed, as far as one can tell without a forward pass."""
-        fitness = judge.fitness
+        """Return why nothing can be replayed, as far as one can tell without a forward pass."""
+        fitness = evaluator.fitness
         if not isinstance(fitness, Fitness):
             return "a bare callable shows no forward pass: give an evostep.Fitness"
-        if judge.calibrates:
+        if evaluator.calibrates:
             return "calibration= estimates the statistics of all layers anew for each member"
         if fitness.mode == "train":
             return "in mode='train' dropout and batch statistics are anew for each member"
@@ -74,28 +75,28 @@ class Prefix(Engine):
         return reason or Layout(fitness.model, workspace.live).refusal()
 
     @contextmanager
-    def around_parent(self, workspace: Workspace, judge: Judge) -> Iterator[None]:
+    def around_parent(self, workspace: Workspace, evaluator: Evaluator) -> Iterator[None]:
         """Record while the parent is scored, what has not been recorded; replay the rest."""
-        if self.refusal((), workspace, judge) is not None:
+        if self.refusal((), workspace, evaluator) is not None:
             yield
             return
-        with self._passes(workspace, judge).installed(parent=True):
+        with self._passes(workspace, evaluator).installed(parent=True):
             yield
 
     def score(
-        self, members: Sequence[Coordinates], workspace: Workspace, judge: Judge
+        self, members: Sequence[Coordinates], workspace: Workspace, evaluator: Evaluator
     ) -> list[Outcome]:
         """Score each in place, the prefix replayed.
 
         Raises:
             CannotScore: the model cannot be taken; the weights are the center's.
         """
-        refusal = self.refusal(members, workspace, judge)
+        refusal = self.refusal(members, workspace, evaluator)
         if refusal is not None:
             raise CannotScore(refusal)
-        passes = self._prepare(workspace, judge)
+        passes = self._prepare(workspace, evaluator)
         with passes.installed():
-            outcomes = InPlace().score(members, workspace, judge)
+            outcomes = InPlace().score(members, workspace, evaluator)
         if self._cache.failure is not None:
             raise self._cache.give_up()
         return outcomes
@@ -104,22 +105,22 @@ class Prefix(Engine):
         """Drop what was recorded."""
         self._cache.reset()
 
-    def _passes(self, workspace: Workspace, judge: Judge) -> Passes:
-        assert isinstance(judge.fitness, Fitness), "refusal() comes first"
-        assert judge.examples is not None, "begin() comes first"
-        layout = Layout(judge.fitness.model, workspace.live)
-        self._cache.settle((judge.fitness, layout.identity), layout.contents())
-        return Passes(judge.fitness, judge.examples, layout, self._cache, self.cache_bytes)
+    def _passes(self, workspace: Workspace, evaluator: Evaluator) -> Passes:
+        assert isinstance(evaluator.fitness, Fitness), "refusal() comes first"
+        assert evaluator.examples is not None, "begin() comes first"
+        layout = Layout(evaluator.fitness.model, workspace.live)
+        self._cache.settle((evaluator.fitness, layout.identity), layout.contents())
+        return Passes(evaluator.fitness, evaluator.examples, layout, self._cache, self.cache_bytes)
 
-    def _prepare(self, workspace: Workspace, judge: Judge) -> Passes:
+    def _prepare(self, workspace: Workspace, evaluator: Evaluator) -> Passes:
         """Record what was not while the parent was scored; see that a replay gives the same."""
         for chance in (1, 2):  # a first pass may fill caches of the model's own, such as masks
-            passes = self._passes(workspace, judge)
+            passes = self._passes(workspace, evaluator)
             if self._cache.failure is None and not passes.complete:
                 with passes.installed(parent=True):
-                    judge()
+                    evaluator()
             if self._cache.failure is None:
-                passes.verify(judge)
+                passes.verify(evaluator)
             if self._cache.failure is None:
                 break
             if chance == 1:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from evostep.engines.guard import version
 from evostep.engines.prefix.replay import key_of, storage_of
+from evostep.genome.slots import version
 
 
 class Layout:
@@ -58,7 +58,7 @@ class Layout:
         return self._holds[module]
 
     def refusal(self) -> str | None:
-        """Say why there is nothing to replay, as far as the order of the layers tells."""
+        """Return why there is nothing to replay, as far as the order of the layers tells."""
         if not self.moving:
             return f"{self.root} holds none of the tensors that move"
         if self._holds[self._first]:
@@ -72,7 +72,7 @@ class Layout:
 
     @torch.no_grad()
     def contents(self) -> list[object]:
-        """Give what changes when a tensor that does not move is written to, also behind torch.
+        """Return what changes when a tensor that does not move is written to, also behind torch.
 
         A tensor's counter tells most writes, but not those through ``.data``; and that of a buffer
         also counts when scoring puts it back. So bits are summed, too.

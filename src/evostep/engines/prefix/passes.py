@@ -11,13 +11,14 @@ import torch
 from torch import nn
 
 from evostep.engines.base import CannotScore
-from evostep.engines.guard import version
-from evostep.engines.judge import Judge
 from evostep.engines.prefix.layout import Layout
 from evostep.engines.prefix.recording import Recorder
 from evostep.engines.prefix.replay import Recording, Replay, key_of, tensors_in
 from evostep.errors import reason
-from evostep.fitness import Examples, Fitness
+from evostep.genome.slots import version
+from evostep.scoring.batches import Examples
+from evostep.scoring.evaluator import Evaluator
+from evostep.scoring.fitness import Fitness
 
 _ABSENT = object()
 
@@ -64,7 +65,7 @@ class Cache:
         self.identity, self.contents = identity, contents
 
     def find(self, inputs: Any) -> Entry | None:
-        """Give what is known of a batch, unless it was written to since."""
+        """Return what is known of a batch, unless it was written to since."""
         entry = self.entries.get(id(inputs))
         return entry if entry is not None and entry.versions == _versions(inputs) else None
 
@@ -137,7 +138,7 @@ class Passes:
         finally:
             torch.clear_autocast_cache()  # which may hold what stands for a dropped tensor
 
-    def verify(self, judge: Judge) -> None:
+    def verify(self, evaluator: Evaluator) -> None:
         """See that replays give what was recorded, if any is new; or else the cache fails."""
         entries = [self._cache.find(inputs) for inputs in self._inputs]
         recordings = [entry.recording for entry in entries if entry is not None]
@@ -149,7 +150,7 @@ class Passes:
         elif any(recording.outputs is not None for recording in recordings if recording):
             try:
                 with self.installed():
-                    judge()
+                    evaluator()
             except CannotScore as error:
                 self._cache.fail(str(error))
             except Exception as error:

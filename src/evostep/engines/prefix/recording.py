@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from evostep.engines.guard import _live_devices
 from evostep.engines.prefix.replay import (
     Block,
     Call,
@@ -24,6 +23,7 @@ from evostep.engines.prefix.replay import (
     tensors_in,
     written,
 )
+from evostep.scoring.isolation import _live_devices
 
 _Memory = dict[int, torch.UntypedStorage]
 # give the memory of a constant in the code, which is another one each time
@@ -144,7 +144,7 @@ class Recorder(TorchDispatchMode):
         return result
 
     def _check_written(self, func: Any, args: Any, kwargs: Any) -> list[tuple[Tensor, Any]]:
-        """Give the tensors of others that an operation is about to change, and their forms."""
+        """Return the tensors of others that an operation is about to change, and their forms."""
         others = []
         for tensor in written(func, args, kwargs):
             block = self._blocks.get(key_of(tensor) or 0)
@@ -223,7 +223,7 @@ class Recorder(TorchDispatchMode):
             block.kept = storage
 
     def finish(self, result: Any) -> Recording | None:
-        """Give the recording of a pass that gave `result`; None: it failed, or there is no room."""
+        """Return the recording of a pass that gave `result`; None: it failed, or has no room."""
         outputs = list(tensors_in(result, strict=False))
         for tensor in outputs:
             storage = storage_of(tensor)
@@ -267,7 +267,7 @@ class Recorder(TorchDispatchMode):
 
 
 def _streams() -> tuple[Any, ...]:
-    """Give where the global random streams stand, to be compared."""
+    """Return where the global random streams stand, to be compared."""
     numpy: Any = sys.modules.get("numpy")
     devices = [state for device in _live_devices() for state in device.get_rng_state_all()]
     states = [state.tolist() for state in (torch.get_rng_state(), *devices)]

@@ -56,7 +56,7 @@ class Leaf:
         self.tensor = tensor if block is None else None
 
     def on(self, storage: torch.UntypedStorage) -> Tensor:
-        """Give the tensor in some memory."""
+        """Return the tensor in some memory."""
         empty = torch.empty(0, dtype=self.dtype, device=self.device)
         return empty.set_(storage, self.offset, self.size, self.stride)
 
@@ -71,7 +71,7 @@ class Call:
     leaves: tuple[Leaf, ...]
 
     def fill(self, handed: dict[int, Any]) -> Any:
-        """Give the result with tensors in the leaves' place, by the leaves' ids."""
+        """Return the result with tensors in the leaves' place, by the leaves' ids."""
         if isinstance(self.result, Leaf):
             return handed[id(self.result)]
         return copy.deepcopy(self.result, handed)
@@ -204,7 +204,7 @@ class Replay(TorchDispatchMode):
             self._recording.outputs = None
 
     def blame(self, error: Exception) -> str | None:
-        """Say why an error that a pass raised is the replay's; None: it is the model's own."""
+        """Return why an error that a pass raised is the replay's; None: it is the model's own."""
         if self.failure is not None:
             return self.failure
         if self._position < len(self._calls):
@@ -213,7 +213,7 @@ class Replay(TorchDispatchMode):
         return None
 
     def fail(self, reason: str) -> CannotScore:
-        """Give the exception to raise; whoever swallows it finds the reason here."""
+        """Return the exception to raise; whoever swallows it finds the reason here."""
         self.failure = self.failure or reason
         return CannotScore(self.failure)
 
@@ -265,7 +265,7 @@ def written(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
 
 @functools.cache
 def _writes(func: Any) -> frozenset[int | str]:
-    """Give the positions and the names of the arguments that an operation writes to."""
+    """Return the positions and the names of the arguments that an operation writes to."""
     schema = getattr(func, "_schema", None)  # operators of higher order have none
     positions: set[int | str] = set()
     for i, argument in enumerate(schema.arguments if schema is not None else ()):
@@ -275,7 +275,7 @@ def _writes(func: Any) -> frozenset[int | str]:
 
 
 def storage_of(tensor: Tensor) -> torch.UntypedStorage | None:
-    """Give the memory of a tensor; None where there is none as such (a sparse one)."""
+    """Return the memory of a tensor; None where there is none as such (a sparse one)."""
     if tensor.layout is not torch.strided or tensor.is_nested:
         return None
     try:
@@ -285,13 +285,13 @@ def storage_of(tensor: Tensor) -> torch.UntypedStorage | None:
 
 
 def key_of(tensor: Tensor) -> int | None:
-    """Give a number that tensors on the same memory share; None where there is none as such."""
+    """Return a number that tensors on the same memory share; None where there is none as such."""
     storage = storage_of(tensor)
     return None if storage is None else storage._cdata
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
-    """Say whether two tensors have the same values, NaN being the same as NaN."""
+    """Return whether two tensors have the same values, NaN being the same as NaN."""
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
     same = (one == other) | ((one != one) & (other != other))

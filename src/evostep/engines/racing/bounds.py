@@ -105,7 +105,7 @@ class Strata:
 def behind(
     differences: Tensor, strata: Strata, usual: Tensor, z: float, limit: float = math.inf
 ) -> Tensor:
-    """Say which members cannot catch up with a rival, nor draw level, but with the chance of z.
+    """Return which members cannot catch up with a rival, nor draw level, but with the chance of z.
 
     Args:
         differences: (k, seen) float64, each member's scores minus the rival's.
@@ -134,7 +134,7 @@ def behind(
 
 
 def quantile(level: float) -> float:
-    """Give the number that a standard normal one exceeds with this probability, in (0, 1).
+    """Return the number that a standard normal one exceeds with this probability, in (0, 1).
 
     Example:
         >>> round(quantile(0.025), 2)
@@ -144,7 +144,7 @@ def quantile(level: float) -> float:
 
 
 def falling(values: Tensor, weights: Tensor) -> Tensor:
-    """Give the nearest values that nowhere rise: means over neighbours that were out of order.
+    """Return the nearest values that nowhere rise: means over neighbours that were out of order.
 
     Pools adjacent violators, as isotonic regression does (Ayer et al. 1955).
 
@@ -170,7 +170,7 @@ def falling(values: Tensor, weights: Tensor) -> Tensor:
 
 
 def share_out(count: int, left: Tensor, usual: Tensor) -> Tensor:
-    """Say how many examples of each group to see next, so that V becomes smallest.
+    """Return how many examples of each group to see next, so that V becomes smallest.
 
     In proportion to the group's size times the root of `usual` (Neyman 1934; Cochran 1977,
     chapter 5), as far as there are so many left.

@@ -28,14 +28,15 @@ from torch.nn.modules.conv import _ConvNd
 
 from evostep.engines.base import CannotScore, Engine
 from evostep.engines.inplace import InPlace
-from evostep.engines.judge import Judge, Outcome
 from evostep.engines.racing.bounds import Strata, looks, quantile
 from evostep.engines.racing.race import Race
 from evostep.engines.racing.rows import Rows
-from evostep.engines.workspace import Workspace
-from evostep.fitness import Fitness
+from evostep.genome.point import Coordinates, Tensors
 from evostep.noise import derive_seed, make_generator
-from evostep.spaces.base import Coordinates, Tensors
+from evostep.scoring.evaluator import Evaluator
+from evostep.scoring.fitness import Fitness
+from evostep.scoring.scores import Outcome
+from evostep.spaces.workspace import Workspace
 
 _GROUPS = 16  # of examples that are alike
 _EACH = 8  # of a group at the first look, or there are fewer groups
@@ -96,76 +97,76 @@ class Racing(Engine):
             )
 
     def refusal(
-        self, members: Sequence[Coordinates], workspace: Workspace, judge: Judge
+        self, members: Sequence[Coordinates], workspace: Workspace, evaluator: Evaluator
     ) -> str | None:
-        """Say why members cannot race."""
-        fitness = judge.fitness
-        if judge.contest is None:
+        """Return why members cannot race."""
+        fitness = evaluator.fitness
+        if evaluator.competition is None:
             return "the strategy learns from the score of every member: race RandomMutation"
         if not isinstance(fitness, Fitness):
             return "a bare callable has no examples: give an evostep.Fitness"
         if fitness.gives_per_example is False:
             return f"the metric {fitness.metric!r} has no score for each example"
-        if judge.calibrates:
+        if evaluator.calibrates:
             return "calibration= would estimate BatchNorm statistics again at every look"
         if fitness.mode == "train":
             return "in mode='train' an example's score depends on the others in its batch"
-        return self.over.refusal(members, workspace, judge)
+        return self.over.refusal(members, workspace, evaluator)
 
-    def pays(self, workspace: Workspace, judge: Judge) -> bool:
-        """Say whether there are examples enough, and a member costs more than writing it again."""
-        fitness = judge.fitness
+    def pays(self, workspace: Workspace, evaluator: Evaluator) -> bool:
+        """Return whether there are examples enough, and members cost more than writing them."""
+        fitness = evaluator.fitness
         assert isinstance(fitness, Fitness), "refusal() comes first"
-        if judge.cost < _PAYS_FROM:
+        if evaluator.cost < _PAYS_FROM:
             return False
         if any(isinstance(module, _ConvNd | nn.RNNBase) for module in fitness.model.modules()):
             return True
         matrices = sum(p.numel() for p in fitness.model.parameters() if p.dim() >= 2)
-        return matrices * judge.cost >= _LARGE
+        return matrices * evaluator.cost >= _LARGE
 
     @contextmanager
-    def around_parent(self, workspace: Workspace, judge: Judge) -> Iterator[None]:
+    def around_parent(self, workspace: Workspace, evaluator: Evaluator) -> Iterator[None]:
         """Take note of the margins of the parent's predictions, where accuracy is the metric."""
         self._margins.clear()
-        if _is_accuracy(judge):
-            judge.watch = lambda outputs, _: self._margins.append(margin(outputs))
+        if _is_accuracy(evaluator):
+            evaluator.watch = lambda outputs, _: self._margins.append(margin(outputs))
         try:
-            with self.over.around_parent(workspace, judge):
+            with self.over.around_parent(workspace, evaluator):
                 yield
         finally:
-            judge.watch = None
+            evaluator.watch = None
 
     def score(
-        self, members: Sequence[Coordinates], workspace: Workspace, judge: Judge
+        self, members: Sequence[Coordinates], workspace: Workspace, evaluator: Evaluator
     ) -> list[Outcome]:
         """Race the members; the weights are the center's again afterwards, whatever is raised."""
-        parent = judge.parent
+        parent = evaluator.parent
         assert parent is not None, "the parent is scored first"
-        assert judge.examples is not None, "refusal() comes first"
-        n = len(judge.examples)
+        assert evaluator.examples is not None, "refusal() comes first"
+        n = len(evaluator.examples)
         stops = looks(n, self._first(n))
         if not stops or not math.isfinite(parent.value):  # nothing to compare with
-            return self.over.score(members, workspace, judge)
+            return self.over.score(members, workspace, evaluator)
         if parent.per_example is None or len(parent.per_example) != n:
             raise CannotScore("the metric has no score for each example")
-        rows = Rows(judge.examples)
+        rows = Rows(evaluator.examples)
         if not self._checked:
-            self._check(parent.per_example.cpu(), rows, stops[0], workspace, judge)
+            self._check(parent.per_example.cpu(), rows, stops[0], workspace, evaluator)
             self._checked.append(True)
 
         def score(some: Sequence[int], numbers: Tensor) -> tuple[list[Outcome], Tensor]:
             examples, order = rows.take(numbers)
             standing = [members[i] for i in some]
-            return self.over.score(standing, workspace, judge.on(examples)), order
+            return self.over.score(standing, workspace, evaluator.on(examples)), order
 
         # two comparisons at each look: with the leader, and with the parent
         level = (1 - self.confidence) / (2 * len(stops))
         race = Race(
             parent,
-            self._strata(judge, parent.per_example),
+            self._strata(evaluator, parent.per_example),
             score,
-            beats_parent=judge.contest is not None and judge.contest.beats_parent,
-            within_one=_is_accuracy(judge),
+            beats_parent=evaluator.competition is not None and evaluator.competition.beats_parent,
+            within_one=_is_accuracy(evaluator),
             z=quantile(level),
         )
         return race.run(len(members), [*stops, n])
@@ -177,24 +178,24 @@ class Racing(Engine):
         self.over.close()
 
     def _first(self, n: int) -> int:
-        """Give how many of n examples the first look sees."""
+        """Return how many of n examples the first look sees."""
         first = self.first if isinstance(self.first, int) else math.ceil(self.first * n)
         return min(first, n)
 
-    def _strata(self, judge: Judge, doubt: Tensor) -> Strata:
+    def _strata(self, evaluator: Evaluator, doubt: Tensor) -> Strata:
         """Group the examples by the parent's margins, or by its scores `doubt`, (n,)."""
         n = len(doubt)
         margins = [part for part in self._margins if part is not None]
         if sum(len(part) for part in margins) == n:
             doubt = torch.cat(margins)
-        key = derive_seed(judge.seed, judge.generation, "order of examples")
+        key = derive_seed(evaluator.seed, evaluator.generation, "order of examples")
         generator = make_generator(key)
         order = torch.randperm(n, generator=generator)  # equals stay in a random order
         order = order[doubt.cpu()[order].argsort(stable=True)]
         return Strata(order, max(1, min(_GROUPS, self._first(n) // _EACH)), generator)
 
     def _check(
-        self, among: Tensor, rows: Rows, count: int, workspace: Workspace, judge: Judge
+        self, among: Tensor, rows: Rows, count: int, workspace: Workspace, evaluator: Evaluator
     ) -> None:
         """Score the parent on some examples, every k-th; `among` are its scores in one go.
 
@@ -204,7 +205,7 @@ class Racing(Engine):
         some = torch.arange(0, len(among), max(1, len(among) // count))
         examples, numbers = rows.take(some)
         center = Tensors(workspace.genome.center)
-        (outcome,) = self.over.score([center], workspace, judge.on(examples))
+        (outcome,) = self.over.score([center], workspace, evaluator.on(examples))
         alone = outcome.scores.per_example
         if alone is None or len(alone) != len(numbers):
             why = outcome.error or f"the metric gave {_count(alone)} scores for {len(numbers)}"
@@ -215,8 +216,8 @@ class Racing(Engine):
             raise CannotScore("the score of an example depends on the others in its batch")
 
 
-def _is_accuracy(judge: Judge) -> bool:
-    return isinstance(judge.fitness, Fitness) and judge.fitness.metric == "accuracy"
+def _is_accuracy(evaluator: Evaluator) -> bool:
+    return isinstance(evaluator.fitness, Fitness) and evaluator.fitness.metric == "accuracy"
 
 
 def _count(scores: Tensor | None) -> int:
@@ -224,11 +225,11 @@ def _count(scores: Tensor | None) -> int:
 
 
 def margin(outputs: Any) -> Tensor | None:
-    """Give how far each prediction is from another one, shape (n,); None for unknown outputs.
+    """Return how far each prediction is from another one, shape (n,); None for unknown outputs.
 
     Args:
-        outputs: logits as for `evostep.metrics.predictions`: (n, classes, ...), or (n,) or (n, 1)
-            for one binary label. The distance of the two highest, or from 0; the mean over
+        outputs: logits as for `evostep.scoring.metrics.predictions`: (n, classes, ...), or (n,) or
+            (n, 1) for one binary label. The distance of the two highest, or from 0; the mean over
             positions.
 
     Example:

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from evostep.engines.base import CannotScore
-from evostep.engines.judge import Outcome, read
 from evostep.engines.racing.bounds import Strata, behind, falling, share_out
-from evostep.fitness import Pending, Scores
+from evostep.scoring.scores import Outcome, Pending, Scores, read
 
 # (who, numbers of examples) -> their outcomes, and the numbers in the order of per_example
 Score = Callable[[Sequence[int], Tensor], tuple[list[Outcome], Tensor]]
@@ -141,7 +140,7 @@ class Race:
         return usual
 
     def _outcomes(self, members: int) -> list[Outcome]:
-        """Give what was scored in full, in the order of the examples, and what was not."""
+        """Return what was scored in full, in the order of the examples, and what was not."""
         assert self.parent.per_example is not None
         device = self.parent.per_example.device
         whole = [self._of_members[i].to(device) for i in self._alive]

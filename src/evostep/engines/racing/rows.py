@@ -10,8 +10,7 @@ from torch import Tensor
 
 from evostep.engines.base import CannotScore
 from evostep.errors import reason
-from evostep.fitness import Examples, batch_size
-from evostep.metrics import map_tensors
+from evostep.scoring.batches import Examples, batch_size, map_tensors
 
 
 class Rows:
@@ -45,7 +44,7 @@ class Rows:
         self._alike = list(alike.values())
 
     def take(self, rows: Tensor) -> tuple[Examples, Tensor]:
-        """Give these examples, and their numbers in the order in which they now stand.
+        """Return these examples, and their numbers in the order in which they now stand.
 
         No batch is larger than the largest that there was.
 
@@ -126,7 +125,7 @@ def _has_rows(tensor: Tensor, size: int) -> bool:
 
 
 def _likeness(value: Any, size: int) -> Hashable:
-    """Give what two batches must have in common for their rows to go into one."""
+    """Return what two batches must have in common for their rows to go into one."""
     if isinstance(value, Tensor):
         if _has_rows(value, size):
             return ("rows", value.shape[1:], value.dtype, value.device)

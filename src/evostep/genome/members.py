@@ -1,0 +1,235 @@
+"""Members: recipes of a few numbers, from which tensors are made one at a time, or many at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from evostep.genome.point import Coordinates, Genome
+from evostep.noise import LowRank, draw, draw_many, noise_dtype
+
+if TYPE_CHECKING:
+    from evostep.strategies.base import NoiseStrategy
+
+Factors = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Perturbed:
+    """Center + sigma * scale * noise, one tensor at a time."""
+
+    strategy: NoiseStrategy
+    genome: Genome
+    seed: int
+    generation: int
+    direction: int
+
+    def tensor(self, name: str) -> Tensor:
+        """Return the perturbed coordinates, float32 or the center's wider type."""
+        center = self.genome.center[name]
+        if self.strategy.sigma_of(self.genome, name) == 0:
+            return center
+        noise = draw(
+            self.strategy.noise,
+            center,
+            seed=self.seed,
+            generation=self.generation,
+            member=self.direction,
+            name=name,
+        )
+        return self._spread(noise, name).add_(center)
+
+    def write(self, name: str, out: Tensor) -> None:
+        """Write the perturbed coordinates into `out`, with no tensor beside it if it can be."""
+        center = self.genome.center[name]
+        if out.dtype != noise_dtype(center) or not out.is_contiguous():
+            out.copy_(self.tensor(name))
+            return
+        if self.strategy.sigma_of(self.genome, name) == 0:
+            out.copy_(center)
+            return
+        draw_many(
+            self.strategy.noise,
+            center,
+            seed=self.seed,
+            generation=self.generation,
+            members=(self.direction,),
+            name=name,
+            out=out.unsqueeze(0),
+        )
+        self._spread(out, name).add_(center)
+
+    def _spread(self, noise: Tensor, name: str) -> Tensor:
+        """Bring noise to its length, in place."""
+        sigma = self.strategy.sigma_of(self.genome, name)
+        return noise.mul_(sigma * self.strategy.scale_of(self.genome, name))
+
+    def factors(self, name: str) -> Factors | None:
+        """Return A and B where the perturbed coordinates are the center plus ``A @ B.T``.
+
+        None where the noise has no such factors; A has sigma and scale in it.
+        """
+        found = _factors_of_perturbed([self], name)
+        return None if found is None else (found[0][0], found[1][0])
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """The mirror image of a member in the center: its antithetic partner.
+
+    Mirrored is what the member is in the weights' own type, after rounding. So the image can be
+    made in place of the member itself, without its noise; both lie opposite but for one rounding.
+    """
+
+    of: Coordinates
+    genome: Genome
+
+    def tensor(self, name: str) -> Tensor:
+        """Return center - (member - center), in the center's type."""
+        center = self.genome.center[name]
+        return reflect_(self.of.tensor(name).to(center.dtype, copy=True), center)
+
+    def write(self, name: str, out: Tensor) -> None:
+        """Write it into `out`."""
+        write_member(self.of, name, out)
+        reflect_(out, self.genome.center[name])
+
+    def reflects(self, other: Coordinates) -> bool:
+        """Return whether this is the mirror image of `other`, as far as their recipes tell."""
+        if type(self.of) is not type(other) or not isinstance(other, Perturbed):
+            return self.of is other
+        return all(
+            _is_same(getattr(self.of, part.name), getattr(other, part.name))
+            for part in fields(other)
+        )
+
+    def factors(self, name: str) -> Factors | None:
+        """Return minus the member's factors."""
+        found = self.of.factors(name) if isinstance(self.of, Perturbed) else None
+        return None if found is None else (-found[0], found[1])
+
+
+def _is_same(a: object, b: object) -> bool:
+    return a is b or (isinstance(a, int | float) and a == b)
+
+
+def reflect_(tensor: Tensor, center: Tensor) -> Tensor:
+    """Turn `tensor` into center - (tensor - center), in place.
+
+    Example:
+        >>> reflect_(torch.tensor([3.0]), torch.tensor([2.0]))
+        tensor([1.])
+    """
+    torch.sub(center, tensor, out=tensor)
+    return tensor.add_(center)
+
+
+def write_member(member: Coordinates, name: str, out: Tensor) -> None:
+    """Write a member's coordinates into `out`, in place where the member can."""
+    if isinstance(member, Perturbed | Mirror):
+        member.write(name, out)
+    else:
+        out.copy_(member.tensor(name))
+
+
+def stack_members(members: Sequence[Coordinates], names: Iterable[str]) -> dict[str, Tensor]:
+    """Return the coordinates of all members: name -> (n, ...), in the center's type.
+
+    Each equals what ``member.tensor(name)`` gives, to the bit; noise is drawn in one call. Where
+    members do not differ it is one tensor for all (an expanded view): to be read, not written.
+    """
+    bases, place = _bases(members)
+    if not bases:
+        return {name: torch.stack([member.tensor(name) for member in members]) for name in names}
+    return {name: _stack(bases, place, name) for name in names}
+
+
+def _stack(bases: Sequence[Perturbed], place: Sequence[tuple[int, bool]], name: str) -> Tensor:
+    first = bases[0]
+    center = first.genome.center[name]
+    if first.strategy.sigma_of(first.genome, name) == 0:
+        return center.expand(len(place), *center.shape)
+    noise = draw_many(
+        first.strategy.noise,
+        center,
+        seed=first.seed,
+        generation=first.generation,
+        members=[base.direction for base in bases],
+        name=name,
+    )
+    plus = first._spread(noise, name).add_(center).to(center.dtype)
+    where: slice | list[int] = [k for k, (_, mirrored) in enumerate(place) if mirrored]
+    if not where:
+        return plus if len(place) == len(bases) else plus[[i for i, _ in place]]
+    if place == [(i, mirrored) for i in range(len(bases)) for mirrored in (False, True)]:
+        out, where = plus.repeat_interleave(2, dim=0), slice(1, None, 2)
+    else:
+        out = plus[[i for i, _ in place]]
+    out[where] = torch.sub(center, out[where]).add_(center)
+    return out
+
+
+def stack_factors(members: Sequence[Coordinates], name: str) -> Factors | None:
+    """Return A, shape (n, rows, rank), and B, shape (n, columns, rank), of all members.
+
+    None where a member has none: see `Perturbed.factors`.
+    """
+    bases, place = _bases(members)
+    if not bases:
+        return None
+    found = _factors_of_perturbed(bases, name)
+    if found is None:
+        return None
+    A, B = found
+    rows = [base for base, _ in place]
+    sign = torch.tensor([-1.0 if mirrored else 1.0 for _, mirrored in place]).to(A)
+    return A[rows] * sign[:, None, None], B[rows]
+
+
+def _bases(
+    members: Sequence[Coordinates],
+) -> tuple[list[Perturbed], list[tuple[int, bool]]]:
+    """Return the distinct perturbed members, and for each member which it is and if mirrored.
+
+    Nothing for other members, and for those that are not of one strategy and generation.
+    """
+    bases: list[Perturbed] = []
+    index: dict[int, int] = {}
+    place: list[tuple[int, bool]] = []
+    for member in members:
+        mirrored = isinstance(member, Mirror)
+        base = member.of if isinstance(member, Mirror) else member
+        if type(base) is not Perturbed:
+            return [], []
+        first = bases[0] if bases else base
+        alike = base.strategy is first.strategy and base.genome is first.genome
+        if not alike or (base.generation, base.seed) != (first.generation, first.seed):
+            return [], []
+        if base.direction not in index:
+            index[base.direction] = len(bases)
+            bases.append(base)
+        place.append((index[base.direction], mirrored))
+    return bases, place
+
+
+def _factors_of_perturbed(bases: Sequence[Perturbed], name: str) -> Factors | None:
+    first = bases[0]
+    strategy, genome = first.strategy, first.genome
+    sigma = strategy.sigma_of(genome, name)
+    if sigma == 0 or not isinstance(strategy.noise, LowRank):
+        return None
+    found = strategy.noise.factors_of_many(
+        genome.center[name],
+        seed=first.seed,
+        generation=first.generation,
+        members=[base.direction for base in bases],
+        name=name,
+    )
+    if found is None:
+        return None
+    A, B = found
+    return A.mul_(sigma * strategy.scale_of(genome, name)), B

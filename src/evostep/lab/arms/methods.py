@@ -1,0 +1,231 @@
+"""Methods: every way to train that can be an arm, by name, with its defaults and its source."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from evostep.lab.options import AcceptName
+from evostep.noise import LowRank
+from evostep.strategies.base import Strategy
+from evostep.strategies.cmaes import CMAES
+from evostep.strategies.guided_es import GuidedES
+from evostep.strategies.openai_es import OpenAIES
+from evostep.strategies.random_mutation import RandomMutation
+from evostep.strategies.random_search import RandomSearch
+from evostep.strategies.safe import Safe
+from evostep.strategies.snes import SNES
+
+Procedure = Literal["plain", "alternating", "averaging", "population"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to train, by name.
+
+    Attributes:
+        summary: one line.
+        source: where it is from.
+        strategy: the strategy with its defaults; None where there is none.
+        space: which weights evolve, as ``--space`` says it; None: what ``--space`` says.
+        course: what a run does besides plain epochs: see `evostep.lab.arms.procedures`.
+        all_data: whether it trains on the fitness and accept examples, too.
+        gradient_noise: eta of the noise on gradients; 0: none.
+        accept: when a new center replaces its parent, unless ``--accept`` says otherwise.
+        phases: ``"schedule"``: evolution as ``--every`` says; ``"end"``: one phase, after the last
+            epoch, with as many generations.
+    """
+
+    summary: str
+    source: str
+    strategy: Strategy | None = None
+    space: str | None = None
+    procedure: Procedure = "plain"
+    all_data: bool = False
+    gradient_noise: float = 0.0
+    accept: AcceptName = "improves"
+    phases: Literal["schedule", "end"] = "schedule"
+
+    @property
+    def size_field(self) -> str:
+        """Which field of the strategy ``--population`` sets."""
+        return "children" if isinstance(self.strategy, RandomMutation) else "population"
+
+    @property
+    def evolves(self) -> bool:
+        """Whether it has generations, and so needs fitness examples."""
+        return self.strategy is not None or self.procedure == "population"
+
+
+def _evolving(
+    summary: str,
+    source: str,
+    strategy: Strategy,
+    space: str | None = None,
+    phases: Literal["schedule", "end"] = "schedule",
+) -> Method:
+    # single steps of CMA-ES are small, so it is the whole phase that is judged
+    accept: AcceptName = "improves-phase" if isinstance(strategy, CMAES) else "improves"
+    return Method(
+        summary, source, strategy, space, procedure="alternating", accept=accept, phases=phases
+    )
+
+
+_ARTICLE = "Spartan neural network training, 2020"
+
+METHODS: dict[str, Method] = {
+    "sgd": Method("the base optimizer alone", "control"),
+    "sgd-all": Method(
+        "the base optimizer alone, trained on the fitness and accept examples, too",
+        "control for the data that evolution sees",
+        all_data=True,
+    ),
+    "swa": Method(
+        "mean of the weights of the epochs from --evolve-from on, BatchNorm estimated again",
+        "arXiv 1803.05407; control for mixing",
+        procedure="averaging",
+    ),
+    "gradient-noise": Method(
+        "annealed noise on the gradients", "arXiv 1511.06807", gradient_noise=0.01
+    ),
+    "mutation": _evolving(
+        "random mutations of all weights, the best one kept if it is better",
+        f"{_ARTICLE}, method 1",
+        RandomMutation(sigma=0.02, children=16),
+    ),
+    "mutation-safe": _evolving(
+        "mutations scaled by the sensitivity of the outputs (SM-G-SUM)",
+        "arXiv 1712.06563",
+        RandomMutation(sigma=0.03, children=16, scale="safe"),
+    ),
+    "openai-es": _evolving(
+        "OpenAI-ES on all weights",
+        f"arXiv 1703.03864; {_ARTICLE}, method 2",
+        OpenAIES(sigma=0.02, lr=0.004, population=16),
+    ),
+    "openai-es-adam": _evolving(
+        "OpenAI-ES whose steps go through Adam",
+        "arXiv 1703.03864, section 2",
+        OpenAIES(sigma=0.02, lr=0.01, population=16, optimizer="Adam"),
+    ),
+    "low-rank-es": _evolving(
+        "OpenAI-ES with noise of rank 1",
+        "arXiv 2511.16652",
+        OpenAIES(sigma=0.02, lr=0.004, population=16, noise=LowRank(1)),
+    ),
+    "guided-es": _evolving(
+        "evolution along the base optimizer's gradients and momentum, and around them",
+        "arXiv 1806.10230",
+        GuidedES(sigma=0.01, lr=0.001, population=16),
+    ),
+    "snes-head": _evolving(
+        "separable natural evolution strategy on the last layer",
+        "Schaul, Glasmachers, Schmidhuber 2011, doi 10.1145/2001576.2001692",
+        SNES(sigma=0.1, population=16),
+        space="head",
+    ),
+    "snes-norm": _evolving(
+        "separable natural evolution strategy on the normalisation layers",
+        "Schaul, Glasmachers, Schmidhuber 2011, doi 10.1145/2001576.2001692",
+        SNES(sigma=0.05, population=16),
+        space="norm",
+    ),
+    "soup-cmaes": _evolving(
+        "mixing of the run's checkpoints by CMA-ES, once, after the last epoch",
+        "arXiv 2203.05482 with CMA-ES (package cma)",
+        CMAES(sigma=0.1, population=16, scale="absolute"),
+        space="span",
+        phases="end",
+    ),
+    "soup-cycle": _evolving(
+        "mixing of the run's checkpoints by CMA-ES in every phase, training goes on from there",
+        f"{_ARTICLE}: its loop, in the space of checkpoints",
+        CMAES(sigma=0.1, population=16, scale="absolute"),
+        space="span",
+    ),
+    "random-search": _evolving(
+        "random mixtures of the run's checkpoints, the best one kept if it is better",
+        "control for every space (--space)",
+        RandomSearch(sigma=0.1, population=16, scale="absolute"),
+        space="span",
+    ),
+    "esgd": Method(
+        "a population of models, each with an optimizer of its own, that train, breed and compete",
+        "arXiv 1810.06773",
+        procedure="population",
+    ),
+}
+
+
+def strategy_settings(strategy: Strategy) -> dict[str, tuple[Any, Any]]:
+    """Return each setting of a strategy, as an option has it: name -> (type, default).
+
+    Settings that may be objects are text: see `read_setting`.
+
+    Example:
+        >>> strategy_settings(RandomMutation(sigma=0.02))["children"]
+        (<class 'int'>, 16)
+    """
+    kinds = typing.get_type_hints(type(strategy))
+    settings = {}
+    for field in dataclasses.fields(strategy):  # type: ignore[arg-type]
+        kind, default = kinds[field.name], getattr(strategy, field.name)
+        if not _is_plain(kind):
+            kind, default = str | None, write_setting(default)
+        settings[field.name] = (kind, default)
+    return settings
+
+
+def read_setting(name: str, value: Any) -> Any:
+    """Read the settings that are objects: ``noise: low-rank-4``, ``scale: safe-abs``.
+
+    Example:
+        >>> read_setting("noise", "low-rank-4")
+        LowRank(rank=4)
+    """
+    if isinstance(value, str) and name == "noise" and re.fullmatch(r"low-rank-\d+", value):
+        return LowRank(int(value.rpartition("-")[2]))
+    if isinstance(value, str) and name == "scale" and value in ("safe-sum", "safe-abs"):
+        return Safe("sum" if value == "safe-sum" else "abs")
+    return value
+
+
+def write_setting(value: Any) -> str | None:
+    """Write what `read_setting` reads.
+
+    Example:
+        >>> write_setting(LowRank(4))
+        'low-rank-4'
+    """
+    if isinstance(value, LowRank):
+        return f"low-rank-{value.rank}"
+    return None if value is None else str(value)
+
+
+def list_methods() -> str:
+    """List every method: one line, then its source and defaults."""
+    lines = []
+    for name, method in METHODS.items():
+        lines.append(f"{name}: {method.summary}")
+        lines.append(f"    source: {method.source}")
+        defaults = []
+        if method.strategy is not None:
+            settings = strategy_settings(method.strategy)
+            values = ", ".join(f"{key}={value}" for key, (_, value) in settings.items())
+            defaults.append(f"{type(method.strategy).__name__}({values})")
+            defaults.append(f"space {method.space or 'all'}, accept {method.accept}")
+        if method.gradient_noise:
+            defaults.append(f"eta {method.gradient_noise}")
+        if defaults:
+            lines.append(f"    defaults: {'; '.join(defaults)}")
+    return "\n".join(lines)
+
+
+def _is_plain(kind: Any) -> bool:
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return all(_is_plain(part) for part in typing.get_args(kind))
+    return kind in (int, float, bool, str, type(None)) or typing.get_origin(kind) is Literal

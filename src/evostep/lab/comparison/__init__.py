@@ -1,0 +1,1 @@
+"""A comparison: arms over seeds, on equal data and equal budget, resumable."""

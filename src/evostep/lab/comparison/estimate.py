@@ -1,0 +1,106 @@
+"""What a comparison will take: hours, timed on a few batches, and disk."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from evostep.lab.arms.arm import Arm
+from evostep.lab.arms.budget import PER_GRADIENT_EXAMPLE, arm_cost, epoch_cost
+from evostep.lab.arms.seed_run import make_model
+from evostep.lab.arms.training import Parts, cut, make_fitness, make_optimizer, train_epoch
+from evostep.lab.comparison.plan import Plan
+
+_PROBE_BATCHES = 3
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a comparison will take.
+
+    Attributes:
+        gradient_seconds: for one example of a gradient step.
+        forward_seconds: for one example scored.
+        hours: in all.
+        bytes: on disk, at most.
+        runs: arm label -> (sample-forwards of a run, its hours without the trunk).
+        trunk_hours: for one seed.
+    """
+
+    gradient_seconds: float
+    forward_seconds: float
+    hours: float
+    bytes: int
+    runs: Mapping[str, tuple[int, float]]
+    trunk_hours: float
+
+
+def estimate(plan: Plan) -> Estimate:
+    """Time a few batches and reckon hours and disk; nothing is written."""
+    options, sizes = plan.options, plan.sizes
+    model = make_model(plan.options, plan.data, plan.seeds[0], plan.device)
+    parts = cut(plan.data, plan.splits[plan.seeds[0]], plan.device)
+    gradient = _time_gradients(plan, model, parts)
+    forward = _time_forwards(plan, model, parts)
+
+    def hours(arm: Arm) -> float:
+        """Of a run from the trunk on: gradient steps, what is scored, and looking."""
+        trunk = options.evolve_from * epoch_cost(arm, sizes)
+        own = max(1, arm_cost(arm, sizes) - trunk)
+        descents = min(own, (options.epochs - options.evolve_from) * epoch_cost(arm, sizes))
+        budget = plan.budgets[arm.label]
+        longer = 1.0 if budget is None else (budget - trunk) / own
+        steps = descents / PER_GRADIENT_EXAMPLE * gradient + (own - descents) * forward
+        looking = sizes.test + sizes.training(arm)
+        looking += (arm.epochs - options.evolve_from) * sizes.fitness
+        return (longer * steps + looking * forward) / 3600
+
+    trunk_hours = sum(
+        options.evolve_from * (sizes.training(arm) * gradient + sizes.fitness * forward) / 3600
+        for arm in {arm.training.key: arm for arm in plan.arms}.values()
+    )
+    runs = {
+        arm.label: (plan.budgets[arm.label] or arm_cost(arm, sizes), hours(arm))
+        for arm in plan.arms
+    }
+    weights = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    per_seed = len(plan.trunks) * (options.evolve_from + 3) * weights + 4 * len(plan.arms) * weights
+    total = len(plan.seeds) * (trunk_hours + sum(hours for _, hours in runs.values()))
+    return Estimate(gradient, forward, total, len(plan.seeds) * per_seed, runs, trunk_hours)
+
+
+def _time_gradients(plan: Plan, model: torch.nn.Module, parts: Parts) -> float:
+    """Seconds for one example of a gradient step."""
+    training = plan.arms[0].training
+    optimizer = make_optimizer(training, model)
+    took = 0.0
+    for _ in range(2):  # the first steps of a process are slower
+        began = time.perf_counter()
+        _, forwards = train_epoch(
+            model,
+            optimizer,
+            parts.train,
+            plan.data,
+            training,
+            seed=0,
+            epoch=0,
+            max_forwards=PER_GRADIENT_EXAMPLE * _PROBE_BATCHES * training.batch,
+            on_step=lambda _: None,
+        )
+        took = (time.perf_counter() - began) / (forwards / PER_GRADIENT_EXAMPLE)
+    return took
+
+
+def _time_forwards(plan: Plan, model: torch.nn.Module, parts: Parts) -> float:
+    """Seconds for one example scored."""
+    probe = parts.fitness if len(parts.fitness) else parts.test
+    fitness = make_fitness(model, probe, plan.data, plan.options)
+    took = 0.0
+    for _ in range(2):
+        began = time.perf_counter()
+        fitness()
+        took = (time.perf_counter() - began) / len(probe)
+    return took

@@ -1,0 +1,172 @@
+"""A plan: everything that a comparison needs, checked before anything is written."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from evostep.errors import InputError
+from evostep.genome.slots import slots_of_module
+from evostep.lab.arms.arm import Arm, Training, make_arms
+from evostep.lab.arms.budget import Sizes, budgets
+from evostep.lab.arms.methods import METHODS
+from evostep.lab.arms.seed_run import make_model
+from evostep.lab.arms.training import resolve_metric
+from evostep.lab.data.images import ImageData, load_data
+from evostep.lab.data.splits import Splits, make_splits
+from evostep.lab.options import Options
+from evostep.scoring.metrics import make_metric
+
+# Options that a directory of results may be continued with, whatever they were before
+_FREE = ("arms", "seeds", "threads", "device", "data_dir", "strategies")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A comparison that can be run.
+
+    Attributes:
+        options: as given.
+        arms: what is compared.
+        data: loaded.
+        splits: by seed.
+        sizes: of the parts.
+        budgets: by arm label; None: no common budget.
+        device: where it runs.
+    """
+
+    options: Options
+    arms: list[Arm]
+    data: ImageData
+    splits: Mapping[int, Splits]
+    sizes: Sizes
+    budgets: Mapping[str, int | None]
+    device: torch.device
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds, in order."""
+        return list(self.splits)
+
+    @property
+    def trunks(self) -> dict[str, tuple[Training, list[str]]]:
+        """Key of each trunk -> its training, and the labels of the arms that branch from it."""
+        found: dict[str, tuple[Training, list[str]]] = {}
+        for arm in self.arms:
+            found.setdefault(arm.training.key, (arm.training, []))[1].append(arm.label)
+        return found
+
+    def identity(self) -> dict[str, Any]:
+        """Return what must be equal for two comparisons to share a directory."""
+        config = {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in dataclasses.asdict(self.options).items()
+            if name not in _FREE
+        }
+        arms = {
+            arm.label: {**arm.describe(), "budget": self.budgets[arm.label]} for arm in self.arms
+        }
+        return {"options": config, "arms": arms}
+
+
+def make_plan(options: Options) -> Plan:
+    """Check everything and load the data; nothing is written.
+
+    Raises:
+        InputError: whatever is wrong with the options, in one line.
+    """
+    device = _device(options.device)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    arms = make_arms(options)
+    seeds = options.seed_list
+    _check_metric(options)
+    if options.init_from is not None and options.pretrained:
+        raise InputError("--pretrained and --init-from exclude each other: leave one out")
+    evolving = [arm.label for arm in arms if METHODS[arm.method].evolves]
+    if evolving and options.fitness_size == 0:
+        raise InputError(f"--fitness-size is 0, but {', '.join(evolving)} score on these examples")
+    _check_schedules(arms, options)
+    data = load_data(options.data, options.data_dir, image_size=options.image_size)
+    splits = {
+        seed: make_splits(
+            data,
+            seed,
+            train_size=options.train_size,
+            fitness_size=options.fitness_size,
+            accept_size=options.accept_size,
+            test_size=options.test_size,
+        )
+        for seed in seeds
+    }
+    one = splits[seeds[0]]
+    sizes = Sizes(
+        len(one.train),
+        len(one.fitness),
+        len(one.accept),
+        len(one.test),
+        calibration=min(options.calibration_size, len(one.train)),
+        classes=len(data.classes),
+    )
+    plan = Plan(
+        options,
+        arms,
+        data,
+        splits,
+        sizes,
+        budgets(arms, sizes, equal=options.equal_budget),
+        device,
+    )
+    _check_spaces(plan)
+    return plan
+
+
+def _check_metric(options: Options) -> None:
+    try:
+        make_metric(resolve_metric(options.metric), higher_is_better=options.higher_is_better)
+    except (ValueError, ImportError) as error:
+        # the library's argument, as the command line calls it
+        text = str(error).replace("higher_is_better=", "--higher-is-better ")
+        raise InputError(f"--metric {options.metric}: {text}") from error
+
+
+def _check_schedules(arms: list[Arm], options: Options) -> None:
+    """Refuse an arm that evolves by name but has no phase of evolution in all its epochs."""
+    for arm in arms:
+        phases = [epoch for epoch in range(arm.epochs) if arm.schedule.generations(epoch)]
+        if arm.schedule.evolution and not phases:
+            raise InputError(
+                f"arm {arm.label!r} never evolves: with --evolve-from {options.evolve_from} and "
+                f"--every {arm.schedule.gradient} its first evolution lies past the end "
+                f"({options.epochs} epochs): lower one of them, or raise --epochs"
+            )
+
+
+def _check_spaces(plan: Plan) -> None:
+    """Build the model once, to find out now whether each arm's space finds its weights."""
+    model = make_model(plan.options, plan.data, plan.seeds[0], plan.device)
+    slots = slots_of_module(model)
+    for arm in plan.arms:
+        if arm.strategy is None:
+            continue
+        try:
+            arm.space.touched(slots)
+        except ValueError as error:
+            raise InputError(f"arm {arm.label!r}: {error}") from error
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()  # "meta" holds no numbers
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--device {name} cannot be used ({reason}): try auto or cpu") from error
+    return device

@@ -1,0 +1,122 @@
+"""One run: a trunk of gradient descent, or an arm that goes on from it; checkpointed, resumable."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import nn
+
+from evostep.errors import InputError
+from evostep.lab.arms.arm import Arm, Training
+from evostep.lab.arms.epochs import descend
+from evostep.lab.arms.procedures import Base, make_procedure
+from evostep.lab.arms.seed_run import Counters, SeedRun, run_directory, trunk_directory
+from evostep.lab.arms.training import evaluate
+from evostep.lab.comparison.storage import load_checkpoint, save_checkpoint, save_weights
+
+
+class _Saved(Protocol):
+    def state(self) -> dict[str, Any]: ...
+
+    def load(self, state: dict[str, Any]) -> None: ...
+
+
+def run_trunk(seed_run: SeedRun, training: Training, labels: list[str]) -> Path:
+    """Train the trunk up to the epoch of the first evolution, or what is missing of it.
+
+    The weights of each epoch stay; of the optimizer's state only the last.
+
+    Returns:
+        The checkpoint from which arms branch.
+    """
+    options, seed = seed_run.options, seed_run.seed
+    folder = trunk_directory(seed_run.directory, training, seed)
+    checkpoint = folder / "last.pt"
+    name = f"trunk:{training.key}"
+    counters = Counters()
+    base = Base(seed_run, training)
+    if checkpoint.exists():
+        counters = _restore(seed_run, checkpoint, base)
+    seed_run.history.cut(name, seed, counters.lines)
+    seed_run.watch.advance(counters.forwards)
+    while counters.epoch < options.evolve_from:
+        descend(seed_run, name, training, base.model, base.optimizer, counters, arms=labels)
+        save_weights(folder / f"epoch-{counters.epoch}.safetensors", base.model)
+        _save(checkpoint, base, counters)
+    if not checkpoint.exists():  # evolution from the first epoch on
+        _save(checkpoint, base, counters)
+    return checkpoint
+
+
+def run_arm(seed_run: SeedRun, arm: Arm, trunk: Path, budget: int | None) -> dict[str, Any]:
+    """Train one arm from the trunk to its end, or what is missing of it, and test it once.
+
+    Args:
+        seed_run: of the seed.
+        arm: what to run.
+        trunk: checkpoint to branch from.
+        budget: sample-forwards at which the run ends, the trunk's included; None: it ends with
+            the last epoch.
+
+    Returns:
+        One entry of ``runs`` in ``results.json``.
+    """
+    folder = run_directory(seed_run.directory, arm.label, seed_run.seed)
+    checkpoint = folder / "checkpoint.pt"
+    base = Base(seed_run, arm.training)
+    counters = _restore(seed_run, trunk, base)
+    shared = counters.forwards
+    counters.lines = 0
+    procedure = make_procedure(seed_run, arm, base.state())
+    if checkpoint.exists():
+        counters = _restore(seed_run, checkpoint, procedure)
+    seed_run.history.cut(arm.label, seed_run.seed, counters.lines)
+    seed_run.watch.advance(counters.forwards - shared)
+    while not _finished(counters, arm, budget):
+        procedure.epoch(counters, budget)
+        _save(checkpoint, procedure, counters)
+    model = procedure.finish(counters)
+    result = _conclude(seed_run, arm, model, counters)
+    save_weights(folder / "model.safetensors", model)
+    return result
+
+
+def _finished(counters: Counters, arm: Arm, budget: int | None) -> bool:
+    return counters.epoch >= arm.epochs if budget is None else counters.left(budget) == 0
+
+
+def _conclude(seed_run: SeedRun, arm: Arm, model: nn.Module, counters: Counters) -> dict[str, Any]:
+    """Look at the final model: the only time that the test examples are read."""
+    parts, options = seed_run.parts, seed_run.options
+    return {
+        "arm": arm.label,
+        "seed": seed_run.seed,
+        "test": evaluate(model, parts.test, parts.data, options),
+        "train": evaluate(model, parts.gradients(arm.training), parts.data, options),
+        "fitness": evaluate(model, parts.fitness, parts.data, options),
+        "accept": evaluate(model, parts.accept, parts.data, options),
+        "sample_forwards": counters.forwards,
+        "seconds": round(counters.seconds, 2),
+        "epochs": counters.epoch,
+        "generations": counters.generations,
+        "accepted": counters.accepted,
+        "failed": counters.failed,
+    }
+
+
+def _save(path: Path, saved: _Saved, counters: Counters) -> None:
+    save_checkpoint(path, {**saved.state(), "counters": vars(counters)})
+
+
+def _restore(seed_run: SeedRun, path: Path, saved: _Saved) -> Counters:
+    state = load_checkpoint(path, seed_run.device)
+    try:
+        saved.load(state)
+        return Counters(**state["counters"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"checkpoint {path} does not fit this run ({reason}): delete it, and the part of the "
+            "run that it holds is done again"
+        ) from error

@@ -1,0 +1,188 @@
+"""Real images for the lab, as uint8 tensors: built-in data, image folders, any Dataset.
+
+Each of them is read in a file of its own, under `evostep.lab.data.sources`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from evostep.errors import InputError, unknown_name
+from evostep.lab.data.sources import Source, cifar10, dataset, digits, fashion_mnist, image_folder
+
+DATA_NAMES = ("digits", "fashion-mnist", "cifar10")
+AUGMENTATIONS = ("none", "shift", "flip-shift")
+
+
+@dataclass(frozen=True, eq=False)
+class ImageData:
+    """Images and their classes, with the numbers that normalise them.
+
+    Attributes:
+        name: what `load_data` was asked for, such as `"digits"`.
+        title: the name for people, in tables and figures.
+        inputs: `(n, channels, height, width)` uint8.
+        targets: `(n,)` int64, each below `len(classes)`.
+        test_inputs: the official test set, or None where the splits have to cut one out.
+        test_targets: its classes, or None.
+        classes: the names of the classes.
+        mean: per channel, of `inputs` scaled to [0, 1].
+        std: likewise; 1 for a channel that is constant.
+    """
+
+    name: str
+    title: str
+    inputs: Tensor
+    targets: Tensor
+    test_inputs: Tensor | None
+    test_targets: Tensor | None
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def normalise(self, inputs: Tensor) -> Tensor:
+        """Turn images `(n, c, h, w)` uint8 into float32 with mean 0 and deviation 1 per channel.
+
+        Raises:
+            InputError: the images are not uint8 (normalised twice, perhaps).
+        """
+        if inputs.dtype != torch.uint8:
+            raise InputError(f"cannot normalise {inputs.dtype} images: pass the uint8 originals")
+        mean = torch.tensor(self.mean, device=inputs.device).view(-1, 1, 1)
+        std = torch.tensor(self.std, device=inputs.device).view(-1, 1, 1)
+        return inputs.float().div_(255).sub_(mean).div_(std)
+
+
+def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel of `(n, c, h, w)` uint8 images, in [0, 1] units.
+
+    Counted from the exact histogram, so neither order nor number of threads matters. A constant
+    channel has deviation 1, so that dividing by it is harmless.
+    """
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    means, deviations = [], []
+    for channel in images.unbind(1):
+        counts = torch.zeros(256, dtype=torch.float64)
+        for chunk in channel.split(4096):  # bincount widens what it counts to eight bytes
+            counts += torch.bincount(chunk.reshape(-1), minlength=256)
+        share = counts / counts.sum()
+        mean = (share * levels).sum()
+        means.append(mean.item())
+        deviations.append((share * (levels - mean).square()).sum().sqrt().item())
+    return tuple(means), tuple(s if s > 1e-9 else 1.0 for s in deviations)
+
+
+def load_data(name: str, folder: Path | None = None, *, image_size: int | None = None) -> ImageData:
+    """Load images by name.
+
+    Args:
+        name: `digits` (scikit-learn's), `fashion-mnist`, `cifar10`, `folder:PATH` (one folder per
+            class, optionally below train/ and test/ or val/), or `package.module:attribute`: a
+            `torch.utils.data.Dataset` of (image, label), a pair (train, test) of them, or a
+            function without arguments that returns either. Images are PIL images, uint8 tensors,
+            or float tensors in [0, 1].
+        folder: where the files of `fashion-mnist` or `cifar10` are. Without it they are looked for
+            in `$EVOSTEP_DATA/NAME` and the usual places, then downloaded by torchvision.
+        image_size: height and width in pixels: needed for `folder:`, allowed for PIL images from
+            an import path (both cropped to a square, then scaled), refused elsewhere.
+
+    Returns:
+        The data, on the CPU. Decoded CIFAR-10 is cached in `$EVOSTEP_CACHE`, else
+        `$XDG_CACHE_HOME/evostep`, else `~/.cache/evostep`.
+
+    Raises:
+        InputError: unknown name; a file is missing, truncated or malformed; images or labels of
+            the wrong kind.
+
+    Example:
+        >>> digits = load_data("digits")
+        >>> digits.inputs.shape, digits.inputs.dtype, digits.test_inputs
+        (torch.Size([1797, 1, 8, 8]), torch.uint8, None)
+    """
+    if image_size is not None and image_size < 1:
+        raise InputError(f"image size {image_size} is not positive: give pixels, such as 32")
+    if folder is not None and name not in ("fashion-mnist", "cifar10"):
+        warnings.warn(
+            f"the data folder {str(folder)!r} has no effect on {name!r}: leave it out", stacklevel=2
+        )
+    source = _source(name, folder, image_size)
+    native = source.train[0].shape[-1]
+    if name in DATA_NAMES and image_size not in (None, native):
+        raise InputError(
+            f"image size {image_size} does not fit {name}, whose images are {native} pixels "
+            f"wide: leave the image size out"
+        )
+    mean, std = channel_statistics(source.train[0])
+    test_inputs, test_targets = (None, None) if source.test is None else source.test
+    return ImageData(
+        name,
+        source.title,
+        *source.train,
+        test_inputs,
+        test_targets,
+        tuple(source.classes),
+        mean=mean,
+        std=std,
+    )
+
+
+def _source(name: str, folder: Path | None, image_size: int | None) -> Source:
+    if name == "digits":
+        return digits.load()
+    if name == "fashion-mnist":
+        return fashion_mnist.load(folder)
+    if name == "cifar10":
+        return cifar10.load(folder)
+    if name.startswith("folder:"):
+        return image_folder.load(name, image_size)
+    if ":" in name:
+        return dataset.load(name, image_size)
+    choices = f"{', '.join(DATA_NAMES)}, folder:PATH, package.module:attribute"
+    raise unknown_name("data", name, (*DATA_NAMES, "folder:PATH"), choices=choices)
+
+
+def augment(images: Tensor, generator: torch.Generator, *, kind: str) -> Tensor:
+    """Shift, and perhaps mirror, each image at random.
+
+    Args:
+        images: `(n, c, h, w)` float, not changed.
+        generator: the only source of randomness; the same state gives the same images.
+        kind: `none`; `shift`: pad with zeros and crop at random, by up to h // 8 pixels each way;
+            `flip-shift`: also mirror half of the images left to right.
+
+    Returns:
+        New images of the same shape (with `none` the very same tensor).
+
+    Raises:
+        InputError: unknown kind.
+
+    Example:
+        >>> images = torch.rand(4, 1, 8, 8)
+        >>> augment(images, torch.Generator().manual_seed(0), kind="shift").shape
+        torch.Size([4, 1, 8, 8])
+    """
+    if kind not in AUGMENTATIONS:
+        raise unknown_name("augmentation", kind, AUGMENTATIONS)
+    if kind == "none":
+        return images
+    n, channels, height, width = images.shape
+    reach = height // 8
+
+    def draw(below: int) -> Tensor:
+        drawn = torch.randint(below, (n, 1), generator=generator, device=generator.device)
+        return drawn.to(images.device)
+
+    rows = draw(2 * reach + 1) + torch.arange(height, device=images.device)  # (n, h)
+    columns = draw(2 * reach + 1) + torch.arange(width, device=images.device)  # (n, w)
+    if kind == "flip-shift":
+        columns = torch.where(draw(2).bool(), columns.flip(1), columns)
+    padded = F.pad(images, (reach,) * 4)
+    which = torch.arange(n, device=images.device).view(n, 1, 1, 1)
+    channel = torch.arange(channels, device=images.device).view(1, channels, 1, 1)
+    return padded[which, channel, rows.view(n, 1, height, 1), columns.view(n, 1, 1, width)]

@@ -1,0 +1,32 @@
+"""Where images come from, one source to a file; `evostep.lab.data.images` chooses among them.
+
+Each source has a function `load` that gives a `Source`. They share `places` (where files are
+looked for), `cache` (what took long to decode) and `pixels` (decoding).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+Part = tuple[Tensor, Tensor]
+"""Images `(n, c, h, w)` uint8 and their targets `(n,)` int64."""
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """What a source gives.
+
+    Attributes:
+        title: the name for people, in tables and figures.
+        train: images to split.
+        test: the official test set, or None where there is none.
+        classes: the names of the classes; targets are below their number.
+    """
+
+    title: str
+    train: Part
+    test: Part | None
+    classes: Sequence[str]

@@ -1,0 +1,25 @@
+"""Digits: 1,797 images of 8x8 pixels that scikit-learn carries with it."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from evostep.lab.data.sources import Source
+
+
+def load() -> Source:
+    """Load scikit-learn's digits; there is no official test set.
+
+    Example:
+        >>> images, targets = load().train
+        >>> images.shape, targets.shape
+        (torch.Size([1797, 1, 8, 8]), torch.Size([1797]))
+    """
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)  # 0..16 to 0..255
+    targets = torch.from_numpy(bunch.target.astype(np.int64))
+    part = (torch.from_numpy(images).unsqueeze(1), targets)
+    return Source("Digits (8x8)", part, None, [str(digit) for digit in range(10)])

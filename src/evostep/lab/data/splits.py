@@ -1,0 +1,174 @@
+"""Train, fitness, accept and test parts: stratified, disjoint, made once per seed."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from evostep.errors import InputError
+
+if TYPE_CHECKING:
+    from evostep.lab.data.images import ImageData
+
+PARTS = ("train", "fitness", "accept", "test")
+
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """Which example serves what.
+
+    Attributes:
+        train: `(n,)` int64, sorted; feeds the gradients.
+        fitness: likewise; scores members. May be empty.
+        accept: likewise; decides survival. May be empty.
+        test: likewise; read once at the end. Indices into `test_inputs` if `official_test`, else,
+            like the other three, into `inputs`.
+        official_test: whether `test` points into the data's own test set.
+    """
+
+    train: Tensor
+    fitness: Tensor
+    accept: Tensor
+    test: Tensor
+    official_test: bool
+
+    def as_json(self) -> dict[str, dict[str, int | str]]:
+        """Size and SHA-256 (of the indices as little-endian int64) of each part, by name."""
+        return {
+            part: {
+                "n": len(indices),
+                "sha256": hashlib.sha256(np.array(indices, dtype="<i8").tobytes()).hexdigest(),
+            }
+            for part, indices in self.indices().items()
+        }
+
+    def indices(self) -> dict[str, list[int]]:
+        """The indices of each part as plain lists, by name."""
+        return {part: getattr(self, part).tolist() for part in PARTS}
+
+
+def make_splits(
+    data: ImageData,
+    seed: int,
+    *,
+    train_size: int | None,
+    fitness_size: int,
+    accept_size: int,
+    test_size: int | None,
+) -> Splits:
+    """Cut data into disjoint parts of exactly these sizes, each with the classes in proportion.
+
+    A pure function of the arguments. Parts are drawn in the order test, fitness, accept, train,
+    each from what those before it left and with randomness of its own: the test part depends on
+    the seed and `test_size` alone, and no part on `train_size` but train itself. In each part a
+    class has its proportional share of what was left, rounded down or up.
+
+    Args:
+        data: the images; only `targets`, `test_targets` and `classes` are read.
+        seed: 0 or more; another seed gives another split.
+        train_size: number of examples; None for all that are left.
+        fitness_size: number of examples; 0 for none.
+        accept_size: number of examples; 0 for none.
+        test_size: number of examples; None for the whole official test set or, where there is
+            none, a quarter of the data.
+
+    Raises:
+        InputError: a size is negative, below the number of classes (train and test may not be
+            empty), or more than there is; or the seed is negative.
+
+    Example:
+        >>> from evostep.lab.data.images import load_data
+        >>> splits = make_splits(
+        ...     load_data("digits"),
+        ...     0,
+        ...     train_size=None,
+        ...     fitness_size=200,
+        ...     accept_size=100,
+        ...     test_size=None,
+        ... )
+        >>> [len(part) for part in (splits.train, splits.fitness, splits.accept, splits.test)]
+        [1048, 200, 100, 449]
+    """
+    if seed < 0:
+        raise InputError(f"seed {seed} is negative: give 0 or more")
+    targets = data.targets.numpy()
+    classes = len(data.classes)
+    official = data.test_targets is not None
+    test_targets = targets if data.test_targets is None else data.test_targets.numpy()
+    if test_size is None:
+        test_size = len(test_targets) if official else round(len(targets) / 4)
+    _check_size("test", test_size, classes, may_be_empty=False)
+    _check_size("fitness", fitness_size, classes, may_be_empty=True)
+    _check_size("accept", accept_size, classes, may_be_empty=True)
+    if official and test_size > len(test_targets):
+        raise InputError(
+            f"test size {test_size} is more than the {len(test_targets)} images of "
+            f"{data.name}'s test set: give at most {len(test_targets)}"
+        )
+    held_out = fitness_size + accept_size + (0 if official else test_size)
+    left = len(targets) - held_out
+    if train_size is None:
+        train_size = max(left, classes)
+    _check_size("train", train_size, classes, may_be_empty=False)
+    if train_size > left:
+        own_test = "" if official else f" + test {test_size}"
+        raise InputError(
+            f"train {train_size} + fitness {fitness_size} + accept {accept_size}{own_test} = "
+            f"{train_size + held_out} examples, but {data.name} has {len(targets)} to share: "
+            f"give smaller sizes (train needs {classes} or more)"
+        )
+
+    test_pool = np.arange(len(test_targets), dtype=np.int64)
+    test, test_rest = _draw(test_pool, test_targets, test_size, classes, (seed, 0))
+    pool = np.arange(len(targets), dtype=np.int64) if official else test_rest
+    fitness, pool = _draw(pool, targets, fitness_size, classes, (seed, 1))
+    accept, pool = _draw(pool, targets, accept_size, classes, (seed, 2))
+    train, _ = _draw(pool, targets, train_size, classes, (seed, 3))
+    return Splits(
+        train=torch.from_numpy(train),
+        fitness=torch.from_numpy(fitness),
+        accept=torch.from_numpy(accept),
+        test=torch.from_numpy(test),
+        official_test=official,
+    )
+
+
+def _check_size(part: str, size: int, classes: int, *, may_be_empty: bool) -> None:
+    """Refuse a negative size, and one that cannot hold an example of each class."""
+    if size < 0:
+        raise InputError(f"{part} size {size} is negative: give {classes} or more")
+    if size < classes and not (size == 0 and may_be_empty):
+        or_none = f", or 0 for no {part} part" if may_be_empty else ""
+        raise InputError(
+            f"{part} size {size} is less than one example for each of the {classes} classes: "
+            f"give {classes} or more{or_none}"
+        )
+
+
+def _draw(
+    pool: Indices, targets: Indices, size: int, classes: int, stream: tuple[int, int]
+) -> tuple[Indices, Indices]:
+    """Draw `size` of `pool`, stratified; returns the drawn and the rest, both sorted."""
+    if size == len(pool):
+        return pool, pool[:0]
+    rng = np.random.default_rng(stream)
+    labels = targets[pool]
+    counts = np.bincount(labels, minlength=classes)
+    # Largest remainder in whole numbers, so that no rounding error can change a share: class c
+    # gets floor(size * counts[c] / n), and the largest remainders one more, ties by lot.
+    shares, remainders = np.divmod(size * counts, max(len(pool), 1))
+    lots = rng.permutation(classes)
+    largest_first = np.lexsort((lots, -remainders))
+    shares[largest_first[: size - shares.sum()]] += 1
+    drawn = np.zeros(len(pool), dtype=bool)
+    for label, share in enumerate(shares):
+        drawn[rng.permutation(np.flatnonzero(labels == label))[:share]] = True
+    return pool[drawn], pool[~drawn]

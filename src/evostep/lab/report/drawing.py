@@ -1,0 +1,146 @@
+"""How figures look, and how one becomes SVG, PNG and a part of the page.
+
+Drawn with matplotlib on bare `Figure` objects (no pyplot, no display, no global state). The same
+records give the same bytes. Colours are Okabe and Ito's, safe for colour-blind readers
+(https://jfly.uni-koeln.de/color/); plain SGD has the colour of the text.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from evostep.lab.report import contrasts
+
+INK, GRID = "#1b1b1a", "#d9d9d8"  # sentinels: the page replaces them by its own colours
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+CONTROL_COLOURS = (INK, "#8a8a8a")
+DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (5, 1.5, 1.5, 1.5)))
+STYLE = {
+    "axes.edgecolor": INK,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.labelcolor": INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10,
+    "figure.constrained_layout.use": True,
+    "figure.constrained_layout.w_pad": 0.08,
+    "figure.constrained_layout.h_pad": 0.08,
+    "font.size": 10,
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "legend.frameon": False,
+    "savefig.dpi": 150,
+    "svg.fonttype": "none",  # text stays text: it can be searched, selected and read aloud
+    "svg.hashsalt": "evostep",
+    "text.color": INK,
+    "text.parse_math": False,  # labels come from users: a `$` in one is a dollar
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+LABEL_WIDTH = 26
+
+Look = Mapping[str, Any]
+"""How the lines of an arm look: arguments of `Axes.plot`."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One figure: `name` of its files, title, text for who cannot see it, caption, and bytes.
+
+    `inline` is the SVG element for a page: the page's colours through `currentColor` and
+    `var(--grid)`, ids unique to the figure, title and description for screen readers.
+    """
+
+    name: str
+    title: str
+    alt: str
+    caption: str
+    svg: str
+    png: bytes
+    inline: str
+
+
+def looks(results: Mapping[str, Any]) -> dict[str, Look]:
+    """Return each arm a look, in their order; dashes tell arms of one colour apart."""
+    controls = contrasts.control_labels(results)
+    others = [label for label in contrasts.arm_labels(results) if label not in controls]
+    styles: dict[str, Look] = {}
+    for group, colours in ((controls, CONTROL_COLOURS), (others, PALETTE)):
+        for i, label in enumerate(group):
+            dash = DASHES[(i // len(colours)) % len(DASHES)]
+            colour = colours[i % len(colours)]
+            styles[label] = {"color": colour, "linestyle": dash, "linewidth": 1.9}
+    return {label: styles[label] for label in contrasts.arm_labels(results)}
+
+
+def label_rows(axis: Axes, labels: Sequence[str]) -> None:
+    """Return each arm a row of its own, the first on top."""
+    axis.set_yticks(range(len(labels)), [shortened(label) for label in labels])
+    axis.set_ylim(len(labels) - 0.5, -0.5)
+    axis.grid(visible=False, axis="y")
+
+
+def add_legend(figure: Figure, handles: Sequence[Artist], labels: Sequence[str]) -> None:
+    """Put a legend below the panels, in as many columns as the figure is wide enough for."""
+    widest = 0.65 + 0.085 * max(map(len, labels))  # inches: the handle, and a letter of 10 points
+    most = max(1, int(figure.get_figwidth() / widest))
+    rows = math.ceil(len(labels) / most)
+    columns = math.ceil(len(labels) / rows)
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+
+
+def finish(figure: Figure, name: str, title: str, alt: str, caption: str) -> Drawing:
+    """Turn a figure into bytes; the other arguments are attributes of `Drawing`."""
+    svg, png = io.StringIO(), io.BytesIO()
+    # No date and no version: the same records give the same file.
+    figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None, "Title": title})
+    figure.savefig(png, format="png", metadata={"Software": None, "Title": title})
+    text = svg.getvalue()
+    return Drawing(name, title, alt, caption, text, png.getvalue(), _inline(text, name, title, alt))
+
+
+def _inline(svg: str, name: str, title: str, alt: str) -> str:
+    """The svg element alone, made to take the page's colours and to share it with others."""
+    body = re.sub(r"<metadata>.*?</metadata>\s*|<title>.*?</title>\s*", "", svg, flags=re.DOTALL)
+    body = body[body.index("<svg") :].strip()
+    body = re.sub(r'(\sid="|href="#|url\(#)', rf"\g<1>{name}-", body)
+    body = re.sub(r"(?<=fill: )#ffffff(?=\"| ?;)", "none", body)
+    body = body.replace(INK, "currentColor").replace(GRID, "var(--grid)")
+    # The page decides how far to shrink it; the view box keeps the proportions.
+    body = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", body, count=1)
+    body = re.sub(r'(<svg[^>]*?) width="([^"]*)"', r'\1 style="--drawn: \2"', body, count=1)
+    labelled = f'role="img" aria-labelledby="{name}-title {name}-desc" '
+    texts = (
+        f'<title id="{name}-title">{html.escape(title)}</title>'
+        f'<desc id="{name}-desc">{html.escape(alt)}</desc>'
+    )
+    body = body.replace("<svg ", f"<svg {labelled}", 1)
+    return re.sub(r"(<svg[^>]*>)", lambda match: match[1] + texts, body, count=1)
+
+
+def number(record: object, key: str) -> float | None:
+    """Return a number of a record; None where it is missing or not finite."""
+    value = record.get(key) if isinstance(record, Mapping) else None
+    return float(value) if is_finite(value) else None
+
+
+def is_finite(value: object) -> TypeGuard[float]:
+    """Return whether a value is a finite number."""
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def shortened(label: str) -> str:
+    """Cut a label that would push the panels aside."""
+    return label if len(label) <= LABEL_WIDTH else label[: LABEL_WIDTH - 1] + "…"

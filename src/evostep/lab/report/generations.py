@@ -1,0 +1,118 @@
+"""Figure of the evolution: parent, members and candidate, generation by generation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from evostep.lab.report.drawing import (
+    INK,
+    Drawing,
+    Look,
+    add_legend,
+    finish,
+    is_finite,
+    number,
+    shortened,
+)
+from evostep.lab.report.wording import FRACTIONS
+
+SHOWN_SEEDS = 3
+
+Record = Mapping[str, Any]
+
+
+def draw_generations(
+    history: Sequence[Record], look: Mapping[str, Look], metric: str
+) -> Drawing | None:
+    """Draw parent, best member and candidate of every generation, a panel for each arm and seed.
+
+    Args:
+        history: scores in it are of `metric`, higher is better.
+        look: of the arms, in their order.
+        metric: what evolution maximises.
+
+    Returns:
+        The drawing, or None where no generation has been recorded.
+    """
+    records = _generation_records(history)
+    labels = [label for label in look if any(r["arm"] == label for r in records)]
+    seeds = sorted({r["seed"] for r in records})
+    if not labels:
+        return None
+    shown = seeds[:SHOWN_SEEDS]
+    figure = Figure(figsize=(max(5.6, 3.1 * len(shown)), 0.9 + 2.0 * len(labels)))
+    grid = figure.subplots(len(labels), len(shown), sharex="row", sharey="row", squeeze=False)
+    factor, unit = (100.0, " (%)") if metric in FRACTIONS else (1.0, "")
+    for row, label in enumerate(labels):
+        for column, seed in enumerate(shown):
+            own = [r for r in records if r["arm"] == label and r["seed"] == seed]
+            _plot_generations(grid[row][column], own, look[label]["color"], factor)
+            grid[row][column].set_title(f"{shortened(label)}, seed {seed}")
+        grid[row][0].set_ylabel(f"{shortened(metric)}{unit}\non fitness examples", fontsize=9)
+    for axis in grid[-1]:
+        axis.set_xlabel("generation")
+    dot: dict[str, Any] = {"color": INK, "marker": "o", "markersize": 6, "linestyle": ""}
+    keys = [
+        Line2D([], [], color=INK, linewidth=1.2),
+        Line2D([], [], color=INK, marker="x", markersize=4, linestyle=""),
+        Line2D([], [], **dot),
+        Line2D([], [], **dot, fillstyle="none"),
+    ]
+    add_legend(
+        figure, keys, ["parent", "best member", "candidate, accepted", "candidate, rejected"]
+    )
+    accepted = ", ".join(
+        f"{label} {sum(bool(r.get('accepted')) for r in records if r['arm'] == label)} of "
+        f"{sum(r['arm'] == label for r in records)}"
+        for label in labels
+    )
+    left_out = f" Seeds shown: {len(shown)} of {len(seeds)}." if len(shown) < len(seeds) else ""
+    return finish(
+        figure,
+        "evolution",
+        "Evolution, generation by generation",
+        f"Scores of parent, best member and candidate by generation; accepted: {accepted}",
+        "Scores on the examples that evolution selects on, higher is better; gradient steps lie "
+        "between phases, where the parent's line is broken. Accepted generations over all seeds: "
+        f"{accepted}.{left_out}",
+    )
+
+
+def _plot_generations(axis: Axes, records: Sequence[Record], colour: str, factor: float) -> None:
+    def scaled(value: float | None) -> float:
+        return math.nan if value is None else factor * value
+
+    places: dict[Any, list[tuple[int, Record]]] = {}
+    for place, record in enumerate(records, 1):
+        places.setdefault(record["epoch"], []).append((place, record))
+    for phase in places.values():
+        parents = [scaled(number(record, "parent")) for _, record in phase]
+        lone = "_" if len(phase) == 1 else ""  # a line of one point would not show
+        axis.plot([x for x, _ in phase], parents, color=INK, linewidth=1.2, marker=lone)
+    x = range(1, len(records) + 1)
+    best = [max(filter(is_finite, r.get("scores") or []), default=None) for r in records]
+    axis.plot(x, [scaled(y) for y in best], color=colour, marker="x", markersize=4, linestyle="")
+    for accepted, fill in ((True, "full"), (False, "none")):
+        shown = [
+            scaled(number(r, "candidate") if bool(r.get("accepted")) is accepted else None)
+            for r in records
+        ]
+        style: dict[str, Any] = {"marker": "o", "markersize": 6, "linestyle": "", "fillstyle": fill}
+        axis.plot(x, shown, color=colour, **style)
+    axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
+
+
+def _generation_records(history: Sequence[Record]) -> list[Record]:
+    keyed = {
+        (r["arm"], r["seed"], r["epoch"], r.get("generation", 0)): r
+        for r in history
+        if r["kind"] == "generation"
+    }
+    return [keyed[key] for key in sorted(keyed)]

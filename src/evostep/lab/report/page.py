@@ -1,0 +1,275 @@
+"""Table, figures and page of a comparison, from the records that its runs left behind."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+from evostep.errors import InputError
+from evostep.lab.comparison.storage import write_bytes
+from evostep.lab.report import contrasts, wording
+from evostep.lab.report.figures import FIGURE_NAMES, draw_figures
+
+__all__ = ["ReportPaths", "read_records", "write_report"]
+
+PARTS = ("train", "fitness", "accept", "test")
+
+
+@dataclass(frozen=True)
+class ReportPaths:
+    """Where `write_report` wrote: the table, the page, and the figures (SVG and PNG)."""
+
+    table: Path
+    page: Path
+    figures: tuple[Path, ...]
+
+
+def write_report(directory: Path) -> ReportPaths:
+    """Write `table.md`, `report.html` and `figures/` beside the records in `directory`.
+
+    Statistics are computed from the runs, whatever "arms" and "contrasts" the file holds; runs may
+    be missing, and so may `history.jsonl` or lines of it. Each file is replaced as a whole, and
+    none before all are ready; figures of an earlier report that are no longer drawn are removed.
+    The page needs no other file and no network.
+
+    Args:
+        directory: holds `results.json` and, for the curves, `history.jsonl`.
+
+    Raises:
+        InputError: `results.json` is missing, malformed or of another format.
+
+    Example:
+        >>> write_report(Path("no-such-directory"))
+        Traceback (most recent call last):
+        ...
+        evostep.errors.InputError: no results.json in 'no-such-directory': give the directory that \
+`evostep compare --out` wrote
+    """
+    directory = Path(directory)
+    results, history, skipped = read_records(directory)
+    drawings = draw_figures(results, history)
+    context = _context(results, skipped) | {"figures": drawings}
+    files: dict[Path, bytes] = {}
+    for drawing in drawings:
+        files[directory / "figures" / f"{drawing.name}.svg"] = drawing.svg.encode()
+        files[directory / "figures" / f"{drawing.name}.png"] = drawing.png
+    figures = tuple(files)
+    table, page = directory / "table.md", directory / "report.html"
+    files[table] = _render("table.md.j2", context).encode()
+    files[page] = _render("report.html.j2", context).encode()
+    for path, content in files.items():
+        write_bytes(path, content)
+    for name in FIGURE_NAMES:  # what an earlier report drew and this one has no data for
+        for path in (directory / "figures" / f"{name}.svg", directory / "figures" / f"{name}.png"):
+            if path not in files:
+                path.unlink(missing_ok=True)
+    return ReportPaths(table, page, figures)
+
+
+def read_records(
+    directory: Path,
+) -> tuple[dict[str, Any], list[dict[str, Any]], int]:
+    """Read the records of a comparison.
+
+    Returns:
+        The results with "arms" and "contrasts" computed; the records of the history; and the number
+        of history lines that could not be read (a run that was killed leaves half a line).
+
+    Raises:
+        InputError: `results.json` is missing, malformed or of another format.
+    """
+    path = directory / "results.json"
+    try:
+        results = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise InputError(
+            f"no results.json in {str(directory)!r}: "
+            "give the directory that `evostep compare --out` wrote"
+        ) from None
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"cannot read {str(path)!r} ({reason}): {_REPAIR}") from None
+    _check_results(results, path)
+    try:
+        results = contrasts.finish(results)
+    except ValueError as error:
+        raise InputError(f"{str(path)!r}: {error}") from None
+    return results, *_read_history(directory / "history.jsonl")
+
+
+_REPAIR = "restore the file, or run `evostep compare --out` into a new directory"
+
+
+def _check_results(results: object, path: Path) -> None:
+    def refuse(what: str) -> InputError:
+        return InputError(f"{str(path)!r} {what}: {_REPAIR}")
+
+    if not isinstance(results, dict) or not isinstance(results.get("runs"), list):
+        raise refuse('has no list of "runs"')
+    for key in ("config", "environment", "data", "splits"):
+        if not isinstance(results.setdefault(key, {}), dict):
+            raise refuse(f'holds {results[key]!r:.40} for "{key}", not an object')
+    for arm in results["config"].get("arms") or []:
+        if not isinstance(arm, dict) or not isinstance(arm.get("label"), str):
+            raise refuse(f'holds the arm {arm!r:.40} without a "label"')
+    for run in results["runs"]:
+        good = isinstance(run, dict) and isinstance(run.get("arm"), str)
+        if (
+            not good
+            or not isinstance(run.get("seed"), int)
+            or not isinstance(run.get("test"), dict)
+        ):
+            raise refuse(f'holds the run {run!r:.40} without "arm", "seed" and "test"')
+
+
+def _read_history(path: Path) -> tuple[list[dict[str, Any]], int]:
+    records, skipped = [], 0
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    for line in filter(str.strip, lines):
+        try:
+            record = json.loads(line)
+            complete = (
+                isinstance(record["arm"], str)
+                and isinstance(record["kind"], str)
+                and isinstance(record["seed"], int)
+                and isinstance(record["epoch"], (int, float))
+            )
+        except (ValueError, KeyError, TypeError):
+            complete = False
+        if complete:
+            records.append(record)
+        else:
+            skipped += 1
+    return records, skipped
+
+
+def _context(results: Mapping[str, Any], skipped: int) -> dict[str, Any]:
+    """What both templates show, as text: the numbers are worded once, here."""
+    config, environment = results["config"], results["environment"]
+    metric = contrasts.main_metric(results)
+    controls = contrasts.control_labels(results)
+    strongest = contrasts.strongest_control(
+        results["runs"], metric, controls, higher=contrasts.higher_is_better(metric)
+    )
+    fraction = metric in wording.FRACTIONS
+    labels = [a for a in contrasts.arm_labels(results) if _runs_of(results, a)]
+    used = [c for c in controls if any(row["control"] == c for row in results["contrasts"])]
+    sentences = [wording.sentence(row) for row in results["contrasts"] if row["metric"] == metric]
+    seeds = config.get("seeds") or sorted({run["seed"] for run in results["runs"]})
+    expected = len(contrasts.arm_labels(results)) * len(seeds)
+    return {
+        "title": results["data"].get("title") or config.get("data") or "unnamed data",
+        "model": config.get("model") or "unnamed model",
+        "seeds": len(seeds),
+        "missing": max(0, expected - len(results["runs"])),
+        "expected": expected,
+        "metric": metric,
+        "fraction": fraction,
+        "unit": " (%)" if fraction else "",
+        "contrast_unit": "points" if fraction else metric,
+        "controls": used,
+        "rows": [_row(results, label, metric, used, strongest) for label in labels],
+        "verdict": wording.verdict(results, metric, controls, strongest),
+        "sentences": sentences,
+        "splits": _splits(results["splits"]),
+        "arms": [
+            (arm["label"], {k: wording.plain(v) for k, v in arm.items() if k != "label"})
+            for arm in config.get("arms") or []
+        ],
+        "config": {k: wording.plain(v) for k, v in config.items() if k != "arms"},
+        "data": {k: wording.plain(v) for k, v in results["data"].items()},
+        "environment": {k: wording.plain(v) for k, v in environment.items() if k != "command"},
+        "command": environment.get("command") or "not recorded",
+        "stamp": wording.stamp(environment),
+        "skipped": skipped,
+        "absent": wording.ABSENT,
+    }
+
+
+def _row(
+    results: Mapping[str, Any],
+    label: str,
+    metric: str,
+    controls: Sequence[str],
+    strongest: str | None,
+) -> dict[str, Any]:
+    runs = _runs_of(results, label)
+    summary = _find(results["arms"], arm=label, metric=metric)
+    train, test = (_mean(run.get(part, {}).get("accuracy") for run in runs) for part in PARTS[::3])
+    loss = _mean(run["test"].get("loss") for run in runs)
+    forwards = _mean(run.get("sample_forwards") for run in runs)
+    first = _runs_of(results, controls[0]) if controls else []
+    reference = _mean(run.get("sample_forwards") for run in first)
+    relative = gap = wording.ABSENT
+    if forwards is not None and reference:
+        relative = f"{forwards / reference:.2f}"
+    if train is not None and test is not None:
+        gap = wording.signed(train - test, "accuracy")
+    return {
+        "arm": label,
+        "strongest": label == strongest,
+        "n": len(runs),
+        "score": wording.score(summary, metric),
+        "interval": wording.interval(summary, metric),
+        "contrasts": [
+            wording.contrast_cell(_find(results["contrasts"], arm=label, control=c, metric=metric))
+            for c in controls
+        ],
+        "accuracy": wording.percent(test),
+        "loss": wording.ABSENT if loss is None else f"{loss:.4f}",
+        "train": wording.percent(train),
+        "gap": gap,
+        "forwards": wording.ABSENT if forwards is None else f"{forwards / 1e6:.3f}",
+        "relative": relative,
+        "generations": wording.generations(runs),
+        "minutes": wording.minutes(_mean(run.get("seconds") for run in runs)),
+    }
+
+
+def _mean(values: Any) -> float | None:
+    """The mean; None where a value is missing or not finite: a mean of the others misleads."""
+    found = list(values)
+    complete = all(isinstance(x, (int, float)) and math.isfinite(x) for x in found)
+    return fmean(found) if found and complete else None
+
+
+def _runs_of(results: Mapping[str, Any], label: str) -> list[Mapping[str, Any]]:
+    return [run for run in results["runs"] if run["arm"] == label]
+
+
+def _find(rows: Sequence[dict[str, Any]], **keys: str) -> dict[str, Any] | None:
+    return next((row for row in rows if keys.items() <= row.items()), None)
+
+
+def _splits(splits: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Per seed, the size and hash of each part, in the order of PARTS."""
+    table = []
+    for seed, parts in splits.items():
+        cells = [parts.get(p) if isinstance(parts, dict) else None for p in PARTS]
+        shown = [c if isinstance(c, dict) else {} for c in cells]
+        sizes = [wording.plain(c.get("n", wording.ABSENT)) for c in shown]
+        hashes = [str(c.get("sha256", "")) for c in shown]
+        table.append((seed, list(zip(sizes, hashes, strict=True))))
+    return table
+
+
+def _render(name: str, context: Mapping[str, Any]) -> str:
+    templates = resources.files("evostep.lab.report") / "templates"
+    environment = Environment(
+        loader=FunctionLoader(lambda file: (templates / file).read_text(encoding="utf-8")),
+        autoescape=name.endswith(".html.j2"),  # labels come from users
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["markdown"] = wording.markdown
+    return environment.get_template(name).render(context)

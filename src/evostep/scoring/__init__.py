@@ -1,0 +1,1 @@
+"""Scoring: examples and a metric in, a number out, and no trace left in the model."""

@@ -1,0 +1,92 @@
+"""The workspace: writes members into a model's own tensors, in place, and the center back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from evostep.errors import InputError
+from evostep.genome.members import Mirror, reflect_
+from evostep.genome.point import Coordinates, Genome, Tensors
+from evostep.genome.slots import version
+from evostep.spaces.base import Space
+
+
+class Workspace:
+    """The live tensors that a space moves, and the center from which they are restored.
+
+    Raises:
+        ValueError: a tensor made in `torch.inference_mode`, which nothing outside of it may change.
+    """
+
+    def __init__(self, space: Space, genome: Genome, live: Mapping[str, Tensor]) -> None:
+        for name, tensor in live.items():
+            if tensor.is_inference() and not torch.is_inference_mode_enabled():
+                raise InputError(
+                    f"{name!r} was made in torch.inference_mode() and cannot be changed outside of "
+                    "it: make the model elsewhere, or evolve a copy.deepcopy of it"
+                )
+        self.space = space
+        self.genome = genome
+        self.live = live
+        self._dirty = False
+        # what was written last, if nothing has touched it since: its mirror image is made of it
+        self._standing: tuple[Coordinates, list[tuple[int, int]]] | None = None
+
+    @torch.no_grad()
+    def write(self, coordinates: Coordinates) -> None:
+        """Write the weights at `coordinates` into the model, in place, tensor by tensor."""
+        self._dirty = True
+        torch.clear_autocast_cache()  # keeps weights that it has cast; these change under it
+        mirrored = self._stands_opposite(coordinates)
+        self._standing = None  # until all of it is written
+        for name, tensor in self.live.items():
+            if mirrored:
+                reflect_(tensor, self.genome.center[name])
+            else:
+                self.space.write(coordinates, name, tensor)
+        self._standing = coordinates, self._versions()
+
+    def touched(self) -> None:
+        """Say that the weights may have been written to, behind torch's counters."""
+        self._standing = None
+
+    def _stands_opposite(self, coordinates: Coordinates) -> bool:
+        """Return whether the weights are, to the bit, the member that is to be mirrored."""
+        if self._standing is None or not isinstance(coordinates, Mirror):
+            return False
+        written, versions = self._standing
+        opposite = self.space.holds_weights and coordinates.reflects(written)
+        return opposite and versions == self._versions()
+
+    def _versions(self) -> list[tuple[int, int]]:
+        return [(version(tensor), tensor.data_ptr()) for tensor in self.live.values()]
+
+    def restore(self) -> None:
+        """Write the center back, bit for bit, if anything else was written since."""
+        if self._dirty:
+            self.write(Tensors(self.genome.center))
+            self._dirty = False
+            self._standing = None
+
+    @property
+    def dirty(self) -> bool:
+        """Whether the weights may be others than the center's."""
+        return self._dirty
+
+    def accept(self, coordinates: Coordinates) -> None:
+        """Make the center what was last written, at `coordinates`.
+
+        An interrupt on the way finds the move finished, never half a center.
+        """
+        settled = self.space.settle(coordinates, self.genome, self.live)
+        self._standing = None  # recipes are relative to the center
+        try:
+            self.genome.move(settled)
+        except BaseException:
+            self.genome.move(settled)
+            raise
+        finally:
+            self._dirty = False
