@@ -44,7 +44,7 @@ def load(folder: Path | None) -> Source:
         InputError: a file is missing, truncated or malformed.
     """
     beside = Path("shared", "data", "cifar10")
-    roots = [Path(__file__).resolve().parents[4], Path.cwd()]
+    roots = [Path(__file__).resolve().parents[5], Path.cwd()]
     usual = list(dict.fromkeys(root.parent / beside for root in roots))
     places = places_of("cifar10", folder, *usual)
     correction = (
