@@ -16,8 +16,8 @@ from evostep import __version__
 from evostep.cli import main, make_options, make_parser, reword
 from evostep.lab.arms.arm import Arm, make_arms
 from evostep.lab.comparison import compare as compare_module
-from evostep.lab.comparison.storage import read_json
 from evostep.lab.report.page import ReportPaths
+from evostep.lab.storage import read_json
 
 TINY: dict[str, object] = {
     "model": "mlp",

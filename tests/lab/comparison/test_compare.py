@@ -18,9 +18,9 @@ from evostep.errors import InputError
 from evostep.lab.comparison import compare as compare_module
 from evostep.lab.comparison.compare import check_directory, compare, describe_plan, finished_runs
 from evostep.lab.comparison.plan import Plan, make_plan
-from evostep.lab.comparison.storage import History, read_json, write_json
 from evostep.lab.options import Options
 from evostep.lab.report.page import ReportPaths
+from evostep.lab.storage import History, read_json, write_json
 
 ARMS = ("sgd", "sgd-all", "mutation", "openai-es")
 TINY: dict[str, Any] = {

@@ -12,7 +12,7 @@ from typing import Any
 
 from evostep.acceptance import Always, Improves, Ladder, PairedTest, Rule
 from evostep.errors import InputError, unknown_name
-from evostep.lab.arms.methods import METHODS, Method, Procedure, read_setting
+from evostep.lab.arms.methods import METHODS, Method, read_setting
 from evostep.lab.options import ArmEntry, Options, check_type
 from evostep.schedule import Alternate
 from evostep.spaces.base import Space
@@ -76,7 +76,7 @@ class Arm:
     Attributes:
         label: unique within the comparison.
         method: its name among `METHODS`.
-        course: what it does besides plain epochs.
+        procedure: how it trains: see `evostep.lab.arms.procedures`.
         training: how gradients are used.
         strategy: how it evolves; None where it does not.
         schedule: when it evolves.
@@ -90,7 +90,7 @@ class Arm:
 
     label: str
     method: str
-    procedure: Procedure
+    procedure: str
     training: Training
     strategy: Strategy | None
     schedule: Alternate

@@ -9,6 +9,7 @@ import typing
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from evostep.lab.arms.procedures import PROCEDURES
 from evostep.lab.options import AcceptName
 from evostep.noise import LowRank
 from evostep.strategies.base import Strategy
@@ -20,8 +21,6 @@ from evostep.strategies.random_search import RandomSearch
 from evostep.strategies.safe import Safe
 from evostep.strategies.snes import SNES
 
-Procedure = Literal["plain", "alternating", "averaging", "population"]
-
 
 @dataclass(frozen=True)
 class Method:
@@ -32,7 +31,7 @@ class Method:
         source: where it is from.
         strategy: the strategy with its defaults; None where there is none.
         space: which weights evolve, as ``--space`` says it; None: what ``--space`` says.
-        course: what a run does besides plain epochs: see `evostep.lab.arms.procedures`.
+        procedure: how a run trains: a name in `evostep.lab.arms.procedures.PROCEDURES`.
         all_data: whether it trains on the fitness and accept examples, too.
         gradient_noise: eta of the noise on gradients; 0: none.
         accept: when a new center replaces its parent, unless ``--accept`` says otherwise.
@@ -44,7 +43,7 @@ class Method:
     source: str
     strategy: Strategy | None = None
     space: str | None = None
-    procedure: Procedure = "plain"
+    procedure: str = "plain"
     all_data: bool = False
     gradient_noise: float = 0.0
     accept: AcceptName = "improves"
@@ -58,7 +57,7 @@ class Method:
     @property
     def evolves(self) -> bool:
         """Whether it has generations, and so needs fitness examples."""
-        return self.strategy is not None or self.procedure == "population"
+        return PROCEDURES[self.procedure].evolves
 
 
 def _evolving(
