@@ -148,6 +148,7 @@ def test_the_configuration_and_the_machine_are_written_down(results: dict[str, A
     assert config["seeds"] == [0, 1]
     assert config["epochs"] == 3
     assert [arm["label"] for arm in config["arms"]] == list(ARMS)
+    assert [arm["control"] for arm in config["arms"]] == [True, True, False, False]
     assert config["arms"][3]["strategy"]["population"] == 4
     environment = results["environment"]
     assert environment.keys() >= {"command", "date", "evostep", "torch", "python", "cpu", "threads"}

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from evostep.errors import InputError, reason
 from evostep.lab.arms.budget import arm_cost, trunk_cost
+from evostep.lab.arms.methods import METHODS
 from evostep.lab.arms.seed_run import SeedRun, run_directory
 from evostep.lab.comparison.environment import describe_environment
 from evostep.lab.comparison.estimate import estimate
@@ -124,7 +125,9 @@ def write_results(plan: Plan, directory: Path, runs: dict[tuple[str, int], dict[
     config = {
         **described["options"],
         "seeds": seeds,
-        "arms": list(described["arms"].values()),
+        "arms": [
+            {**arm, "control": METHODS[arm["method"]].control} for arm in described["arms"].values()
+        ],
         "budget": max((b for b in plan.budgets.values() if b is not None), default=None),
     }
     splits = read_json(directory / "splits.json")
