@@ -53,11 +53,6 @@ class Method:
     gradient_noise: float = 0.0
 
     @property
-    def size_field(self) -> str:
-        """Which field of the strategy ``--population`` sets."""
-        return "children" if isinstance(self.strategy, RandomMutation) else "population"
-
-    @property
     def evolves(self) -> bool:
         """Whether it has generations, and so needs fitness examples."""
         return PROCEDURES[self.procedure].evolves
@@ -86,13 +81,13 @@ METHODS: dict[str, Method] = {
         "random mutations of all weights, the best one kept if it is better",
         f"{_ARTICLE}, method 1",
         procedure="alternating",
-        strategy=RandomMutation(sigma=0.02, children=16),
+        strategy=RandomMutation(sigma=0.02, population=16),
     ),
     "mutation-safe": Method(
         "mutations scaled by the sensitivity of the outputs (SM-G-SUM)",
         "arXiv 1712.06563",
         procedure="alternating",
-        strategy=RandomMutation(sigma=0.03, children=16, scale="safe"),
+        strategy=RandomMutation(sigma=0.03, population=16, scale="safe"),
     ),
     "openai-es": Method(
         "OpenAI-ES on all weights",
@@ -170,7 +165,7 @@ def strategy_settings(strategy: Strategy) -> dict[str, tuple[Any, Any]]:
     Settings that may be objects are text: see `read_setting`.
 
     Example:
-        >>> strategy_settings(RandomMutation(sigma=0.02))["children"]
+        >>> strategy_settings(RandomMutation(sigma=0.02))["population"]
         (<class 'int'>, 16)
     """
     kinds = typing.get_type_hints(type(strategy))
