@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evostep.errors import InputError, reason
-from evostep.lab.data.sources import Source
+from evostep.lab.data.sources.base import Source
 from evostep.lab.data.sources.cache import cache_directory, fingerprint, read_cache, write_cache
 from evostep.lab.data.sources.pixels import decode_rgb
 from evostep.lab.data.sources.places import download, not_found, places_of
