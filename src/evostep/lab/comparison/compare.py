@@ -18,7 +18,7 @@ from evostep.lab.comparison.plan import Plan
 from evostep.lab.comparison.progress import show_progress
 from evostep.lab.comparison.run import run_arm, run_trunk
 from evostep.lab.data.parts import cut
-from evostep.lab.report.contrasts import finish
+from evostep.lab.report.contrasts import with_statistics
 from evostep.lab.report.page import ReportPaths, write_report
 from evostep.lab.storage import History, read_json, write_json
 
@@ -142,7 +142,7 @@ def write_results(plan: Plan, directory: Path, runs: dict[tuple[str, int], dict[
         "splits": splits["summary"],
         "runs": ordered,
     }
-    write_json(directory / "results.json", finish(results))
+    write_json(directory / "results.json", with_statistics(results))
 
 
 def describe_plan(plan: Plan, console: Console) -> None:
