@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
+import warnings
 from collections.abc import Iterable
 
 
@@ -25,12 +26,12 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def stacklevel_outside() -> int:
-    """Return the `stacklevel` with which a warning points at the user's line."""
-    level, frame = 1, sys._getframe(1)
+def warn(text: str, category: type[Warning] = UserWarning) -> None:
+    """Warn, pointing at the user's line that led here, however deep in the library it is told."""
+    level, frame = 1, sys._getframe()
     while frame.f_back is not None and _is_ours(frame.f_globals.get("__name__", "")):
         level, frame = level + 1, frame.f_back
-    return level
+    warnings.warn(text, category, stacklevel=level)
 
 
 def _is_ours(module: str) -> bool:

@@ -105,7 +105,7 @@ def suggest_sigma(
     tried, changed, spread = [], [], []
     with preserved_rng():
         genome = space.open(slots)
-        live = {**slots.buffers, **slots.tensors}
+        live = slots.live
         workspace = Workspace(space, genome, {name: live[name] for name in genome.center})
         try:
             before = predict(seed)

@@ -1,1 +1,5 @@
-"""Engines: members and a fitness in, a score for each out. Chosen for the user."""
+from evostep.engines.base import Engine
+from evostep.engines.inplace import InPlace
+from evostep.engines.vmap import Vmap
+
+ENGINES: dict[str, type[Engine]] = {kind.name: kind for kind in (InPlace, Vmap)}

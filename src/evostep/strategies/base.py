@@ -66,24 +66,24 @@ class Strategy(ABC):
 
     @property
     def needs_probe(self) -> bool:
-        """Whether `prepare` has to be called, which takes a `Fitness`."""
+        """Whether `prepare` measures the network, which takes a `Fitness`."""
         return False
 
     def prepare(
-        self, genome: Genome, state: State, generation: int, seed: int, probe: Probe
+        self, genome: Genome, state: State, generation: int, seed: int, probe: Probe | None
     ) -> State:
-        """Measure the network before the members of a generation are drawn, where that is needed.
+        """Find out what all members of a generation need, before they are drawn.
 
         Args:
             genome: with the center around which members will be drawn.
             state: from the generation before (not changed).
             generation: counted from 0.
             seed: of the run.
-            probe: what may be measured; it counts what that costs.
+            probe: what may be measured, where `needs_probe`; it counts what that costs.
 
         Returns:
             The state for `member` and `tell` of this generation; `tell` drops from it what was
-            measured, so that it is not saved.
+            found out, so that it is not saved.
         """
         return state
 

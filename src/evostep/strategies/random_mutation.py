@@ -87,7 +87,7 @@ class RandomMutation(NoiseStrategy):
         return self.children
 
     def prepare(
-        self, genome: Genome, state: State, generation: int, seed: int, probe: Probe
+        self, genome: Genome, state: State, generation: int, seed: int, probe: Probe | None
     ) -> State:
         """Measure sensitivities, and search each child's magnitude, where mutations are safe."""
         safe = self.safe
@@ -96,7 +96,7 @@ class RandomMutation(NoiseStrategy):
             for name, center in genome.center.items()
             if self.sigma_of(genome, name) != 0
         }
-        if safe is None or not moving:
+        if safe is None or probe is None or not moving:
             return state
         batches = probe.inputs(safe.examples)
         sensitivity: Mapping[str, Tensor] = {}
