@@ -100,7 +100,7 @@ def score_children(
     slots = slots_of_module(model)
     genome = evostep.AllWeights().open(slots)
     workspace = Workspace(evostep.AllWeights(), genome, slots.tensors)
-    strategy = evostep.RandomMutation(sigma, children=count)
+    strategy = evostep.RandomMutation(sigma, population=count)
 
     def outputs() -> Tensor:
         return torch.cat([model(batch) for batch in inputs.split(BATCH)])
@@ -220,7 +220,7 @@ def time_generations(
         seconds, proposed, forwards = {}, {}, {}
         engines: list[Engine] = [InPlace(), Racing()]
         for engine in engines if repeat % 2 else engines[::-1]:
-            strategy = evostep.RandomMutation(sigma, children=CHILDREN)
+            strategy = evostep.RandomMutation(sigma, population=CHILDREN)
             search = evostep.Evolution(model, strategy, seed=repeat, engine=engine)
             began = time.perf_counter()
             (record,) = search.evolve(fitness)

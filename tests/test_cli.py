@@ -328,7 +328,7 @@ arms:
   - method: mutation
     label: small
     sigma: 1e-3
-  - {method: mutation, label: big, strategy: {sigma: 0.5, children: 3}, lr: 5e-2}
+  - {method: mutation, label: big, strategy: {sigma: 0.5, population: 3}, lr: 5e-2}
   - openai-es
 """
 

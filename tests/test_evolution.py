@@ -59,7 +59,7 @@ def numbers(record: Record) -> tuple[Any, ...]:
 
 
 STRATEGIES: dict[str, Strategy] = {
-    "mutation": RandomMutation(0.1, children=5),
+    "mutation": RandomMutation(0.1, population=5),
     "openai-es": OpenAIES(0.1, lr=0.02, population=6),
     "article": OpenAIES(0.1, 0.02, 5, antithetic=False, shaping="z-score", scale="absolute"),
 }
@@ -188,13 +188,13 @@ def test_zero_generations_do_nothing() -> None:
     ("strategy", "accept", "on_other", "per_generation"),
     [
         # parent and members; a mutation that is proposed has its score already
-        (RandomMutation(0.1, children=5), Improves(), False, 6 * 40),
-        (RandomMutation(0.1, children=5), Always(), False, 6 * 40),
+        (RandomMutation(0.1, population=5), Improves(), False, 6 * 40),
+        (RandomMutation(0.1, population=5), Always(), False, 6 * 40),
         # a step is a new point: one more scoring decides on it
         (OpenAIES(0.1, population=4), Improves(), False, 6 * 40),
         (OpenAIES(0.1, population=4), Always(), False, 5 * 40),
         # deciding on other examples scores the parent there, too
-        (RandomMutation(0.1, children=5), Improves(), True, 6 * 40 + 2 * 24),
+        (RandomMutation(0.1, population=5), Improves(), True, 6 * 40 + 2 * 24),
         (OpenAIES(0.1, population=4), Improves(), True, 5 * 40 + 2 * 24),
     ],
 )
@@ -236,7 +236,7 @@ def test_calls_of_a_bare_fitness_are_counted() -> None:
 )
 def test_max_forwards_stops_at_the_generation_that_reaches_it(limit: int, generations: int) -> None:
     model = probe()
-    search = Evolution(model, RandomMutation(0.1, children=5))
+    search = Evolution(model, RandomMutation(0.1, population=5))
     search.evolve(Fitness(model, BATCHES))  # what went before does not count
     records = search.evolve(Fitness(model, BATCHES), 4, max_forwards=limit)
     assert len(records) == generations
@@ -247,7 +247,7 @@ def test_max_seconds_stops_after_the_generation_with_which_they_are_over() -> No
         time.sleep(0.01)
         return 0.0
 
-    search = Evolution({"w": torch.ones(2)}, RandomMutation(0.1, children=4))
+    search = Evolution({"w": torch.ones(2)}, RandomMutation(0.1, population=4))
     assert len(search.evolve(fitness, 50, max_seconds=0.12)) in (1, 2, 3)
     assert len(search.evolve(fitness, 2, max_seconds=100)) == 2
     assert all(0.05 <= record.seconds < 5 for record in search.history)
@@ -255,7 +255,7 @@ def test_max_seconds_stops_after_the_generation_with_which_they_are_over() -> No
 
 def test_on_generation_sees_each_record_at_once_and_may_stop() -> None:
     w = torch.ones(2)
-    search = Evolution({"w": w}, RandomMutation(0.1, children=4))
+    search = Evolution({"w": w}, RandomMutation(0.1, population=4))
     seen: list[Record] = []
 
     def watch(record: Record) -> bool:
@@ -271,13 +271,13 @@ def test_on_generation_sees_each_record_at_once_and_may_stop() -> None:
 
 @pytest.mark.parametrize("value", [None, 0, 1, "yes"])
 def test_only_true_stops(value: Any) -> None:
-    search = Evolution({"w": torch.ones(2)}, RandomMutation(0.1, children=2))
+    search = Evolution({"w": torch.ones(2)}, RandomMutation(0.1, population=2))
     assert len(search.evolve(lambda: 0.0, 3, on_generation=lambda _: value)) == 3
 
 
 def test_what_on_generation_raises_leaves_the_center_and_the_record() -> None:
     w = torch.ones(2)
-    search = Evolution({"w": w}, RandomMutation(0.5, children=4))
+    search = Evolution({"w": w}, RandomMutation(0.5, population=4))
     at: list[Tensor] = []
 
     def watch(record: Record) -> None:
@@ -315,7 +315,7 @@ def test_records_say_what_happened() -> None:
 
 
 def test_history_goes_on_over_phases() -> None:
-    search = Evolution({"w": torch.ones(2)}, RandomMutation(0.1, children=2))
+    search = Evolution({"w": torch.ones(2)}, RandomMutation(0.1, population=2))
     search.evolve(lambda: 0.0, 2)
     search.evolve(lambda: 0.0, 3)
     assert [record.generation for record in search.history] == [0, 1, 2, 3, 4]
@@ -349,7 +349,7 @@ def test_failed_members_are_counted_and_shown_and_rank_last() -> None:
     w = torch.tensor([3.0, -2.0])
     failing = {2: ArithmeticError("too hot"), 4: math.nan, 5: math.inf}
     fitness = Unlucky(w, failing, calls=9)
-    records = Evolution({"w": w}, RandomMutation(0.3, children=8)).evolve(fitness, 5)
+    records = Evolution({"w": w}, RandomMutation(0.3, population=8)).evolve(fitness, 5)
     for record in records:
         assert record.failed == 3
         assert record.error == "ArithmeticError: too hot"
@@ -409,7 +409,7 @@ def test_the_parents_exception_propagates_with_the_weights_intact(strategy: Stra
 
 def test_a_warning_as_an_error_leaves_the_weights_intact() -> None:
     w = torch.tensor([3.0, -2.0])
-    search = Evolution({"w": w}, RandomMutation(0.1, children=2))
+    search = Evolution({"w": w}, RandomMutation(0.1, population=2))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(UserWarning, match="failed for all 2"):
@@ -449,7 +449,7 @@ def test_the_rule_meets_parent_and_candidate_on_the_same_examples() -> None:
 def test_accept_on_decides_instead_of_what_selected(target: float, moves: bool) -> None:
     """Selection pulls w from 1 to 5, acceptance to the target."""
     w = torch.tensor([1.0])
-    search = Evolution({"w": w}, RandomMutation(0.1, children=8, scale="absolute"))
+    search = Evolution({"w": w}, RandomMutation(0.1, population=8, scale="absolute"))
     records = search.evolve(
         lambda: -abs(float(w) - 5), 5, accept_on=lambda: -abs(float(w) - target)
     )
@@ -462,7 +462,7 @@ def test_accept_on_decides_instead_of_what_selected(target: float, moves: bool) 
 
 def test_the_parent_is_scored_anew_where_acceptance_decides() -> None:
     model, rule = probe(), Recording(verdict=False)
-    search = Evolution(model, RandomMutation(0.1, children=3), accept=rule)
+    search = Evolution(model, RandomMutation(0.1, population=3), accept=rule)
     second = Fitness(model, BATCHES[2:], "neg-loss")
     before = second()
     record = search.evolve(Fitness(model, BATCHES[:2]), accept_on=second)[0]
@@ -487,7 +487,7 @@ def test_a_fitness_of_another_model_is_refused() -> None:
 
 def test_a_fitness_of_a_model_of_which_a_part_evolves_is_taken() -> None:
     model = probe()
-    search = Evolution(model[3], RandomMutation(0.1, children=2))
+    search = Evolution(model[3], RandomMutation(0.1, population=2))
     assert len(search.evolve(fitness_of(model))) == 1
 
 
@@ -560,14 +560,14 @@ def test_all_weights_move_where_nothing_else_is_said() -> None:
 
 def test_examples_for_acceptance_that_nobody_asks_for_are_told() -> None:
     w = torch.ones(2)
-    search = Evolution({"w": w}, RandomMutation(0.1, children=2), accept=Always())
+    search = Evolution({"w": w}, RandomMutation(0.1, population=2), accept=Always())
     with pytest.warns(UserWarning, match="accept_on has no effect"):
         search.evolve(lambda: 0.0, accept_on=lambda: 0.0)
 
 
 def test_a_center_without_a_finite_fitness_is_told_and_stays() -> None:
     w = torch.ones(2)
-    search = Evolution({"w": w}, RandomMutation(0.1, children=2))
+    search = Evolution({"w": w}, RandomMutation(0.1, population=2))
     with pytest.warns(UserWarning, match="weights as they stand is nan"):
         search.evolve(lambda: float("nan") if bool((w == 1).all()) else 1.0)
     assert bool((w == 1).all())

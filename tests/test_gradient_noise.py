@@ -19,7 +19,7 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "adamw": lambda p: torch.optim.AdamW(p, lr=0.01),
     "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01),
     "evolved": lambda p: evostep.Evolved(
-        torch.optim.SGD(p, lr=0.1), evostep.RandomMutation(sigma=0.1, children=2)
+        torch.optim.SGD(p, lr=0.1), evostep.RandomMutation(sigma=0.1, population=2)
     ),
 }
 

@@ -29,7 +29,7 @@ Y = (X[:, 0] > 0).long() + (X[:, 1] > 0.5).long()
 BATCHES = [(X[:24], Y[:24]), (X[24:], Y[24:])]
 
 STRATEGIES: dict[str, Any] = {
-    "mutation": RandomMutation(0.1, children=6),
+    "mutation": RandomMutation(0.1, population=6),
     "openai-es": OpenAIES(0.1, lr=0.02, population=6),
     "article": OpenAIES(0.05, 0.01, 6, antithetic=False, shaping="z-score", scale="absolute"),
 }
@@ -100,7 +100,7 @@ def test_law_2_equal_scores_are_a_zero_step(strategy: Any, value: float) -> None
 def noise_seen(seed: int, generation: int, order: tuple[str, ...]) -> dict[tuple[int, str], Tensor]:
     """Each member's move of each of three layers of one shape, as the fitness meets it."""
     tensors = {name: torch.zeros(30) for name in order}
-    search = Evolution(tensors, RandomMutation(1.0, children=3, scale="absolute"), seed=seed)
+    search = Evolution(tensors, RandomMutation(1.0, population=3, scale="absolute"), seed=seed)
     seen: list[dict[str, Tensor]] = []
 
     def fitness() -> float:
@@ -295,7 +295,7 @@ def test_law_8_peak_memory_does_not_grow_with_the_population(kind: Any) -> None:
     batches = [(torch.randn(4, 256), torch.zeros(4, dtype=torch.long))]
     peaks = []
     for population in (2, 20):
-        strategy = kind(0.02, **{"population" if kind is OpenAIES else "children": population})
+        strategy = kind(0.02, population=population)
         fitness = Fitness(model, batches, "neg-loss")
         with Ledger() as ledger:
             Evolution(model, strategy, engine="inplace").evolve(fitness, 2)

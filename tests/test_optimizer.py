@@ -32,7 +32,7 @@ from evostep import Always, Evolved, Fitness, Only, OpenAIES, RandomMutation
 X = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
 Y = (X[:, 0] > 0).long() + (X[:, 1] > 0.5).long()
 ES = OpenAIES(0.05, lr=0.02, population=4)
-MUTATION = RandomMutation(0.05, children=4)
+MUTATION = RandomMutation(0.05, population=4)
 
 BASES: dict[str, Callable[..., Optimizer]] = {
     "sgd": functools.partial(SGD, lr=0.05, momentum=0.9),
@@ -219,7 +219,7 @@ def test_evolve_gives_records_and_keeps_them() -> None:
 
 
 def test_evolve_improves_what_it_is_told_to() -> None:
-    model, optimizer = make(strategy=RandomMutation(0.1, children=16))
+    model, optimizer = make(strategy=RandomMutation(0.1, population=16))
     fitness = Fitness(model, [(X, Y)], "accuracy")
     before = fitness()
     optimizer.evolve(fitness, 15)
@@ -242,7 +242,7 @@ def test_a_groups_sigma_replaces_the_strategys() -> None:
         {"params": model[2].parameters(), "sigma": 2.0},
     ]
     base = SGD(groups, lr=0.1)
-    strategy = RandomMutation(0.01, children=1, scale="absolute")
+    strategy = RandomMutation(0.01, population=1, scale="absolute")
     optimizer = Evolved(base, strategy, model=model, accept=Always())
     before = copy.deepcopy(model)
     optimizer.evolve(lambda: 0.0)
@@ -257,7 +257,9 @@ def test_a_groups_sigma_replaces_the_strategys() -> None:
 
 
 def test_a_groups_sigma_may_be_scheduled() -> None:
-    model, optimizer = make(strategy=RandomMutation(0.01, children=1), accept=Always(), model=None)
+    model, optimizer = make(
+        strategy=RandomMutation(0.01, population=1), accept=Always(), model=None
+    )
     fitness = fitness_of(model)
     optimizer.evolve(fitness)
     before = copy.deepcopy(model)

@@ -68,7 +68,7 @@ def fitnesses(model: nn.Module, **settings: Any) -> tuple[Fitness, Fitness]:
 
 
 STRATEGIES: dict[str, Callable[[], Any]] = {
-    "mutation": lambda: RandomMutation(0.2, children=3),
+    "mutation": lambda: RandomMutation(0.2, population=3),
     "openai-es": lambda: OpenAIES(0.1, lr=0.05, population=4),
     "snes": lambda: SNES(0.2, population=5),
     "cmaes": lambda: CMAES(0.2, population=5),
@@ -441,7 +441,7 @@ def test_a_generation_can_be_judged_by_itself(rule: Rule) -> None:
         model[2].weight.zero_()
         model[2].bias.copy_(torch.tensor([0.0, 1.0]))
     fitness, accept_on = (Fitness(model, data(k), "accuracy") for k in (0, 2))
-    strategy = RandomMutation(2.0, children=40, scale="absolute")
+    strategy = RandomMutation(2.0, population=40, scale="absolute")
     search = Evolution(model, strategy, accept=rule)
     before = accept_on()
     records = search.evolve(fitness, 4, accept_on=accept_on)

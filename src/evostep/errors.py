@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import inspect
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class InputError(ValueError):
@@ -32,6 +37,49 @@ def warn(text: str, category: type[Warning] = UserWarning) -> None:
     while frame.f_back is not None and _is_ours(frame.f_globals.get("__name__", "")):
         level, frame = level + 1, frame.f_back
     warnings.warn(text, category, stacklevel=level)
+
+
+def warn_renamed(old: str, new: str) -> None:
+    """Warn the user's line that a name is an old one, which is still read."""
+    warn(f"{old} is now called {new}: the old name will be refused later", FutureWarning)
+
+
+def renamed_argument(old: str, new: str) -> Callable[[T], T]:
+    """Return a decorator: the function, or the class, still reads an argument by its old name.
+
+    Raises:
+        ValueError: in a call that gives both names.
+
+    Example:
+        >>> @renamed_argument("children", "population")
+        ... def double(population):
+        ...     return 2 * population
+        >>> double(3, children=4)
+        Traceback (most recent call last):
+        ValueError: population and children, its old name, are both given: leave children out
+    """
+
+    def decorate(target: Any) -> Any:
+        function = vars(target)["__init__"] if isinstance(target, type) else target
+        position = list(inspect.signature(function).parameters).index(new)
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if old in kwargs:
+                if new in kwargs or len(args) > position:
+                    raise ValueError(
+                        f"{new} and {old}, its old name, are both given: leave {old} out"
+                    )
+                warn_renamed(old, new)
+                kwargs[new] = kwargs.pop(old)
+            return function(*args, **kwargs)
+
+        if not isinstance(target, type):
+            return call
+        target.__init__ = call  # type: ignore[misc]
+        return target
+
+    return decorate
 
 
 def _is_ours(module: str) -> bool:

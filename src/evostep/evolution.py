@@ -54,7 +54,7 @@ class Evolution:
         >>> import torch
         >>> from evostep import Evolution, RandomMutation
         >>> w = torch.tensor([3.0, -2.0])
-        >>> search = Evolution({"w": w}, RandomMutation(sigma=0.3, children=8, scale="absolute"))
+        >>> search = Evolution({"w": w}, RandomMutation(sigma=0.3, population=8, scale="absolute"))
         >>> records = search.evolve(lambda: -float(w.square().sum()), generations=50)
         >>> bool(w.norm() < 0.1)
         True

@@ -110,7 +110,7 @@ def suggest_sigma(
         try:
             before = predict(seed)
             for sigma in sigmas:
-                strategy = RandomMutation(sigma, children=draws, scale=scale, noise=noise)
+                strategy = RandomMutation(sigma, population=draws, scale=scale, noise=noise)
                 shares = []
                 for i in range(draws):
                     workspace.write(strategy.member(genome, {}, 0, i, seed))

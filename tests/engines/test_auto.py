@@ -77,7 +77,7 @@ def mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(192, 8), nn.ReLU(), nn.Linear(8, 3))
 
 
-ES, MUTATION = OpenAIES(0.1, population=4), RandomMutation(0.1, children=4)
+ES, MUTATION = OpenAIES(0.1, population=4), RandomMutation(0.1, population=4)
 THIN = OpenAIES(0.1, population=4, noise=LowRank(1))
 CHOICES: dict[str, tuple[nn.Module, Space, Strategy, int, str]] = {
     "a small network": (mlp(), AllWeights(), ES, 100, "vmap"),

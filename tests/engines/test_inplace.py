@@ -32,7 +32,7 @@ from evostep.spaces.workspace import Workspace
 X = torch.randn(24, 6, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(24) % 3
 BATCHES = [(X[:12], Y[:12]), (X[12:], Y[12:])]
-FLAT = RandomMutation(0.1, children=4)  # with a constant fitness nothing is ever accepted
+FLAT = RandomMutation(0.1, population=4)  # with a constant fitness nothing is ever accepted
 
 
 class Shared(nn.Module):
@@ -311,7 +311,7 @@ def test_bfloat16_weights_do_not_drift() -> None:
     """Adding the noise and taking it off again would (measured: 1.5e-3 after 64 members)."""
     model = make("bfloat16")
     before = trace(model)
-    Evolution(model, RandomMutation(0.3, children=64)).evolve(lambda: 0.0, generations=2)
+    Evolution(model, RandomMutation(0.3, population=64)).evolve(lambda: 0.0, generations=2)
     assert_same(before, trace(model))
 
 
@@ -362,7 +362,7 @@ def test_dropout_is_the_same_for_parent_and_members() -> None:
     masks: list[Tensor] = []
     model[1].register_forward_hook(lambda m, i, o: masks.append(o == 0))
     fitness = Fitness(model, [(X, Y)], mode="train")
-    Evolution(model, RandomMutation(1e-6, children=3)).evolve(fitness)
+    Evolution(model, RandomMutation(1e-6, population=3)).evolve(fitness)
     assert all(torch.equal(mask, masks[0]) for mask in masks[1:4])
     assert 0.3 < float(masks[0].double().mean()) < 0.7
 
@@ -559,7 +559,7 @@ class Ledger(TorchDispatchMode):
     [
         lambda n: OpenAIES(0.02, population=n),
         lambda n: OpenAIES(0.02, population=n, antithetic=False, shaping="z-score"),
-        lambda n: RandomMutation(0.02, children=n),
+        lambda n: RandomMutation(0.02, population=n),
     ],
     ids=["openai-es", "article", "mutation"],
 )
@@ -589,7 +589,7 @@ MADE: dict[str, Callable[[], Any]] = {
     "pairs of low rank": lambda: OpenAIES(0.1, population=6, noise=LowRank(2)),
     "uniform, not relative": lambda: OpenAIES(0.1, 6, noise="uniform", scale="absolute"),
     "no pairs": lambda: OpenAIES(0.1, population=6, antithetic=False),
-    "mutation": lambda: RandomMutation(0.1, children=6),
+    "mutation": lambda: RandomMutation(0.1, population=6),
 }
 ORDERS = {
     "in order": [0, 1, 2, 3, 4, 5],

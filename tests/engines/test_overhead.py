@@ -203,7 +203,9 @@ def test_weights_cast_by_the_users_own_autocast_are_not_kept_from_member_to_memb
     found = []
     for inside in (False, True):
         model = network()
-        given = opened(model, RandomMutation(0.3, children=5), Fitness(model, BATCHES, "neg-loss"))
+        given = opened(
+            model, RandomMutation(0.3, population=5), Fitness(model, BATCHES, "neg-loss")
+        )
         with torch.autocast("cpu", torch.bfloat16, enabled=True):
             if inside:
                 model.eval()(X)  # casts the center's weights
@@ -222,7 +224,7 @@ def test_nor_is_a_members_weight_kept_for_the_user(bare: bool) -> None:
         fitness: Any = Fitness(model, BATCHES, "neg-loss")
         if bare:
             fitness = lambda: float(model(X).square().mean())  # noqa: E731
-        outcomes = InPlace().score(*opened(model, RandomMutation(0.3, children=4), fitness))
+        outcomes = InPlace().score(*opened(model, RandomMutation(0.3, population=4), fitness))
         assert torch.equal(model(X), before)
     assert len({outcome.scores.value for outcome in outcomes}) == 4
 
@@ -232,13 +234,13 @@ def test_a_fitness_under_autocast_scores_the_same_inside_another_one() -> None:
     for user in (False, True):
         model = network()
         fitness = Fitness(model, BATCHES, "neg-loss", autocast=torch.bfloat16)
-        given = opened(model, RandomMutation(0.3, children=5), fitness)
+        given = opened(model, RandomMutation(0.3, population=5), fitness)
         with torch.autocast("cpu", torch.bfloat16, enabled=user):
             outcomes = InPlace().score(*given)
         found.append([outcome.scores.value for outcome in outcomes])
     assert found[0] == found[1]
     plain = network()
-    given = opened(plain, RandomMutation(0.3, children=5), Fitness(plain, BATCHES, "neg-loss"))
+    given = opened(plain, RandomMutation(0.3, population=5), Fitness(plain, BATCHES, "neg-loss"))
     full = [outcome.scores.value for outcome in InPlace().score(*given)]
     assert full != found[0]
     assert full == pytest.approx(found[0], rel=0.05)

@@ -137,7 +137,7 @@ SPACES: dict[str, Callable[[], Space]] = {
 STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "openai-es": lambda: OpenAIES(0.1, population=6),
     "low rank": lambda: OpenAIES(0.1, population=6, noise=LowRank(1)),
-    "mutation": lambda: RandomMutation(0.1, children=5),
+    "mutation": lambda: RandomMutation(0.1, population=5),
     "snes": lambda: SNES(0.1, population=5),
     "guided": lambda: GuidedES(0.1, population=6),
     "random search": lambda: RandomSearch(0.1, population=5),

@@ -121,7 +121,7 @@ def evolve(engine: str, place: Callable[[Network, Bomb], Fitness], bomb: Bomb) -
     """Two generations of which nothing is accepted; give what was warned of."""
     model = network()
     fitness = place(model, bomb)
-    strategy = RandomMutation(0.5, children=6, noise=LowRank(1))
+    strategy = RandomMutation(0.5, population=6, noise=LowRank(1))
     space = Only("middle", "tied", "head")
     before = trace(model)
     search = Evolution(model, strategy, space=space, engine=ENGINES[engine], seed=2)

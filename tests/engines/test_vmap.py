@@ -172,7 +172,7 @@ def test_several_outputs_are_given_to_a_metric_member_by_member() -> None:
     for engine in ("vmap", "inplace"):
         torch.manual_seed(3)
         model = Plain()
-        search = Evolution(model, RandomMutation(0.1, children=5), engine=engine)
+        search = Evolution(model, RandomMutation(0.1, population=5), engine=engine)
         found.append(search.evolve(Fitness(model, [(X, torch.tensor(0.5), Y)], metric), 2))
     assert_alike(*found)
 
@@ -198,7 +198,7 @@ def test_members_meet_the_same_random_numbers_as_in_place(
     for engine in ("vmap", "inplace"):
         torch.manual_seed(3)
         model = Noisy(draw)
-        search = Evolution(model, RandomMutation(0.1, children=5), engine=engine, seed=5)
+        search = Evolution(model, RandomMutation(0.1, population=5), engine=engine, seed=5)
         found.append(search.evolve(Fitness(model, BATCHES, "neg-loss"), 2))
     assert_alike(*found)
 
@@ -227,7 +227,7 @@ def test_where_memory_runs_out_half_as_many_are_scored_at_a_time() -> None:
     torch.manual_seed(3)
     model = Hungry(most=3)
     fitness = Fitness(model, [(X, Y)], "neg-loss")
-    strategy = RandomMutation(0.1, children=10)
+    strategy = RandomMutation(0.1, population=10)
     (record,) = Evolution(model, strategy, engine=Vmap(chunk=10), seed=5).evolve(fitness)
     assert model.seen == [2, 2, 2, 2, 2]  # 10, 5, 2: each half, rounded down
     torch.manual_seed(3)
@@ -239,7 +239,7 @@ def test_where_memory_runs_out_half_as_many_are_scored_at_a_time() -> None:
 def test_no_memory_for_one_member_is_told_and_they_are_scored_in_place() -> None:
     torch.manual_seed(3)
     model = Hungry(most=0)
-    search = Evolution(model, RandomMutation(0.1, children=4), engine="vmap", seed=5)
+    search = Evolution(model, RandomMutation(0.1, population=4), engine="vmap", seed=5)
     with pytest.warns(UserWarning, match="there is not enough memory for one member"):
         (record,) = search.evolve(Fitness(model, [(X, Y)], "neg-loss"))
     assert not record.failed
@@ -277,7 +277,7 @@ def test_what_cannot_be_stacked_is_told_once_and_scored_in_place(name: str) -> N
     found = []
     for engine in ("vmap", "inplace"):
         model = batch_norm_seeded()
-        search = Evolution(model, RandomMutation(0.1, children=4), engine=engine, seed=5)
+        search = Evolution(model, RandomMutation(0.1, population=4), engine=engine, seed=5)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             records = search.evolve(make(model), 2)
@@ -309,7 +309,7 @@ def test_a_forward_that_cannot_be_batched_is_told_and_scored_in_place() -> None:
     for engine in ("vmap", "inplace"):
         torch.manual_seed(3)
         model = Deciding()
-        search = Evolution(model, RandomMutation(0.5, children=6), engine=engine, seed=5)
+        search = Evolution(model, RandomMutation(0.5, population=6), engine=engine, seed=5)
         fitness = Fitness(model, [(X, Y)], "neg-loss")
         if engine == "vmap":
             with pytest.warns(UserWarning, match="engine 'vmap' cannot score"):
@@ -339,7 +339,7 @@ def test_a_weight_that_is_reached_by_another_way_is_told_and_members_are_scored_
     for engine in ("vmap", "inplace"):
         torch.manual_seed(3)
         model = Keeping()
-        search = Evolution(model, RandomMutation(0.01, children=6), engine=engine, seed=5)
+        search = Evolution(model, RandomMutation(0.01, population=6), engine=engine, seed=5)
         fitness = Fitness(model, BATCHES, "accuracy")
         if engine == "vmap":
             with pytest.warns(UserWarning, match="uses 'linear.weight' by another way"):
@@ -360,7 +360,7 @@ def test_no_member_stays_in_the_model_whatever_is_raised(error: type[BaseExcepti
             raise error
 
     model[0].register_forward_hook(hook)
-    search = Evolution(model.train(), RandomMutation(0.5, children=4), engine="vmap")
+    search = Evolution(model.train(), RandomMutation(0.5, population=4), engine="vmap")
     fitness = Fitness(model, [(X, Y)], "neg-loss")
     if error is ValueError:
         with pytest.warns(UserWarning, match="engine 'vmap' cannot score"):
@@ -387,7 +387,7 @@ def test_a_member_whose_metric_raises_fails_alone() -> None:
         model = nn.Linear(6, 3)
         with torch.no_grad():
             model.bias.sub_(0.2)
-        search = Evolution(model, RandomMutation(0.5, children=12), engine=engine, seed=5)
+        search = Evolution(model, RandomMutation(0.5, population=12), engine=engine, seed=5)
         (record,) = search.evolve(Fitness(model, [(X, Y)], metric))
         found.append(record)
     assert 0 < found[0].failed < 12

@@ -84,7 +84,7 @@ def test_what_does_not_move_is_the_center_in_every_member() -> None:
     assert torch.equal(stacked, genome.center["still"].expand(6, 2, 2))
 
 
-@pytest.mark.parametrize("strategy", [RandomMutation(0.1, children=4), RandomSearch(0.1, 4)])
+@pytest.mark.parametrize("strategy", [RandomMutation(0.1, population=4), RandomSearch(0.1, 4)])
 def test_other_strategies_are_stacked_too(strategy: RandomMutation | RandomSearch) -> None:
     genome = genome_of()
     members = [strategy.member(genome, {}, 0, i, 5) for i in range(4)]

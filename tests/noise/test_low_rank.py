@@ -150,7 +150,7 @@ def test_a_whole_network_evolves_on_it() -> None:
 def test_a_rank_above_the_layers_is_refused_before_anything_moves() -> None:
     model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 1))
     before = [p.clone() for p in model.parameters()]
-    search = Evolution(model, RandomMutation(0.1, children=2, noise=LowRank(2)))
+    search = Evolution(model, RandomMutation(0.1, population=2, noise=LowRank(2)))
     calls = []
     with pytest.raises(ValueError, match=r"rank 2 is above that of '1.weight' \(1 x 8\).*normal"):
         search.evolve(lambda: float(len(calls)))

@@ -432,7 +432,7 @@ def record_scores(esgd: ESGD) -> list[float]:
         lambda p: torch.optim.AdamW([{"params": p, "lr": 0.3}], weight_decay=0.1),
         lambda p: torch.optim.Rprop(p),
         lambda p: evostep.Evolved(
-            torch.optim.SGD(p, lr=0.1, momentum=0.9), evostep.RandomMutation(0.1, children=2)
+            torch.optim.SGD(p, lr=0.1, momentum=0.9), evostep.RandomMutation(0.1, population=2)
         ),
     ],
 )

@@ -144,7 +144,7 @@ def test_members_are_scored_with_their_own_statistics_the_parent_as_it_stands() 
     model = network()
     fitness = Fitness(model, data(), "neg-loss", calibration=data(1))
     before, parent = buffers(model), fitness()
-    strategy = RandomMutation(0.3, children=3)
+    strategy = RandomMutation(0.3, population=3)
     search = Evolution(model, strategy, seed=4)
     genome = search.space.open(search.slots)
     children = [strategy.member(genome, {}, 0, i, 4) for i in range(3)]
@@ -171,7 +171,7 @@ class Never(Improves):
     ("accept", "second"), [(Always(), False), (Improves(), False), (Improves(), True)]
 )
 @pytest.mark.parametrize(
-    "strategy", [RandomMutation(0.3, children=6), OpenAIES(0.1, lr=0.01, population=6)]
+    "strategy", [RandomMutation(0.3, population=6), OpenAIES(0.1, lr=0.01, population=6)]
 )
 def test_what_is_kept_is_what_was_scored(strategy: Any, accept: Any, second: bool) -> None:
     model = network()
@@ -203,7 +203,7 @@ def test_what_is_kept_is_what_was_scored(strategy: Any, accept: Any, second: boo
         (OpenAIES(0.1, lr=0.05, population=4), Always(), False, 5, 5),
         (OpenAIES(0.1, lr=0.05, population=4), Improves(), False, 6, 5),
         (OpenAIES(0.1, lr=0.05, population=4), Improves(), True, 7, 5),
-        (RandomMutation(0.1, children=4), Improves(), False, 5, 5),
+        (RandomMutation(0.1, population=4), Improves(), False, 5, 5),
     ],
 )
 def test_every_forward_is_counted(
@@ -246,7 +246,7 @@ def test_an_interrupt_while_estimating_leaves_the_center_whole(after: int) -> No
     forward = Failing(KeyboardInterrupt(), after)
     fitness = Fitness(model, data(), "neg-loss", forward=forward, calibration=data(1))
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    search = Evolution(model, RandomMutation(0.1, children=3), accept=Always())
+    search = Evolution(model, RandomMutation(0.1, population=3), accept=Always())
     with pytest.raises(KeyboardInterrupt):
         search.evolve(fitness)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -256,7 +256,7 @@ def test_a_member_whose_statistics_cannot_be_estimated_is_counted_as_failed() ->
     model = network()
     forward = Failing(RuntimeError("no such batch"), 4)
     fitness = Fitness(model, data(), "neg-loss", forward=forward, calibration=data(1))
-    search = Evolution(model, RandomMutation(0.1, children=3), accept=Always())
+    search = Evolution(model, RandomMutation(0.1, population=3), accept=Always())
     before = {name: value.clone() for name, value in model.state_dict().items()}
     (record,) = search.evolve(fitness)
     assert record.failed == 3  # two members, and the first, whose estimate is made once more
@@ -267,7 +267,7 @@ def test_a_member_whose_statistics_cannot_be_estimated_is_counted_as_failed() ->
 
 def test_a_calibration_on_accept_on_alone_is_a_warning() -> None:
     model = network()
-    search = Evolution(model, RandomMutation(0.1, children=2))
+    search = Evolution(model, RandomMutation(0.1, population=2))
     second = Fitness(model, data(2), "neg-loss", calibration=data(1))
     with pytest.warns(UserWarning, match="calibration of accept_on has no effect"):
         search.evolve(Fitness(model, data(), "neg-loss"), accept_on=second)
@@ -276,7 +276,7 @@ def test_a_calibration_on_accept_on_alone_is_a_warning() -> None:
 def test_statistics_that_the_space_moves_cannot_be_estimated_too() -> None:
     model = network()
     space = Only("1.running_*", buffers=True)
-    search = Evolution(model, RandomMutation(0.1, children=2), space=space)
+    search = Evolution(model, RandomMutation(0.1, population=2), space=space)
     before = buffers(model)
     fitness = Fitness(model, data(), "neg-loss", calibration=data(1))
     with pytest.raises(ValueError, match=r"moves '1.running_mean', which calibration= estimates"):

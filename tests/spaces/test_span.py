@@ -234,7 +234,7 @@ def test_the_start_is_the_better_of_the_two(target: str) -> None:
         SNES(0.3, population=12, scale="absolute"),
         CMAES(0.3, population=8, scale="absolute"),
         CMAES(0.3, scale="absolute"),
-        RandomMutation(0.2, children=12, scale="absolute"),
+        RandomMutation(0.2, population=12, scale="absolute"),
         RandomSearch(0.5, population=12, scale="absolute"),
     ],
 )
@@ -289,7 +289,7 @@ def test_weights_with_sigma_zero_are_not_mixed() -> None:
         {"params": list(model[0].parameters()), "sigma": 0},
         {"params": list(model[2].parameters())},
     ]
-    strategy = RandomMutation(0.3, children=4, scale="absolute")
+    strategy = RandomMutation(0.3, population=4, scale="absolute")
     optimizer = Evolved(
         torch.optim.SGD(groups, lr=0.1), strategy, space=Span(), accept=Always(), model=model
     )

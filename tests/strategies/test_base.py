@@ -24,9 +24,9 @@ from evostep.strategies.base import NoiseStrategy, Step, Strategy
 
 # Each on a parabola, in units of the weights, with a sigma and a step that suit it.
 STRATEGIES: dict[str, NoiseStrategy] = {
-    "mutation": RandomMutation(0.1, children=8, scale="absolute"),
-    "mutation, uniform": RandomMutation(0.2, children=8, scale="absolute", noise="uniform"),
-    "mutation, one child": RandomMutation(0.1, children=1, scale="absolute"),
+    "mutation": RandomMutation(0.1, population=8, scale="absolute"),
+    "mutation, uniform": RandomMutation(0.2, population=8, scale="absolute", noise="uniform"),
+    "mutation, one child": RandomMutation(0.1, population=1, scale="absolute"),
     "openai-es": OpenAIES(0.1, lr=0.05, population=16, scale="absolute"),
     "openai-es, z-score": OpenAIES(0.1, 0.02, 16, shaping="z-score", scale="absolute"),
     "openai-es, not antithetic": OpenAIES(0.1, 0.05, 16, antithetic=False, scale="absolute"),
@@ -233,7 +233,7 @@ def test_the_state_before_the_first_generation_is_plain(strategy: NoiseStrategy)
 
 
 def test_mutation_proposes_its_best_child() -> None:
-    strategy, g = RandomMutation(0.1, children=5), genome()
+    strategy, g = RandomMutation(0.1, population=5), genome()
     population = members(strategy, g)
     step = told(strategy, g, [0.1, 0.5, math.nan, 0.5, -1.0], parent=0.9)
     assert step is not None
@@ -243,9 +243,9 @@ def test_mutation_proposes_its_best_child() -> None:
 
 def test_one_plus_lambda_equals_its_twin() -> None:
     """Numbers, not tensors: the loop as it would be written on paper."""
-    sigma, children, target = 0.3, 6, np.array([1.0, -1.0, 2.0])
+    sigma, population, target = 0.3, 6, np.array([1.0, -1.0, 2.0])
     w = torch.zeros(3, dtype=torch.float64)
-    strategy = RandomMutation(sigma, children, scale="absolute")
+    strategy = RandomMutation(sigma, population, scale="absolute")
     search = Evolution({"w": w}, strategy, seed=11)
     f = lambda x: -float(((x - target) ** 2).sum())  # noqa: E731
     records = search.evolve(lambda: f(w.numpy()), generations=25)
@@ -254,7 +254,7 @@ def test_one_plus_lambda_equals_its_twin() -> None:
     for g in range(25):
         eps = [
             draw("normal", w, seed=11, generation=g, member=i, name="w").numpy()
-            for i in range(children)
+            for i in range(population)
         ]
         scores = [f(x + sigma * e) for e in eps]
         best = int(np.argmax(scores))
@@ -268,7 +268,7 @@ def test_one_plus_lambda_equals_its_twin() -> None:
 
 def test_the_parents_score_never_falls_where_only_improvements_are_accepted() -> None:
     w = torch.tensor([2.0, -1.0])
-    search = Evolution({"w": w}, RandomMutation(0.5, children=3, scale="absolute"))
+    search = Evolution({"w": w}, RandomMutation(0.5, population=3, scale="absolute"))
     records = search.evolve(lambda: -float(w.square().sum()), generations=40)
     parents = [record.parent for record in records]
     assert parents == sorted(parents)
@@ -280,7 +280,7 @@ def test_the_parents_score_never_falls_where_only_improvements_are_accepted() ->
 
 def test_comma_selection_leaves_a_parent_that_no_child_beats() -> None:
     w = torch.zeros(2)  # stands on the top: each child is worse
-    strategy = RandomMutation(0.5, children=4, scale="absolute")
+    strategy = RandomMutation(0.5, population=4, scale="absolute")
     record = Evolution({"w": w}, strategy, accept=Always()).evolve(lambda: -float(w.norm()))[0]
     assert record.accepted
     assert max(record.scores) < record.parent
@@ -293,7 +293,7 @@ def test_comma_selection_leaves_a_parent_that_no_child_beats() -> None:
 
 def test_a_tie_keeps_the_parent() -> None:
     w = torch.tensor([1.0, 2.0])
-    search = Evolution({"w": w}, RandomMutation(0.5, children=4))
+    search = Evolution({"w": w}, RandomMutation(0.5, population=4))
     records = search.evolve(lambda: 0.75, generations=3)
     assert not any(record.accepted for record in records)
     assert w.tolist() == [1.0, 2.0]
@@ -482,7 +482,7 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: RandomMutation(-1.0), "sigma must be a finite number > 0, got -1"),
     (lambda: RandomMutation(math.nan), "sigma.*got nan"),
     (lambda: RandomMutation(math.inf), "sigma.*got inf"),
-    (lambda: RandomMutation(0.1, children=0), "children must be at least 1, got 0"),
+    (lambda: RandomMutation(0.1, population=0), "population must be at least 1, got 0"),
     (lambda: RandomMutation(0.1, scale="std"), "scale must be one of rms, absolute, got 'std'"),  # type: ignore[arg-type]
     (lambda: RandomMutation(0.1, noise="levy"), "noise must be one of normal, uniform.*'levy'"),  # type: ignore[arg-type]
     (lambda: OpenAIES(0.0), "sigma.*got 0"),

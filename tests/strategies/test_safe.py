@@ -251,7 +251,7 @@ def test_noise_is_divided_by_the_sensitivities(
     (batch,) = probe.inputs(limit)
     s = twin(model, lambda i: model(batch.inputs[i : i + 1]), batch.count, kind)
     parent, *children = first_children(
-        model, RandomMutation(0.05, children=3, scale=scale, noise=noise), fitness
+        model, RandomMutation(0.05, population=3, scale=scale, noise=noise), fitness
     )
     assert len(children) == 3
     for i, child in enumerate(children):
@@ -273,7 +273,7 @@ def test_mutations_change_outputs_by_the_asked_magnitude(
     not use, so there the change on others can be twice as large.)"""
     model = networks[name].eval()
     fitness = Fitness(model, batches_of(digits, 50))
-    strategy = RandomMutation(0.03, children=3, scale=Safe(kind, examples=32, target=target))
+    strategy = RandomMutation(0.03, population=3, scale=Safe(kind, examples=32, target=target))
     parent, *children = first_children(model, strategy, fitness)
     used = torch.cat([batch.inputs for batch in network_of(model, fitness).inputs(32)])
     with torch.no_grad():
@@ -298,7 +298,7 @@ def test_costs_are_counted(networks: Any, digits: Any) -> None:
         Safe("sum", 20, 0.5),
         Safe("rescale", 20, 0.5),
     ):
-        strategy = RandomMutation(0.02, children=4, scale=safe)
+        strategy = RandomMutation(0.02, population=4, scale=safe)
         record = Evolution(model, strategy).evolve(fitness)[0]
         measured = record.sample_forwards - 5 * 100
         bound = safe.cost(100, 10, 4)
@@ -316,7 +316,7 @@ def test_resumed_runs_have_the_same_bits_and_save_no_sensitivities(
     def run(parts: list[int]) -> tuple[list[Tensor], list[int]]:
         model = build_model("mlp", channels=1, classes=10, image_size=8, seed=0)
         fitness = Fitness(model, batches_of(digits, 20), "neg-loss", batches_per_generation=2)
-        strategy = RandomMutation(0.05, children=3, scale=Safe("abs", 10, 0.3))
+        strategy = RandomMutation(0.05, population=3, scale=Safe("abs", 10, 0.3))
         state, forwards = None, []
         for generations in parts:
             search = Evolution(model, strategy)
@@ -337,7 +337,7 @@ def test_only_what_moves_is_measured_and_it_works_in_evolved(networks: Any, digi
     fitness = Fitness(model, batches_of(digits), "neg-loss")
     optimizer = Evolved(
         torch.optim.SGD(model.parameters(), lr=0.1),
-        RandomMutation(0.01, children=6, scale=Safe("sum", target=0.3)),
+        RandomMutation(0.01, population=6, scale=Safe("sum", target=0.3)),
         space=Only("head"),
         accept=Improves(),
         model=model,
@@ -361,7 +361,7 @@ def test_safe_mutants_break_less_than_plain_ones_of_the_same_length(
     fitness = Fitness(model, batches_of(digits))
     x = digits[0][500:]
     parent, *children = first_children(
-        model, RandomMutation(0.01, children=8, scale="safe"), fitness
+        model, RandomMutation(0.01, population=8, scale="safe"), fitness
     )
     genome = AllWeights().open(slots_of_module(model))
     plain_strategy = RandomMutation(0.01, scale="absolute")
@@ -455,7 +455,7 @@ def test_models_that_cannot_be_differentiated_are_named(kind: Any, what: str, wo
         lambda outputs, targets: 0.5,
         higher_is_better=True,
     )
-    search = Evolution(model, RandomMutation(0.1, children=2, scale=Safe(kind)))
+    search = Evolution(model, RandomMutation(0.1, population=2, scale=Safe(kind)))
     with pytest.raises(ValueError, match=words) as caught:
         search.evolve(fitness)
     assert "\n" not in str(caught.value)
@@ -466,7 +466,7 @@ def test_models_that_cannot_be_differentiated_are_named(kind: Any, what: str, wo
 def test_rescaling_needs_no_gradients() -> None:
     model = Opaque("rounded")
     fitness = Fitness(model, [(10 * torch.randn(64, 2), torch.zeros(64).long())])
-    strategy = RandomMutation(0.1, children=3, scale=Safe("rescale", target=2.0))
+    strategy = RandomMutation(0.1, population=3, scale=Safe("rescale", target=2.0))
     parent, *children = first_children(model, strategy, fitness)
     (x, _) = fitness.examples().batches[0]
     for child in children:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from torch import Tensor
 
+from evostep.errors import renamed_argument
 from evostep.genome.members import Perturbed
 from evostep.genome.point import Coordinates, Genome, Tensors
 from evostep.strategies.base import NoiseStrategy, ScaleKind, State, Step
@@ -26,36 +27,37 @@ if TYPE_CHECKING:
 MutationScale = ScaleKind | Literal["safe"] | Safe
 
 
+@renamed_argument("children", "population")
 @dataclass(frozen=True)
 class RandomMutation(NoiseStrategy):
-    """Propose the best of `children` noisy copies of the center.
+    """Propose the best of `population` noisy copies of the center.
 
     Args:
         sigma: standard deviation of the mutations, in units of `scale`.
-        children: copies in a generation, at least 1.
+        population: copies in a generation, at least 1.
         scale: ``"rms"`` (relative to each tensor's root mean square), ``"absolute"``, ``"safe"``
             (relative to the inverse of each weight's sensitivity, as `Safe()` says) or a `Safe`;
             the last two need a `Fitness`, and measuring counts as sample-forwards.
         noise: ``"normal"``, ``"uniform"`` (on [-1, 1]) or ``LowRank(rank)``.
 
     Raises:
-        ValueError: sigma <= 0, fewer than one child, an unknown scale or noise.
+        ValueError: sigma <= 0, a population below 1, an unknown scale or noise.
 
     Example:
-        >>> RandomMutation(sigma=0.02, children=16).size
+        >>> RandomMutation(sigma=0.02, population=16).size
         16
     """
 
     selects: ClassVar[bool] = True
 
-    children: int = 16
+    population: int = 16
     # wider than the base's, and the base only ever compares it
     scale: MutationScale = field(default="rms", kw_only=True)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.children < 1:
-            raise ValueError(f"children must be at least 1, got {self.children}")
+        if self.population < 1:
+            raise ValueError(f"population must be at least 1, got {self.population}")
 
     def check_scale(self) -> None:
         """Raise ValueError for a scale that is neither a name nor a `Safe`."""
@@ -83,8 +85,8 @@ class RandomMutation(NoiseStrategy):
 
     @property
     def size(self) -> int:
-        """The number of children."""
-        return self.children
+        """The population."""
+        return self.population
 
     def prepare(
         self, genome: Genome, state: State, generation: int, seed: int, probe: Probe | None
@@ -104,7 +106,7 @@ class RandomMutation(NoiseStrategy):
             sensitivity = measure_sensitivity(probe, moving, batches, safe.kind)
         children = [
             _SafeMutant(self, genome, seed, generation, i, sensitivity=sensitivity)
-            for i in range(self.children)
+            for i in range(self.population)
         ]
         if safe.target is not None:
             before = probe.outputs(Tensors(genome.center), batches)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.func import vjp, vmap
 
-from evostep.errors import InputError, reason
+from evostep.errors import InputError, reason, renamed_argument
 from evostep.scoring.batches import map_leaves, map_tensors
 from evostep.scoring.probe import Batch, Probe
 
@@ -72,7 +72,7 @@ class Safe:
 
     Example:
         >>> from evostep import RandomMutation
-        >>> safe = RandomMutation(0.02, children=8, scale=Safe("abs", target=0.5))
+        >>> safe = RandomMutation(0.02, population=8, scale=Safe("abs", target=0.5))
         >>> default = RandomMutation(0.02, scale="safe")  # the same as Safe()
     """
 
@@ -93,21 +93,22 @@ class Safe:
                 "the outputs, such as target=0.5"
             )
 
-    def cost(self, examples: int, outputs: int, children: int) -> int:
+    @renamed_argument("children", "population")
+    def cost(self, examples: int, outputs: int, population: int) -> int:
         """Return the most sample-forwards that one generation's measuring takes.
 
         Args:
             examples: of the fitness in one generation.
             outputs: of the network for each example.
-            children: of the `RandomMutation`.
+            population: of the `RandomMutation`.
 
         Example:
-            >>> Safe().cost(examples=1000, outputs=10, children=16)
+            >>> Safe().cost(examples=1000, outputs=10, population=16)
             1344
         """
         n = min(self.examples, examples)
         gradients = 0 if self.kind == "rescale" else n * (1 + 2 * outputs)
-        return gradients + (0 if self.target is None else n * (1 + SEARCH_TRIES * children))
+        return gradients + (0 if self.target is None else n * (1 + SEARCH_TRIES * population))
 
 
 def measure_sensitivity(

@@ -95,7 +95,7 @@ def test_what_cannot_be_intercepted_is_named_and_scored_in_place() -> None:
     torch.manual_seed(1)
     model = Odd()
     fitness = Fitness(model, [(VECTORS, TARGETS)], "neg-loss")
-    strategy = RandomMutation(0.1, children=4, noise=LowRank(1))
+    strategy = RandomMutation(0.1, population=4, noise=LowRank(1))
     with pytest.warns(UserWarning, match="'lowrank' cannot score these members.*odd"):
         (record,) = Evolution(model, strategy, engine="lowrank").evolve(fitness)
     torch.manual_seed(1)

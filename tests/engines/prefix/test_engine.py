@@ -365,7 +365,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Any, list[Any], dict[str, Any]]]
 
 STRATEGIES: dict[str, Strategy] = {
     "openai-es": OpenAIES(0.1, population=4),
-    "mutation": RandomMutation(0.1, children=3),
+    "mutation": RandomMutation(0.1, population=3),
 }
 
 

@@ -565,18 +565,18 @@ METRICS: dict[str, Any] = {
     "callable": lambda outputs, targets: -(outputs.softmax(1)[:, 0] - (targets == 0).float()).abs(),
 }
 SEARCHES: dict[str, Any] = {
-    "improves": lambda: {"strategy": RandomMutation(0.05, children=12)},
-    "loses": lambda: {"strategy": RandomMutation(0.5, children=12)},
-    "always": lambda: {"strategy": RandomMutation(0.05, children=12), "accept": Always()},
+    "improves": lambda: {"strategy": RandomMutation(0.05, population=12)},
+    "loses": lambda: {"strategy": RandomMutation(0.5, population=12)},
+    "always": lambda: {"strategy": RandomMutation(0.05, population=12), "accept": Always()},
     "by phase": lambda: {
-        "strategy": RandomMutation(0.05, children=12),
+        "strategy": RandomMutation(0.05, population=12),
         "accept": Improves(every="phase"),
     },
     "random search": lambda: {
         "strategy": RandomSearch(0.1, population=12),
         "accept": Always(),
     },
-    "head": lambda: {"strategy": RandomMutation(0.2, children=12), "space": Only("head")},
+    "head": lambda: {"strategy": RandomMutation(0.2, population=12), "space": Only("head")},
 }
 
 
@@ -634,7 +634,7 @@ def test_where_all_lose_no_candidate_is_scored_and_the_attempt_counts() -> None:
     for engine in ("inplace", "racing"):
         search = Evolution(
             model,
-            RandomMutation(3.0, children=6),
+            RandomMutation(3.0, population=6),
             accept=Ladder(every="generation"),
             engine=engine,
         )
@@ -654,7 +654,7 @@ def test_each_forward_is_counted() -> None:
     model = network()
     forwarded = []
     fitness = Fitness(model, BATCHES)
-    search = Evolution(model, RandomMutation(0.05, children=12), engine="racing", seed=4)
+    search = Evolution(model, RandomMutation(0.05, population=12), engine="racing", seed=4)
     search.evolve(fitness, 1)  # the engine is checked
     handle = model.register_forward_hook(lambda m, i, o: forwarded.append(len(o)))
     (record,) = search.evolve(fitness, 1)
@@ -696,7 +696,7 @@ def test_all_classes_are_seen_at_the_first_look() -> None:
             seen.append(torch.cat([targets for _, targets in evaluator.examples]))
             return super().score(members, workspace, evaluator)
 
-    mutation = RandomMutation(0.05, children=4)
+    mutation = RandomMutation(0.05, population=4)
     Evolution(model, mutation, engine=Racing(over=Watching())).evolve(Fitness(model, BATCHES))
     first = seen[1]  # the first was the check
     assert len(first) == math.ceil(700 / 16)
@@ -716,7 +716,7 @@ def test_no_more_than_a_quarter_is_copied_at_a_time(rule: Any) -> None:
             return super().score(members, workspace, evaluator)
 
     model = network()
-    mutation = RandomMutation(0.05, children=6)
+    mutation = RandomMutation(0.05, population=6)
     search = Evolution(model, mutation, accept=rule, engine=Racing(over=Watching()))
     search.evolve(Fitness(model, BATCHES))
     assert len(sizes) > 3
@@ -799,7 +799,7 @@ def test_leaves_no_trace_whenever_it_stops(error: BaseException | None, call: in
             raise error
         return (outputs.argmax(1) == targets).float() * 0  # nothing is better
 
-    search = Evolution(model, RandomMutation(0.5, children=6), engine="racing")
+    search = Evolution(model, RandomMutation(0.5, population=6), engine="racing")
     with suppress(KeyboardInterrupt, SystemExit):
         search.evolve(Fitness(model, BATCHES, metric), 2)
     assert_no_trace(before, trace(model))
@@ -816,7 +816,7 @@ def test_a_member_that_raises_fails_and_the_others_race_on() -> None:
             raise ValueError("no")
         return (outputs.argmax(1) == targets).float()
 
-    search = Evolution(model, RandomMutation(0.05, children=6), engine="racing")
+    search = Evolution(model, RandomMutation(0.05, population=6), engine="racing")
     (record,) = search.evolve(Fitness(model, BATCHES, metric))
     assert record.failed == 1
     assert record.error == "ValueError: no"
@@ -862,7 +862,7 @@ CANNOT: dict[str, tuple[Callable[[nn.Module], Any], dict[str, Any], str]] = {
 @pytest.mark.parametrize("name", CANNOT)
 def test_what_cannot_race_is_scored_in_place(name: str) -> None:
     make, options, why = CANNOT[name]
-    options = {"strategy": RandomMutation(0.05, children=4), **options}
+    options = {"strategy": RandomMutation(0.05, population=4), **options}
     found = []
     for engine in ("inplace", "racing"):
         model = network()
@@ -884,7 +884,7 @@ def test_examples_that_depend_on_each_other_are_found_out() -> None:
     found = []
     for engine in ("inplace", "racing"):
         own = copy.deepcopy(model)
-        search = Evolution(own, RandomMutation(0.1, children=4), engine=engine)
+        search = Evolution(own, RandomMutation(0.1, population=4), engine=engine)
         fitness = Fitness(own, BATCHES, "neg-loss")
         if engine == "racing":
             with pytest.warns(UserWarning, match="depends on the others in its batch"):
@@ -903,7 +903,7 @@ def test_a_part_that_cannot_be_scored_alone_is_told() -> None:
             raise ValueError("all or nothing")
         return (outputs.argmax(1) == targets).float()
 
-    search = Evolution(model, RandomMutation(0.1, children=4), engine="racing")
+    search = Evolution(model, RandomMutation(0.1, population=4), engine="racing")
     with pytest.warns(UserWarning, match="cannot be scored alone: ValueError: all or nothing"):
         search.evolve(Fitness(model, BATCHES, metric))
 
@@ -917,7 +917,7 @@ def test_a_parent_that_is_not_finite_is_nothing_to_race_against() -> None:
     evaluator.begin(0)
     evaluator.competition = Competition(beats_parent=True)
     evaluator.parent = evaluator()
-    mutation = RandomMutation(0.05, children=2)
+    mutation = RandomMutation(0.05, population=2)
     members = [mutation.member(workspace.genome, {}, 0, i, 0) for i in range(2)]
     outcomes = Racing().score(members, workspace, evaluator)
     assert [outcome.seen for outcome in outcomes] == [None, None]

@@ -48,7 +48,7 @@ def test_sigma_and_population_apply_to_all_methods() -> None:
     assert mutation.strategy == dataclasses.replace(
         METHODS["mutation"].strategy,  # type: ignore[type-var]
         sigma=0.5,
-        children=6,
+        population=6,
     )
     assert isinstance(es.strategy, OpenAIES)
     assert (es.strategy.sigma, es.strategy.population, es.strategy.size) == (0.5, 6, 6)
@@ -91,14 +91,29 @@ def test_one_method_twice_under_two_labels_with_settings_of_their_own() -> None:
             evolve_from=0,
         )
     )
-    assert small.strategy == RandomMutation(sigma=0.01, children=16)
-    assert big.strategy == RandomMutation(sigma=0.5, children=3, noise="uniform")
+    assert small.strategy == RandomMutation(sigma=0.01, population=16)
+    assert big.strategy == RandomMutation(sigma=0.5, population=3, noise="uniform")
     assert (small.label, big.label) == ("small", "big")
     assert (small.schedule.evolution, big.schedule.evolution) == (1, 5)
     assert isinstance(small.space, AllWeights)
     assert isinstance(big.space, Only)
     assert isinstance(big.accept, Always)
     assert small.training.key == big.training.key
+
+
+@pytest.mark.parametrize(
+    ("arms", "strategies"),
+    [
+        ([{"method": "mutation", "strategy": {"children": 3}}], {}),
+        ("mutation", {"mutation": {"children": 3}}),
+    ],
+)
+def test_children_of_a_mutation_are_read_as_its_population(arms: Any, strategies: Any) -> None:
+    with pytest.warns(FutureWarning, match="children of arm 'mutation' is now called") as caught:
+        (arm,) = make_arms(Options(arms=arms, strategies=strategies))
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    assert arm.strategy == RandomMutation(sigma=0.02, population=3)
 
 
 def test_making_arms_leaves_the_entries_as_they_were() -> None:
@@ -169,13 +184,18 @@ REFUSED: list[tuple[Any, str]] = [
     ([{"method": "mutation", "generations": 1.5}], "--generations must be a whole number, got 1.5"),
     ([{"method": "mutation", "space": 5}], "arm 'mutation': --space must be text or null, got 5"),
     ([{"method": "mutation", "population": True}], "--population must be a whole number"),
-    ([{"method": "mutation", "population": 0}], "'mutation': children must be at least 1, got 0"),
+    ([{"method": "mutation", "population": 0}], "'mutation': population must be at least 1, got 0"),
     ([{"method": "mutation", "sigma": 0}], "sigma must be a finite number > 0, got 0"),
     ([{"method": "mutation", "strategy": 5}], "strategy of arm 'mutation' must be a mapping"),
+    (
+        [{"method": "mutation", "strategy": {"children": 4, "population": 4}}],
+        "arm 'mutation': population and children, its old name, are both given",
+    ),
+    ([{"method": "openai-es", "strategy": {"children": 4}}], "unknown strategy setting of arm"),
     ([{"method": "mutation", "strategy": {"x": 1}}], "unknown strategy setting of arm 'mutation'"),
     (
-        [{"method": "mutation", "strategy": {"children": 4.0}}],
-        "children of arm 'mutation' must be a whole number, got 4.0",
+        [{"method": "mutation", "strategy": {"population": 4.0}}],
+        "population of arm 'mutation' must be a whole number, got 4.0",
     ),
     (
         [{"method": "openai-es", "strategy": {"antithetic": "no"}}],
@@ -220,5 +240,5 @@ def test_every_method_makes_an_arm(name: str) -> None:
     assert arm.label == name
     assert json.loads(json.dumps(arm.describe())) == arm.describe()
     if arm.strategy is not None:
-        assert getattr(arm.strategy, method.size_field) == arm.strategy.size == 6
+        assert arm.strategy.size == 6
     assert bool(sum(arm.schedule.generations(epoch) for epoch in range(9))) is method.evolves

@@ -400,6 +400,23 @@ def test_without_a_common_budget_any_arm_may_join(tmp_path: Path) -> None:
     assert [r["arm"] for r in results["runs"]] == ["sgd", "dear"]
 
 
+def test_a_plan_whose_mutation_has_children_is_the_same_configuration(
+    finished: Path, tmp_path: Path
+) -> None:
+    """As older versions wrote it; another number is refused all the same."""
+    shutil.copytree(finished, tmp_path / "out")
+    path = tmp_path / "out" / "plan.json"
+    plan = read_json(path)
+    strategy = plan["arms"]["mutation"]["strategy"]
+    strategy["children"] = strategy.pop("population")
+    write_json(path, plan)
+    check_directory(plan_of(), tmp_path / "out")
+    strategy["children"] += 1
+    write_json(path, plan)
+    with pytest.raises(InputError, match=r"arm mutation: strategy\.population was 5, now 4"):
+        check_directory(plan_of(), tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [

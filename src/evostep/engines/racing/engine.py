@@ -71,7 +71,7 @@ class Racing(Engine):
         >>> model = torch.nn.Linear(4, 4, bias=False)
         >>> _ = torch.nn.init.eye_(model.weight)
         >>> fitness = Fitness(model, [(x, x.argmax(1))], "accuracy")
-        >>> search = Evolution(model, RandomMutation(sigma=0.3, children=16), engine=Racing())
+        >>> search = Evolution(model, RandomMutation(sigma=0.3, population=16), engine=Racing())
         >>> search.evolve(fitness)[0].sample_forwards < 17 * 2000 / 3
         True
     """

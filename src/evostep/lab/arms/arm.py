@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from evostep.acceptance import Always, Improves, Ladder, PairedTest, Rule
-from evostep.errors import InputError, unknown_name
+from evostep.errors import InputError, unknown_name, warn_renamed
 from evostep.lab.arms.methods import METHODS, Method, Procedure, read_setting
 from evostep.lab.options import ArmEntry, Options, check_type
 from evostep.schedule import Alternate
@@ -19,6 +19,7 @@ from evostep.spaces.base import Space
 from evostep.spaces.span import Span
 from evostep.spaces.weights import AllWeights, Only
 from evostep.strategies.base import Strategy
+from evostep.strategies.random_mutation import RandomMutation
 
 _TRAINING = ("optimizer", "lr", "momentum", "weight_decay", "batch", "augment")
 _EVOLUTION = ("sigma", "population", "generations", "every", "accept", "space")
@@ -229,14 +230,16 @@ def _make_strategy(
         return None
     kinds = typing.get_type_hints(type(method.strategy))
     fields = {f.name for f in dataclasses.fields(method.strategy)}  # type: ignore[arg-type]
-    general = {"sigma": options.sigma, method.size_field: options.population}
+    general = {"sigma": options.sigma, "population": options.population}
     # the command line gives every option of a method: only those that say something new count
-    of_method = {
+    of_method: Mapping[str, Any] = {
         name: value
         for name, value in options.strategies.get(method_name, {}).items()
         if read_setting(name, value) != getattr(method.strategy, name, None)
     }
-    of_arm = {"sigma": of_arm.get("sigma"), method.size_field: of_arm.get("population")}
+    own = _current_names(own, method.strategy, label)
+    of_method = _current_names(of_method, method.strategy, label)
+    of_arm = {"sigma": of_arm.get("sigma"), "population": of_arm.get("population")}
     settings: dict[str, Any] = {}
     for source in (general, of_method, of_arm):
         settings |= {name: value for name, value in source.items() if value is not None}
@@ -250,6 +253,21 @@ def _make_strategy(
         return dataclasses.replace(method.strategy, **settings)  # type: ignore[type-var]
     except ValueError as error:
         raise InputError(f"arm {label!r}: {error}") from error
+
+
+def _current_names(
+    settings: Mapping[str, Any], strategy: Strategy, label: str
+) -> Mapping[str, Any]:
+    """Read a mutation's `children`, as its population was called, with a warning."""
+    if "children" not in settings or not isinstance(strategy, RandomMutation):
+        return settings
+    if "population" in settings:
+        raise InputError(
+            f"arm {label!r}: population and children, its old name, are both given: "
+            "leave children out"
+        )
+    warn_renamed(f"children of arm {label!r}", "population")
+    return {"population" if key == "children" else key: settings[key] for key in settings}
 
 
 def _plain(value: Any) -> Any:

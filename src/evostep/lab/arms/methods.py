@@ -51,11 +51,6 @@ class Method:
     phases: Literal["schedule", "end"] = "schedule"
 
     @property
-    def size_field(self) -> str:
-        """Which field of the strategy ``--population`` sets."""
-        return "children" if isinstance(self.strategy, RandomMutation) else "population"
-
-    @property
     def evolves(self) -> bool:
         """Whether it has generations, and so needs fitness examples."""
         return self.strategy is not None or self.procedure == "population"
@@ -95,12 +90,12 @@ METHODS: dict[str, Method] = {
     "mutation": _evolving(
         "random mutations of all weights, the best one kept if it is better",
         f"{_ARTICLE}, method 1",
-        RandomMutation(sigma=0.02, children=16),
+        RandomMutation(sigma=0.02, population=16),
     ),
     "mutation-safe": _evolving(
         "mutations scaled by the sensitivity of the outputs (SM-G-SUM)",
         "arXiv 1712.06563",
-        RandomMutation(sigma=0.03, children=16, scale="safe"),
+        RandomMutation(sigma=0.03, population=16, scale="safe"),
     ),
     "openai-es": _evolving(
         "OpenAI-ES on all weights",
@@ -167,7 +162,7 @@ def strategy_settings(strategy: Strategy) -> dict[str, tuple[Any, Any]]:
     Settings that may be objects are text: see `read_setting`.
 
     Example:
-        >>> strategy_settings(RandomMutation(sigma=0.02))["children"]
+        >>> strategy_settings(RandomMutation(sigma=0.02))["population"]
         (<class 'int'>, 16)
     """
     kinds = typing.get_type_hints(type(strategy))

@@ -87,7 +87,7 @@ def check_directory(plan: Plan, directory: Path) -> None:
         differs = _difference(known["options"], new["options"], "--")
         for label in known["arms"].keys() & new["arms"].keys():
             was, now = ({**arms["arms"][label], "budget": None} for arms in (known, new))
-            differs = differs or _difference(was, now, f"arm {label}: ")
+            differs = differs or _difference(_current_names(was), now, f"arm {label}: ")
         budgets = {arm["budget"] for arm in (*known["arms"].values(), *new["arms"].values())}
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{registered} is not a plan of evostep: choose another --out") from error
@@ -230,6 +230,15 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def _current_names(arm: dict[str, Any]) -> dict[str, Any]:
+    """Return an arm as it is described today: a mutation's population was called children."""
+    strategy = arm.get("strategy")
+    if not strategy:
+        return arm
+    renamed = {"population" if key == "children" else key: strategy[key] for key in strategy}
+    return {**arm, "strategy": renamed}
 
 
 def _difference(known: dict[str, Any], new: dict[str, Any], prefix: str) -> str:
