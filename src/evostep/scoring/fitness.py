@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from evostep.noise import derive_seed, make_generator
+from evostep.scoring.accumulators import Stacked
 from evostep.scoring.batches import (
     Batches,
     Examples,
@@ -25,7 +26,7 @@ from evostep.scoring.batches import (
 )
 from evostep.scoring.calibration import Calibration
 from evostep.scoring.isolation import ModuleState, preserved_rng
-from evostep.scoring.metrics import MetricLike, Stacked, make_metric
+from evostep.scoring.metrics import MetricLike, make_metric
 from evostep.scoring.scores import Scores
 
 

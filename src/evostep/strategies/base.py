@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
+from evostep.genome.members import Perturbed, Spread
 from evostep.genome.point import Coordinates, Genome
 from evostep.noise import LowRank, Noise, check_noise
 
@@ -153,11 +154,19 @@ class NoiseStrategy(Strategy):
                     self.noise.check(name, center.shape)
         return {}
 
+    @property
+    def spread(self) -> Spread:
+        """How far members reach."""
+        return Spread(self.sigma, self.scale == "rms")
+
+    def perturbed(self, genome: Genome, seed: int, generation: int, direction: int) -> Perturbed:
+        """Return the center plus the noise of a direction."""
+        return Perturbed(genome, self.noise, self.spread, seed, generation, direction)
+
     def sigma_of(self, genome: Genome, name: str) -> float:
         """Return the sigma in force for `name`, in units of the scale."""
-        own = genome.sigma[name]
-        return self.sigma if own is None else float(own)
+        return self.spread.sigma_of(genome, name)
 
     def scale_of(self, genome: Genome, name: str) -> float:
         """Return the unit of sigma for `name`, in units of the weights."""
-        return genome.rms[name] if self.scale == "rms" else 1.0
+        return self.spread.scale_of(genome, name)

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from evostep.genome.members import Perturbed
 from evostep.genome.point import Coordinates, Genome, Tensors
 from evostep.strategies.base import NoiseStrategy, State, Step
 
@@ -81,7 +80,7 @@ class RandomSearch(NoiseStrategy):
     ) -> Coordinates:
         """Return sample `i`: anchor + sigma * scale * eps_i."""
         opened = self._place(genome, state, seed).opened or genome
-        return Perturbed(self, opened, seed, generation, direction=i)
+        return self.perturbed(opened, seed, generation, i)
 
     def tell(
         self,
@@ -105,7 +104,7 @@ class RandomSearch(NoiseStrategy):
             anchor = {name: place.opened.center[name] for name in self._moving(genome)}
         opened = Genome({**genome.center, **anchor}, genome.sigma)
         proposed = [generation, best]
-        sample = Perturbed(self, opened, seed, generation, direction=best)
+        sample = self.perturbed(opened, seed, generation, best)
         told = {"anchor": anchor, "here": place.here, "proposed": proposed}
         return Step(sample, scored=best), told
 
@@ -124,7 +123,7 @@ class RandomSearch(NoiseStrategy):
             for here in (state["proposed"], state["here"], None):
                 spot: Coordinates = Tensors(anchor)
                 if here is not None:
-                    spot = Perturbed(self, opened, seed, here[0], direction=here[1])
+                    spot = self.perturbed(opened, seed, here[0], here[1])
                 if all(_stands(genome.center[name], spot, name) for name in moving):
                     return _Place(opened, here)
         return _Place(None, None)  # nothing told yet, or moved by something else
