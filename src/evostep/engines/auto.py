@@ -142,9 +142,11 @@ class Choice(Session[Auto]):
     ) -> Scores:
         """Choose who scores these members, and score their parent."""
         self._chosen = self._choose(round, members)
+        spent = self.evaluator.spent
         try:
             return self._chosen.parent(round, members, keep_outputs=keep_outputs, watch=watch)
         except CannotScore as error:
+            self.evaluator.spent = spent
             self._give_up(self._chosen, str(error))
             return self.evaluator.score(round, keep_outputs=keep_outputs, watch=watch)
 
