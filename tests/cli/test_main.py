@@ -18,8 +18,8 @@ from evostep.cli import main
 from evostep.cli.options import make_options
 from evostep.cli.parser import parse
 from evostep.lab.comparison import compare as compare_module
-from evostep.lab.comparison.storage import read_json
 from evostep.lab.report.page import ReportPaths
+from evostep.lab.storage import read_json
 
 TINY: dict[str, object] = {
     "model": "mlp",

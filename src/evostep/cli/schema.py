@@ -45,11 +45,11 @@ def make_schema() -> dict[str, Any]:
     """Make the schema from the tables; this imports torch."""
     from evostep.lab.arms.arm import OLD_NAMES
     from evostep.lab.arms.methods import METHODS, strategy_settings
-    from evostep.lab.data.images import DATA_NAMES
+    from evostep.lab.data.sources import SOURCES
     from evostep.lab.models import MODEL_NAMES
-    from evostep.scoring.metrics import NAMES
+    from evostep.scoring.metrics import METRICS
 
-    names = {"data": list(DATA_NAMES), "model": list(MODEL_NAMES), "metric": list(NAMES)}
+    names = {"data": list(SOURCES), "model": list(MODEL_NAMES), "metric": list(METRICS)}
     kinds = option_kinds()
     told = typing.get_type_hints(Options, include_extras=True)
     options = {

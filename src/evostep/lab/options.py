@@ -28,7 +28,7 @@ class Options:
         InputError: a value of the wrong type, or a number out of its range.
     """
 
-    data: Annotated[str, "{data}, folder:PATH, or package.module:attribute"] = "digits"
+    data: Annotated[str, "{data}"] = "digits"
     data_dir: Annotated[Path | None, "folder that holds the data, where it is not found"] = None
     image_size: Annotated[int | None, "size to which a folder's images are brought"] = None
     model: Annotated[
@@ -120,13 +120,13 @@ class Options:
 def option_kinds() -> dict[str, Any]:
     """Return the type of each option; what it chooses among is what the tables hold."""
     from evostep.acceptance.table import RULES  # these import torch
-    from evostep.engines.auto import engines
+    from evostep.engines import ENGINES
     from evostep.lab.data.images import AUGMENTATIONS
 
     return typing.get_type_hints(Options) | {
         "accept": one_of([*RULES, None]),
         "augment": one_of(AUGMENTATIONS),
-        "engine": one_of(["auto", *engines()]),
+        "engine": one_of(["auto", *ENGINES]),
     }
 
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from evostep.acceptance import Rule
 from evostep.acceptance.table import RULES
-from evostep.errors import InputError, stacklevel_outside, unknown_name, warn_renamed
-from evostep.lab.arms.methods import METHODS, Method, Procedure, read_setting, setting_kinds
+from evostep.errors import InputError, unknown_name, warn, warn_renamed
+from evostep.lab.arms.methods import METHODS, Method, read_setting, setting_kinds
 from evostep.lab.options import Options, check_type, flag, read_arms
 from evostep.schedule import Alternate
 from evostep.spaces.base import Space
@@ -75,7 +74,7 @@ class Arm:
     Attributes:
         label: unique within the comparison.
         method: its name among `METHODS`.
-        procedure: what it does besides plain epochs.
+        procedure: how it trains: see `evostep.lab.arms.procedures`.
         training: how gradients are used.
         strategy: how it evolves; None where it does not.
         schedule: when it evolves.
@@ -88,7 +87,7 @@ class Arm:
 
     label: str
     method: str
-    procedure: Procedure
+    procedure: str
     training: Training
     strategy: Strategy | None
     schedule: Alternate
@@ -145,9 +144,8 @@ def make_arms(options: Options) -> list[Arm]:
         concerned = [entry for entry in entries if _concerns(name, METHODS[entry["method"]])]
         overridden = concerned and all(name in _own_names(e, options) for e in concerned)
         if overridden and name in options.given and getattr(options, name) is not None:
-            warnings.warn(
+            warn(
                 f"{flag(name)} has no effect: every arm sets its own {name}",
-                stacklevel=stacklevel_outside(),
             )
     return arms
 
