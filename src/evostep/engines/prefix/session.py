@@ -64,7 +64,8 @@ class PrefixSession:
         if self.refusal(workspace, evaluator) is not None:
             yield
             return
-        with self._passes(workspace, evaluator, record=True):
+        self._look(workspace, evaluator)
+        with self._passes(record=True):
             yield
 
     def score(
@@ -78,31 +79,28 @@ class PrefixSession:
         refusal = self.refusal(workspace, evaluator)
         if refusal is not None:
             raise CannotScore(refusal)
-        # a first pass may fill caches of the model's own, such as masks
-        ready = self._prepare(workspace, evaluator) or self._prepare(workspace, evaluator, 2)
         outcomes: list[Outcome] = []
-        if ready:
-            with self._passes(workspace, evaluator):
+        # twice: a first pass may fill caches of the model's own, such as masks
+        if any(self._prepare(workspace, evaluator) for _ in range(2)):
+            with self._passes():
                 outcomes = InPlace().score(members, workspace, evaluator)
         if self.failure is not None:
             self.given_up, self.failure = self.failure, None
             raise CannotScore(self.given_up)
         return outcomes
 
-    def _prepare(self, workspace: Workspace, evaluator: Evaluator, chance: int = 1) -> bool:
-        """Record what was not while the parent was scored; see that a replay gives the same."""
-        if chance == 2:
-            self.failure = None
-        if self.failure is not None:
-            return False
+    def _prepare(self, workspace: Workspace, evaluator: Evaluator) -> bool:
+        """Record what was not while the parent was scored; return whether replays give the same."""
+        self.failure = None
+        self._look(workspace, evaluator)
         try:
-            with self._passes(workspace, evaluator, record=True):
+            with self._passes(record=True):
                 for _ in ("record", "replay"):
-                    if not self._is_ready(evaluator):
+                    if not all(found and found.outputs is None for found in self._found()):
                         evaluator()
         except Exception as error:
             self.fail(f"to score the parent again raised {reason(error)}")
-        if self.failure is None and not any(r.calls for r in self._found(evaluator) if r):
+        if self.failure is None and not any(found and found.calls for found in self._found()):
             moving = next(iter(self._layout.moving.values()))
             self.fail(
                 f"cache_bytes={self._cache_bytes} are too few for what comes before {moving}, "
@@ -121,18 +119,23 @@ class PrefixSession:
         found = self.recordings.get(id(inputs))
         return found if found is not None and found.versions == _versions(inputs) else None
 
-    def _found(self, evaluator: Evaluator) -> list[Recording | None]:
-        assert evaluator.examples is not None, "begin() comes first"
-        return [self.find(inputs) for inputs, _ in evaluator.examples]
+    def _found(self) -> list[Recording | None]:
+        return [self.find(inputs) for inputs in self._inputs]
 
-    def _is_ready(self, evaluator: Evaluator) -> bool:
-        found = self._found(evaluator)
-        return all(recording is not None and recording.outputs is None for recording in found)
+    def _look(self, workspace: Workspace, evaluator: Evaluator) -> None:
+        """Look at model and batches; drop what was recorded of others, or with other weights."""
+        fitness = evaluator.fitness
+        assert isinstance(fitness, Fitness), "refusal() comes first"
+        assert evaluator.examples is not None, "begin() comes first"
+        self._fitness, self._layout = fitness, Layout(fitness.model, workspace.live)
+        self._inputs = [inputs for inputs, _ in evaluator.examples]
+        signature = [fitness, *self._layout.signature()]
+        if signature != self._signature:
+            self.recordings.clear()
+            self._signature = signature
 
     @contextmanager
-    def _passes(
-        self, workspace: Workspace, evaluator: Evaluator, *, record: bool = False
-    ) -> Iterator[None]:
+    def _passes(self, *, record: bool = False) -> Iterator[None]:
         """Let the fitness's passes be replayed, and recorded first if they are the parent's.
 
         Recording disturbs nothing: what goes wrong is the `failure`. A replay raises.
@@ -140,19 +143,10 @@ class PrefixSession:
         Raises:
             CannotScore: in a pass, which was not the one that was recorded.
         """
-        fitness = evaluator.fitness
-        assert isinstance(fitness, Fitness), "refusal() comes first"
-        assert evaluator.examples is not None, "begin() comes first"
-        self._layout = Layout(fitness.model, workspace.live)
-        signature = [fitness, *self._layout.signature()]
-        if signature != self._signature:
-            self.recordings.clear()
-            self._signature = signature
-        self._inputs = [inputs for inputs, _ in evaluator.examples]
-        self._apply, self._records = fitness.apply, record
+        self._apply, self._records = self._fitness.apply, record
         modules = [(module, "forward", self._forward(module)) for module in self._layout.names]
         try:
-            with _replaced([(fitness, "apply", self._pass), *modules]):
+            with _replaced([(self._fitness, "apply", self._pass), *modules]):
                 yield
         except BaseException:
             self.recordings.clear()
