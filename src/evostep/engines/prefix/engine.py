@@ -8,16 +8,12 @@ a weight that does not move has changed since.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 from evostep.engines.base import Engine
 from evostep.engines.prefix.session import PrefixSession
-from evostep.genome.point import Coordinates
 from evostep.scoring.evaluator import Evaluator
-from evostep.scoring.scores import Outcome
 from evostep.spaces.workspace import Workspace
 
 
@@ -50,38 +46,11 @@ class Prefix(Engine):
 
     name: ClassVar[str] = "prefix"
     cache_bytes: int = 2**30
-    _session: PrefixSession = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.cache_bytes < 1:
             raise ValueError(f"cache_bytes must be at least 1, got {self.cache_bytes}")
-        object.__setattr__(self, "_session", PrefixSession(self.cache_bytes))
 
-    def refusal(
-        self,
-        members: Sequence[Coordinates],
-        workspace: Workspace,
-        evaluator: Evaluator,
-    ) -> str | None:
-        """Return why nothing can be replayed, as far as one can tell without a forward pass."""
-        return self._session.refusal(workspace, evaluator)
-
-    def around_parent(
-        self, workspace: Workspace, evaluator: Evaluator
-    ) -> AbstractContextManager[None]:
-        """Record while the parent is scored, what has not been recorded; replay the rest."""
-        return self._session.around_parent(workspace, evaluator)
-
-    def score(
-        self, members: Sequence[Coordinates], workspace: Workspace, evaluator: Evaluator
-    ) -> list[Outcome]:
-        """Score each in place, the prefix replayed.
-
-        Raises:
-            CannotScore: the model cannot be taken; the weights are the center's.
-        """
-        return self._session.score(members, workspace, evaluator)
-
-    def close(self) -> None:
-        """Drop what was recorded."""
-        self.__post_init__()
+    def open(self, workspace: Workspace, evaluator: Evaluator) -> PrefixSession:
+        """Start to work for one phase."""
+        return PrefixSession(self, workspace, evaluator, self.cache_bytes)

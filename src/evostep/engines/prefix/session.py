@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from evostep.engines.base import CannotScore
+from evostep.engines.base import CannotScore, Engine, Session
 from evostep.engines.inplace import InPlace
 from evostep.engines.prefix.layout import Layout
 from evostep.engines.prefix.record import Recorder
@@ -20,16 +21,19 @@ from evostep.engines.stacked import why_opaque
 from evostep.errors import reason
 from evostep.genome.point import Coordinates
 from evostep.genome.slots import version
-from evostep.scoring.evaluator import Evaluator
+from evostep.scoring.evaluator import Evaluator, Round
 from evostep.scoring.fitness import Fitness
-from evostep.scoring.scores import Outcome
+from evostep.scoring.scores import Scores
 from evostep.spaces.workspace import Workspace
 
 
-class PrefixSession:
+class PrefixSession(Session[Engine]):
     """Records the passes of one phase, and replays them.
 
     Args:
+        engine: which opened it.
+        workspace: see `Engine.open`.
+        evaluator: see `Engine.open`.
         cache_bytes: how much the recordings may hold.
 
     Attributes:
@@ -38,66 +42,79 @@ class PrefixSession:
         given_up: the same, where there is no hope for the rest of the phase.
     """
 
-    def __init__(self, cache_bytes: int) -> None:
+    def __init__(
+        self, engine: Engine, workspace: Workspace, evaluator: Evaluator, cache_bytes: int
+    ) -> None:
+        super().__init__(engine, workspace, evaluator)
         self._cache_bytes = cache_bytes
+        self._inplace = InPlace().open(workspace, evaluator)
         self._run: Recorder | Replay | None = None
         self.recordings: dict[int, Recording] = {}
         self.failure: str | None = None
         self.given_up: str | None = None
         self._signature: list[object] | None = None
 
-    def refusal(self, workspace: Workspace, evaluator: Evaluator) -> str | None:
+    def refusal(self, round: Round, members: Sequence[Coordinates]) -> str | None:
         """Return why nothing can be replayed, as far as one can tell without a forward pass."""
-        fitness = evaluator.fitness
+        fitness = self.evaluator.fitness
         if not isinstance(fitness, Fitness):
             return "a bare callable shows no forward pass: give an evostep.Fitness"
-        if evaluator.calibrates:
+        if self.evaluator.calibrates:
             return "calibration= estimates the statistics of all layers anew for each member"
         if fitness.mode == "train":
             return "in mode='train' dropout and batch statistics are anew for each member"
         opaque = why_opaque(fitness.model)
-        return opaque or self.given_up or Layout(fitness.model, workspace.live).refusal
+        return opaque or self.given_up or Layout(fitness.model, self.workspace.live).refusal
 
-    @contextmanager
-    def around_parent(self, workspace: Workspace, evaluator: Evaluator) -> Iterator[None]:
-        """Record while the parent is scored, what has not been recorded; replay the rest."""
-        if self.refusal(workspace, evaluator) is not None:
-            yield
-            return
-        self._look(workspace, evaluator)
+    def parent(
+        self,
+        round: Round,
+        members: Sequence[Coordinates],
+        *,
+        keep_outputs: bool = False,
+        watch: Callable[[Any, Any], object] | None = None,
+    ) -> Scores:
+        """Score the parent; record what has not been recorded, and replay the rest."""
+        score = partial(super().parent, round, members, keep_outputs=keep_outputs, watch=watch)
+        if self.refusal(round, members) is not None:
+            return score()
+        self._look(round)
         with self._passes(record=True):
-            yield
+            return score()
 
-    def score(
-        self, members: Sequence[Coordinates], workspace: Workspace, evaluator: Evaluator
-    ) -> list[Outcome]:
+    def score(self, round: Round, members: Sequence[Coordinates]) -> list[Scores]:
         """Score each in place, the prefix replayed.
 
         Raises:
             CannotScore: the model cannot be taken; the weights are the center's.
         """
-        refusal = self.refusal(workspace, evaluator)
+        refusal = self.refusal(round, members)
         if refusal is not None:
             raise CannotScore(refusal)
-        outcomes: list[Outcome] = []
+        scores: list[Scores] = []
         # twice: a first pass may fill caches of the model's own, such as masks
-        if any(self._prepare(workspace, evaluator) for _ in range(2)):
+        if any(self._prepare(round) for _ in range(2)):
             with self._passes():
-                outcomes = InPlace().score(members, workspace, evaluator)
+                scores = self._inplace.score(round, members)
         if self.failure is not None:
             self.given_up, self.failure = self.failure, None
             raise CannotScore(self.given_up)
-        return outcomes
+        return scores
 
-    def _prepare(self, workspace: Workspace, evaluator: Evaluator) -> bool:
+    def close(self) -> None:
+        """Drop what was recorded."""
+        self.recordings.clear()
+        self.failure = self.given_up = self._signature = None
+
+    def _prepare(self, round: Round) -> bool:
         """Record what was not while the parent was scored; return whether replays give the same."""
         self.failure = None
-        self._look(workspace, evaluator)
+        self._look(round)
         try:
-            with self._passes(record=True):
+            with self._passes(record=True), self.evaluator.uncounted():
                 for _ in ("record", "replay"):
                     if not all(found and found.outputs is None for found in self._found()):
-                        evaluator()
+                        self.evaluator.score(round)
         except Exception as error:
             self.fail(f"to score the parent again raised {reason(error)}")
         if self.failure is None and not any(found and found.calls for found in self._found()):
@@ -122,13 +139,13 @@ class PrefixSession:
     def _found(self) -> list[Recording | None]:
         return [self.find(inputs) for inputs in self._inputs]
 
-    def _look(self, workspace: Workspace, evaluator: Evaluator) -> None:
+    def _look(self, round: Round) -> None:
         """Look at model and batches; drop what was recorded of others, or with other weights."""
-        fitness = evaluator.fitness
+        fitness = self.evaluator.fitness
         assert isinstance(fitness, Fitness), "refusal() comes first"
-        assert evaluator.examples is not None, "begin() comes first"
-        self._fitness, self._layout = fitness, Layout(fitness.model, workspace.live)
-        self._inputs = [inputs for inputs, _ in evaluator.examples]
+        assert round.examples is not None, "a Fitness has examples"
+        self._fitness, self._layout = fitness, Layout(fitness.model, self.workspace.live)
+        self._inputs = [inputs for inputs, _ in round.examples]
         signature = [fitness, *self._layout.signature()]
         if signature != self._signature:
             self.recordings.clear()
