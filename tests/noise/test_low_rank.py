@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from evostep import Always, Evolution, OpenAIES, RandomMutation
 from evostep.genome.point import Genome
-from evostep.noise import LowRank, derive_seed, draw
+from evostep.noise import LowRank, derive_seed, draw, draw_many
 from evostep.noise.counter import fill, word
 
 KEY: dict[str, Any] = {"seed": 0, "generation": 0, "member": 0, "name": "w"}
@@ -52,9 +52,8 @@ def test_agrees_with_the_slow_twin(shape: tuple[int, ...], rank: int) -> None:
 def test_entries_have_mean_0_variance_1_and_no_correlation(rank: int) -> None:
     draws = 4000
     zero, noise = torch.zeros(4, 5), LowRank(rank)
-    table = torch.stack(
-        [draw(noise, zero, seed=0, generation=g, member=0, name="w") for g in range(draws)]
-    ).flatten(1)
+    members = range(draws)
+    table = draw_many(noise, zero, seed=0, generation=0, members=members, name="w").flatten(1)
     # standard errors: of a mean 1 / sqrt(n); of a variance at most sqrt(8 / n), as E x^4 <= 9
     assert float(table.mean(0).abs().max()) < 5 / math.sqrt(draws)
     covariance = table.T @ table / draws
@@ -125,9 +124,7 @@ def test_the_estimate_is_the_gradient_itself(rank: int) -> None:
     n, sigma, zero = 20000, 0.3, torch.zeros(2, 3, dtype=torch.float64)
     t = torch.tensor([[1.0, -2.0, 0.5], [0.0, 1.0, 3.0]], dtype=torch.float64)
     noise = LowRank(rank)
-    eps = torch.stack(
-        [draw(noise, zero, seed=0, generation=0, member=i, name="w") for i in range(n)]
-    )
+    eps = draw_many(noise, zero, seed=0, generation=0, members=range(n), name="w")
     f = (sigma * eps - t).square().sum((1, 2)) - float(t.square().sum())
     terms = f[:, None, None] * eps / sigma
     error = terms.mean(0) - 2 * (0 - t)
