@@ -18,7 +18,7 @@ from evostep.lab.arms.methods import (
 )
 from evostep.lab.options import Options
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 ARMS = ROOT / "configs" / "arms"
 CIFAR = ROOT.parent / "shared" / "data" / "cifar10"
 

@@ -266,8 +266,8 @@ def test_the_test_examples_are_read_once_at_the_end(
         seen.append((names.get(id(part), "?"), len(lines(tmp_path)) if written.exists() else 0))
         return evaluate(model, part, data, options)
 
-    monkeypatch.setattr(run_module, "look", spy)
-    monkeypatch.setattr(epochs_module, "look", spy)
+    monkeypatch.setattr(run_module, "evaluate", spy)
+    monkeypatch.setattr(epochs_module, "evaluate", spy)
     arm = plan.arms[2]
     trunk = run_trunk(seed_run, arm.training, [])
     run_arm(seed_run, arm, trunk, plan.budgets[arm.label])

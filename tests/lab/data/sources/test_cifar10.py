@@ -24,7 +24,7 @@ from evostep.lab.data.sources import cache as caching
 from evostep.lab.data.sources import cifar10
 
 Refused = Callable[..., None]
-JPEG_CIFAR = Path(__file__).resolve().parents[4] / "shared" / "data" / "cifar10"
+JPEG_CIFAR = Path(__file__).resolve().parents[5] / "shared" / "data" / "cifar10"
 WITHIN = "a/b/src/evostep/lab/sources/cifar10.py"  # a module of another project
 
 
