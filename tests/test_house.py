@@ -1,4 +1,4 @@
-"""Who may import whom, read from the source; and that the tests have the same tree as the package."""
+"""Who may import whom, read from the source; and tests have the same tree as the package."""
 
 import ast
 import sys
@@ -39,8 +39,12 @@ TABLES = {"engines", "engines.auto", "strategies"}  # the list of them all, and 
 STANDING = {
     "upwards": {("genome.members", "strategies.base")},
     "circles": {
-        ("engines.lowrank.attention", "engines.lowrank.convolution")
-        + ("engines.lowrank.interception", "engines.lowrank.rules"),
+        (
+            "engines.lowrank.attention",
+            "engines.lowrank.convolution",
+            "engines.lowrank.interception",
+            "engines.lowrank.rules",
+        ),
         ("genome.members", "scoring.probe", "spaces.workspace", "strategies.base"),
         ("lab.arms.population", "lab.arms.procedures"),
         ("scoring.calibration", "scoring.fitness"),
