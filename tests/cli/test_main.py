@@ -465,17 +465,17 @@ def test_a_process_that_is_stopped_and_killed_loses_nothing(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # some seconds of work: long enough to be met in the middle
-    given = ["compare", *tiny(epochs=80, evolve_from=60), "--arms=sgd,openai-es"]
+    given = ["compare", *tiny(epochs=40, evolve_from=25), "--arms=sgd,openai-es"]
     process = start(*given, "--out=out")
-    wait_for_lines(here / "out", 10, process)  # in the trunk
+    wait_for_lines(here / "out", 5, process)  # in the trunk
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert err == "evostep: stopped; the same command goes on from the last checkpoint\n"
-    assert len(history(here / "out")) < 60
+    assert len(history(here / "out")) < 25
 
     process = start(*given, "--out=out")
-    wait_for_lines(here / "out", 60 + 20 + 5, process)  # in an arm
+    wait_for_lines(here / "out", 25 + 15 + 5, process)  # in an arm
     process.kill()
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL

@@ -17,7 +17,9 @@ from evostep.lab.arms.methods import (
     strategy_settings,
     write_setting,
 )
+from evostep.lab.comparison import compare as compare_module
 from evostep.lab.options import Options
+from evostep.lab.report.page import ReportPaths
 
 ROOT = Path(__file__).parents[3]
 ARMS = ROOT / "configs" / "arms"
@@ -80,7 +82,13 @@ def _check_runs(runs: dict[str, dict[str, object]], budget: int, most: int) -> N
         assert 0 <= run["test"]["accuracy"] <= 1, name
 
 
-def test_every_method_runs_to_the_common_budget_on_digits(tmp_path: Path) -> None:
+def test_every_method_runs_to_the_common_budget_on_digits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_report(directory: Path) -> ReportPaths:
+        return ReportPaths(directory / "results.json", directory / "report.html", ())
+
+    monkeypatch.setattr(compare_module, "write_report", no_report)  # its figures take seconds
     options = ["--train-size", "60", "--fitness-size", "40", "--test-size", "40", "--population"]
     options += ["4", "--epochs", "3", "--evolve-from", "1", "--generations", "1", "--batch", "20"]
     options += ["--calibration-size", "20"]
