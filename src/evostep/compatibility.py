@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from evostep.acceptance import Rule
+from evostep.errors import warn
 from evostep.genome.slots import Slots
 from evostep.scoring.calibration import estimates
 from evostep.scoring.fitness import Fitness
@@ -26,7 +26,7 @@ def check_fitness(fitness: FitnessLike, space: Space, slots: Slots) -> None:
         )
     if isinstance(fitness, Fitness):
         scored = {id(t) for t in (*fitness.model.parameters(), *fitness.model.buffers())}
-        live = {**slots.buffers, **slots.tensors}
+        live = slots.live
         if not any(id(live[name]) in scored for name in space.touched(slots)):
             raise ValueError(
                 "the fitness scores a model that holds none of the tensors that evolve: make "
@@ -53,15 +53,13 @@ def check_choices(
 ) -> None:
     """Warn of choices that have no effect or judge by luck; refuse those that contradict."""
     if rule.needs_fresh and accept_on in (None, fitness):
-        warnings.warn(
+        warn(
             f"{rule!r} judges on the examples that selected the candidate, where luck "
             "counts as gain: pass accept_on=",
-            stacklevel=3,
         )
     if accept_on is not None and not rule.needs_scores:
-        warnings.warn(
+        warn(
             f"accept_on has no effect: {rule!r} accepts without asking; take Improves()",
-            stacklevel=3,
         )
     calibration = fitness.calibration if isinstance(fitness, Fitness) else None
     for name in space.touched(slots) if space.moves_buffers else ():
@@ -71,15 +69,13 @@ def check_choices(
                 f"{space!r} moves {name!r}, which calibration= estimates: leave one out"
             )
     if calibration is None and getattr(accept_on, "calibration", None) is not None:
-        warnings.warn(
+        warn(
             "the calibration of accept_on has no effect: candidates are scored with the "
             "statistics that the fitness's calibration= gives",
-            stacklevel=3,
         )
     model = fitness.model if isinstance(fitness, Fitness) else model
     if calibration is None and space.memory and model is not None and estimates(model):
-        warnings.warn(
+        warn(
             f"{space!r} mixes weights but not BatchNorm statistics, which are the current "
             "weights': pass Fitness(calibration=) to estimate them again",
-            stacklevel=3,
         )

@@ -31,21 +31,17 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def stacklevel_outside() -> int:
-    """Return the `stacklevel` with which a warning points at the user's line."""
-    level, frame = 1, sys._getframe(1)
+def warn(text: str, category: type[Warning] = UserWarning) -> None:
+    """Warn, pointing at the user's line that led here, however deep in the library it is told."""
+    level, frame = 1, sys._getframe()
     while frame.f_back is not None and _is_ours(frame.f_globals.get("__name__", "")):
         level, frame = level + 1, frame.f_back
-    return level
+    warnings.warn(text, category, stacklevel=level)
 
 
 def warn_renamed(old: str, new: str) -> None:
     """Warn the user's line that a name is an old one, which is still read."""
-    warnings.warn(
-        f"{old} is now called {new}: the old name will be refused in a later version",
-        FutureWarning,
-        stacklevel=stacklevel_outside(),
-    )
+    warn(f"{old} is now called {new}: the old name will be refused later", FutureWarning)
 
 
 def renamed_argument(old: str, new: str) -> Callable[[T], T]:

@@ -1,46 +1,40 @@
-"""Evolution: the core. One generation is eight lines; a phase is some generations."""
+"""Evolution: names, state and history of a run, and one call of `evolve`: see `phase`."""
 
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from evostep.acceptance import Improves, Rule
 from evostep.compatibility import FitnessLike, check_choices, check_fitness, check_probe
-from evostep.engines.auto import Scorer
+from evostep.engines.auto import Auto, Findings
 from evostep.engines.base import Engine
+from evostep.errors import warn
 from evostep.genome.guides import add_guides, copy_guides
-from evostep.genome.slots import (
-    Slots,
-    module_names,
-    renamed,
-    slots_of_module,
-    slots_of_tensors,
-    with_model,
-)
-from evostep.phase import Decision, Phase
+from evostep.genome.slots import Slots, module_names, renamed, slots_of, with_model
+from evostep.phase import Phase
 from evostep.record import Record, warn_of_failures
 from evostep.scoring.evaluator import Evaluator
 from evostep.scoring.fitness import Fitness
 from evostep.scoring.isolation import ModuleState, preserved_rng
-from evostep.scoring.probe import Probe
 from evostep.spaces.base import Space
 from evostep.spaces.memory import Memory
 from evostep.spaces.weights import AllWeights
 from evostep.spaces.workspace import Workspace
 from evostep.strategies.base import State, Strategy
 
+FORMAT = 1  # of what `Evolution.state_dict` returns; states from before have no number
+
 
 class Evolution:
     """Evolves the weights of a model in place, on any fitness; needs no optimizer.
 
     Args:
-        target: a model, or a dictionary name -> floating-point tensor.
+        target: a model, or a dictionary name -> floating-point tensor; or such tensors as `Slots`,
+            with what is known of each (`Evolved` passes its optimizer's).
         strategy: how members are drawn and the center moved.
         space: which weights may move.
         accept: when a new center replaces its parent.
@@ -49,6 +43,8 @@ class Evolution:
             ``inplace``, ``vmap``, ``lowrank``, ``prefix``, ``racing``, by name or with settings
             of its own, such as ``evostep.engines.vmap.Vmap(chunk=32)``. Where it cannot take a
             model, a warning says why and members are scored in place.
+        model: the model that holds the tensors, where the target is none: its modes and buffers
+            are put back when the fitness is a bare callable.
 
     Raises:
         ValueError: nothing to evolve; a space that needs names or a model where there is none; an
@@ -73,76 +69,38 @@ class Evolution:
     _phase: Phase | None
     _saved_phase: dict[str, Any] | None
     _guides: list[dict[str, Tensor]]
+    _findings: Findings
 
     def __init__(
         self,
-        target: nn.Module | Mapping[str, Tensor],
+        target: nn.Module | Mapping[str, Tensor] | Slots,
         strategy: Strategy,
         *,
         space: Space | None = None,
         accept: Rule | None = None,
         seed: int = 0,
         engine: str | Engine = "auto",
+        model: nn.Module | None = None,
     ) -> None:
-        if isinstance(target, nn.Module):
-            slots = slots_of_module(target)
-        elif isinstance(target, Mapping):
-            slots = slots_of_tensors(target)
-        else:
-            raise ValueError(
-                f"target must be a torch.nn.Module or a dictionary of named tensors, "
-                f"got {type(target).__name__}"
-            )
-        model = target if isinstance(target, nn.Module) else None
-        self._setup(slots, model, strategy, space, accept, seed, engine)
-
-    @classmethod
-    def of_slots(
-        cls,
-        slots: Slots,
-        model: nn.Module | None,
-        strategy: Strategy,
-        *,
-        space: Space | None = None,
-        accept: Rule | None = None,
-        seed: int = 0,
-        engine: str | Engine = "auto",
-    ) -> Evolution:
-        """Make an Evolution of tensors that are named already (`Evolved` does)."""
-        self = cls.__new__(cls)
-        self._setup(slots, model, strategy, space, accept, seed, engine)
-        return self
-
-    def _setup(
-        self,
-        slots: Slots,
-        model: nn.Module | None,
-        strategy: Strategy,
-        space: Space | None,
-        accept: Rule | None,
-        seed: int,
-        engine: str | Engine,
-    ) -> None:
+        space, accept = space or AllWeights(), accept or Improves()
         for value, kind, example in (
             (strategy, Strategy, "evostep.OpenAIES(sigma=0.02, lr=0.002)"),
-            (space or AllWeights(), Space, "evostep.AllWeights()"),
-            (accept or Improves(), Rule, "evostep.Improves()"),
+            (space, Space, "evostep.AllWeights()"),
+            (accept, Rule, "evostep.Improves()"),
         ):
             if not isinstance(value, kind):
                 raise ValueError(
                     f"expected a {kind.__name__.lower()} such as {example}, got {value!r}"
                 )
-        self.strategy = strategy
-        self.space: Space = space or AllWeights()
-        self.accept: Rule = accept or Improves()
+        self.strategy, self.space, self.accept = strategy, space, accept
         self.seed = int(seed)
-        self.model = model
+        self.model = target if isinstance(target, nn.Module) else model
         self.engine = engine
-        self._scorer = Scorer(engine)
+        self._choice = Auto.of(engine)
         self.history: list[Record] = []
         self._unguided = False  # whether a warning said so
         self.reset()
-        self.bind(slots)
+        self.bind(slots_of(target))
 
     def bind(self, slots: Slots) -> None:
         """Take these as the tensors to move (again, when an optimizer's groups changed)."""
@@ -171,8 +129,7 @@ class Evolution:
         Raises:
             ValueError: a name or a shape that the weights do not have.
         """
-        live = {**self.slots.buffers, **self.slots.tensors}
-        self._guides = copy_guides(directions, live)
+        self._guides = copy_guides(directions, self.slots.live)
 
     def evolve(
         self,
@@ -183,6 +140,7 @@ class Evolution:
         max_forwards: int | None = None,
         max_seconds: float | None = None,
         on_generation: Callable[[Record], object] | None = None,
+        on_move: Callable[[], object] | None = None,
     ) -> list[Record]:
         """Evolve the weights for some generations.
 
@@ -202,6 +160,8 @@ class Evolution:
                 call, what judging the phase takes included, reach this number.
             max_seconds: stop after the first generation with which this call has lasted so long.
             on_generation: called with each record as soon as its generation is done; True stops.
+            on_move: called before that whenever the center has come to stay at other weights:
+                `Record.moved`.
 
         Returns:
             One record for each generation; they are appended to `history`, too.
@@ -224,134 +184,99 @@ class Evolution:
         check_choices(fitness, accept_on, self.accept, self.space, self.slots, self.model)
         began = time.perf_counter()
         records: list[Record] = []
-        spent = 0
 
         def timed_out() -> bool:
             return max_seconds is not None and time.perf_counter() - began >= max_seconds
 
         try:
             with preserved_rng():
-                phase, opening = self._open(fitness, accept_on)
+                phase = self._open(fitness, accept_on)
             for i in range(generations):
                 with preserved_rng():  # each time anew: on_generation may save the streams
-                    records.append(self._generation(phase, opening if i == 0 else None))
-                    self.history.append(records[-1])
-                    spent += records[-1].sample_forwards
-                    due = spent + phase.cost(records[-1].generation)
+                    records.append(self._generation(phase))
+                    due = sum(record.sample_forwards for record in records)
+                    due += phase.cost_of_verdict(records[-1].generation)
                     last = i + 1 == generations or timed_out()
                     last = last or (max_forwards is not None and due >= max_forwards)
                     if last:
                         self._conclude(phase, records)
                 warn_of_failures(records[-1])
+                if records[-1].moved and on_move is not None:
+                    on_move()
                 stop = on_generation is not None and on_generation(records[-1]) is True
                 if not last and (stop or timed_out()):
                     with preserved_rng():
                         self._conclude(phase, records)
+                    if phase.by_phase and records[-1].moved and on_move is not None:
+                        on_move()
                 if last or phase.over:
                     break
         finally:
             if self._phase is not None:
                 self._phase.close()
             self._phase = None
-            self._scorer.close()
         return records
 
-    def _open(
-        self, fitness: FitnessLike, accept_on: FitnessLike | None
-    ) -> tuple[Phase, tuple[str | None, int]]:
-        """Begin a phase, or go on with a loaded one; give it, the start chosen and its cost."""
+    def _open(self, fitness: FitnessLike, accept_on: FitnessLike | None) -> Phase:
+        """Begin a phase, or go on with a loaded one."""
         if self.space.moves_buffers and self.model is not None:
             # unlike parameters, buffers are replaced by model.to() and by some modules' forward
             self.slots = with_model(self.slots, self.model)
         saved = self._saved_phase
         space = self.space.enter(self.slots, self._memory, saved["space"] if saved else None)
         genome = space.open(self.slots)
-        live = {**self.slots.buffers, **self.slots.tensors}
-        workspace = Workspace(
-            space, genome, {name: live[name] for name in space.touched(self.slots)}
-        )
         if self._state is None or self._layout != space.layout:
             self._state, self._layout = self.strategy.init(genome), space.layout
         if self.strategy.needs_guides and not add_guides(genome, self._guides):
             if not self._unguided:
-                warnings.warn(
+                warn(
                     f"{type(self.strategy).__name__} has no guides, and evolves without: keep "
                     "gradients until evolve() (zero_grad afterwards), give the optimizer momentum, "
-                    "or call Evolution.guide()",
-                    stacklevel=3,
+                    "or call Evolution.guide()"
                 )
             self._unguided = True
+        live = self.slots.live
+        touched = space.touched(self.slots)
+        workspace = Workspace(space, genome, {name: live[name] for name in touched})
         evaluator = self._evaluator(fitness)
-        second = self._evaluator(accept_on) if accept_on is not None else None
-        phase = Phase(self.accept, workspace, evaluator, second, self.generation, saved)
+        phase = Phase(
+            self.strategy,
+            self.accept,
+            workspace,
+            evaluator,
+            self._evaluator(accept_on) if accept_on is not None else None,
+            self._choice.open(workspace, evaluator, self._findings),
+            seed=self.seed,
+            generation=self.generation,
+            attempts=self.attempts,
+            saved=saved,
+        )
         self._phase, self._saved_phase = phase, None
-        opening = (None, 0) if saved else phase.choose_start(self.generation)
-        self.sample_forwards += opening[1]
-        return phase, opening
-
-    def _conclude(self, phase: Phase, records: list[Record]) -> None:
-        """End a phase; the last record, here and in the history, tells what was said of it."""
-        verdict = phase.conclude(records[-1].generation, self.attempts)
-        if verdict is not None:
-            self.attempts += verdict.candidate is not None
-            self.sample_forwards += verdict.sample_forwards
-            forwards = records[-1].sample_forwards + verdict.sample_forwards
-            records[-1] = replace(records[-1], verdict=verdict, sample_forwards=forwards)
-            self.history[-1] = records[-1]
+        if saved is None:
+            phase.choose_start(self.generation)
+        return phase
 
     def _evaluator(self, fitness: FitnessLike) -> Evaluator:
         model = fitness.model if isinstance(fitness, Fitness) else self.model
         touched = set(self.space.touched(self.slots)) if self.space.moves_buffers else set()
         moving = {id(tensor) for name, tensor in self.slots.buffers.items() if name in touched}
-        state = ModuleState(model, moving) if model is not None else None
-        return Evaluator(fitness, state, self.seed)
+        return Evaluator(fitness, ModuleState(model, moving) if model is not None else None)
 
-    def _generation(self, phase: Phase, opening: tuple[str | None, int] | None) -> Record:
-        began = time.perf_counter()
-        strategy, generation = self.strategy, self.generation
-        genome, workspace, evaluator = phase.genome, phase.workspace, phase.evaluator
+    def _generation(self, phase: Phase) -> Record:
         assert self._state is not None, "_open() comes first"
-        evaluator.begin(generation)
-        evaluator.competition = phase.competition(strategy)
-        state, measured = self._state, 0
-        if strategy.needs_probe:
-            probe = Probe(workspace, evaluator, generation)
-            state = strategy.prepare(genome, state, generation, self.seed, probe)
-            measured = probe.sample_forwards
-        members = [
-            strategy.member(genome, state, generation, i, self.seed)
-            for i in range(strategy.size_for(genome))
-        ]
-        parent, outcomes = self._scorer.score(
-            members, workspace, evaluator, keep_outputs=phase.outputs_of_selection
-        )
-        scores = [outcome.scores.value for outcome in outcomes]
-        step, state = strategy.tell(genome, state, generation, scores, parent.value, self.seed)
-        cost = evaluator.cost
-        seen = sum(cost if o.seen is None else o.seen for o in outcomes)
-        forwards = cost + seen + len(members) * evaluator.calibration_cost + measured
-        decision = Decision()
-        if step is not None:
-            decision = phase.consider(step, outcomes, parent, generation, self.attempts)
-        self._state, self.generation = state, generation + 1
-        self.attempts += decision.judged
-        forwards += decision.forwards
-        self.sample_forwards += forwards
-        opened, cost_of_opening = opening or (None, 0)
-        candidate = decision.candidate
-        errors = [o.error for o in (*outcomes, candidate) if o is not None and o.failed]
-        return Record(
-            generation=generation,
-            scores=scores,
-            parent=parent.value,
-            candidate=candidate.scores.value if candidate is not None else None,
-            accepted=decision.accepted,
-            failed=len(errors),
-            error=errors[0] if errors else None,
-            sample_forwards=forwards + cost_of_opening,
-            seconds=time.perf_counter() - began,
-            opened=opened,
-        )
+        record, state = phase.generation(self.generation, self._state)
+        self._state, self.generation = state, self.generation + 1
+        self.attempts = phase.attempts
+        self.sample_forwards += record.sample_forwards
+        self.history.append(record)
+        return record
+
+    def _conclude(self, phase: Phase, records: list[Record]) -> None:
+        """End a phase; the last record, here and in the history, gets the verdict."""
+        before = records[-1].sample_forwards
+        records[-1] = self.history[-1] = phase.conclude(records[-1])
+        self.attempts = phase.attempts
+        self.sample_forwards += records[-1].sample_forwards - before
 
     def remember(self) -> None:
         """Take a checkpoint of the weights as they stand, for a space that mixes them: `Span`.
@@ -364,9 +289,8 @@ class Evolution:
                 a phase under way.
         """
         if not self.space.memory:
-            warnings.warn(
+            warn(
                 f"remember() has no effect: {self.space!r} mixes no checkpoints; take Span()",
-                stacklevel=2,
             )
             return
         if self._phase is not None or self._saved_phase is not None:
@@ -390,7 +314,7 @@ class Evolution:
         self._memory = Memory(max(self.space.memory, 1))
         self._phase = self._saved_phase = None
         self._guides = []
-        self._scorer.forget()
+        self._findings = Findings()
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a later run needs to go on with the same bits, weights excepted.
@@ -398,6 +322,7 @@ class Evolution:
         Plain tensors, numbers, strings, lists and dictionaries: loads with ``weights_only=True``.
         """
         return {
+            "format": FORMAT,
             "seed": self.seed,
             "generation": self.generation,
             "attempts": self.attempts,
@@ -405,7 +330,7 @@ class Evolution:
             "names": list(self.slots.tensors) if self.slots.named else None,
             "strategy": type(self.strategy).__name__,
             "state": self._state,
-            "engines": self._scorer.state(),
+            "engines": self._findings.state(),
             **({"guides": self._guides} if self.strategy.needs_guides else {}),
             **self._phase_state(),
         }
@@ -424,7 +349,12 @@ class Evolution:
         Raises:
             ValueError: a state of another strategy or of other names; a key that is missing.
         """
-        may_lack = ("phase", "engines")
+        if state.get("format", FORMAT) != FORMAT:
+            raise ValueError(
+                f"the state of an evolution has the format {state['format']!r}, this version of "
+                f"evostep reads {FORMAT}: load it with the version that saved it"
+            )
+        may_lack = ("format", "phase", "engines")
         missing = [key for key in self.state_dict() if key not in state and key not in may_lack]
         if missing:
             raise ValueError(f"the state of an evolution lacks {', '.join(missing)}")
@@ -457,4 +387,4 @@ class Evolution:
             self._memory.load_state_dict(state["memory"])
         self._phase, self._saved_phase = None, state.get("phase")
         self._guides = list(state["guides"]) if self.strategy.needs_guides else []
-        self._scorer.load(state.get("engines", {}))
+        self._findings.load(state.get("engines", {}))

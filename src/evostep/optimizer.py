@@ -100,8 +100,8 @@ class Evolved(Optimizer):
         self._damping = _damping(momentum)
         self._make_hooks()
         slots = slots_of_groups(optimizer.param_groups, model)
-        self.evolution = Evolution.of_slots(
-            slots, model, strategy, space=space, accept=accept, seed=seed, engine=engine
+        self.evolution = Evolution(
+            slots, strategy, space=space, accept=accept, seed=seed, engine=engine, model=model
         )
 
     def _make_hooks(self) -> None:
@@ -214,27 +214,15 @@ class Evolved(Optimizer):
         if self.evolution.strategy.needs_guides and not self.evolution.guided:
             self.evolution.guide(*self._guides())
 
-        by_phase = self.evolution.accept.every == "phase"
-        damped = False
-
-        def after(record: Record) -> object:
-            nonlocal damped
-            if _stays(record, by_phase):
-                self._damp_momentum()
-                damped = True
-            return on_generation(record) if on_generation is not None else None
-
-        records = self.evolution.evolve(
+        return self.evolution.evolve(
             fitness,
             generations,
             accept_on=accept_on,
             max_forwards=max_forwards,
             max_seconds=max_seconds,
-            on_generation=after,
+            on_generation=on_generation,
+            on_move=self._damp_momentum,
         )
-        if by_phase and records and not damped and _stays(records[-1], by_phase):
-            self._damp_momentum()  # on_generation stopped the phase, which was judged after that
-        return records
 
     def remember(self) -> None:
         """Take a checkpoint of the weights as they stand: see `Evolution.remember`."""
@@ -281,7 +269,7 @@ class Evolved(Optimizer):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict` gave, or a state of the base alone (evolution starts anew then).
+        """Load what `state_dict` returned, or a state of the base alone: evolution starts anew.
 
         Raises:
             ValueError: groups of other sizes; a state of another strategy, or of other names.
@@ -308,13 +296,6 @@ class Evolved(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._make_hooks()
-
-
-def _stays(record: Record, by_phase: bool) -> bool:
-    """Return whether with this record the center stays at other weights than before."""
-    if by_phase:
-        return record.verdict is not None and record.verdict.accepted
-    return record.accepted or record.opened not in (None, "current")
 
 
 def _damping(policy: MomentumPolicy) -> float:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass, field
+
+from evostep.errors import warn
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a rule that judges phases said.
+    """The decision of a rule that judges phases.
 
     Attributes:
         generation: number of the phase's first generation.
@@ -51,7 +52,9 @@ class Record:
             acceptance and what a strategy measures counted (a backward as two more); calls, where
             the fitness is a bare callable.
         seconds: wall-clock time.
-        verdict: in the last record of a phase, what a rule that judges phases said of it.
+        verdict: in the last record of a phase, the decision of a rule that judges phases.
+        moved: whether with this record the center has come to stay at other weights than before:
+            it was accepted, the phase opened elsewhere, or the verdict on the phase was in favour.
         opened: in the first record of a phase, the start that the space chose: ``"current"`` or
             ``"average"`` for a `Span`; None where there is no choice.
     """
@@ -67,19 +70,18 @@ class Record:
     seconds: float
     verdict: Verdict | None = field(default=None, kw_only=True)
     opened: str | None = field(default=None, kw_only=True)
+    moved: bool = field(default=False, kw_only=True)
 
 
 def warn_of_failures(record: Record) -> None:
     """Warn where no member could be scored, or the center could not."""
     if not math.isfinite(record.parent):
-        warnings.warn(
+        warn(
             f"generation {record.generation}: the fitness of the weights as they stand is "
             f"{record.parent}, and nothing can be told to be better: has training diverged?",
-            stacklevel=3,
         )
     if record.failed and not any(math.isfinite(score) for score in record.scores):
-        warnings.warn(
+        warn(
             f"generation {record.generation}: the fitness failed for all {len(record.scores)} "
             f"members, so the weights stay ({record.error})",
-            stacklevel=3,
         )

@@ -13,6 +13,7 @@ from evostep import AllWeights, LowRank, OpenAIES, RandomMutation, RandomSearch
 from evostep.genome.members import (
     Mirror,
     Perturbed,
+    Spread,
     reflect_,
     stack_factors,
     stack_members,
@@ -208,13 +209,19 @@ def test_it_is_reflected_where_it_lies() -> None:
     assert center.tolist() == [0.0, 0.0, 0.0]
 
 
-@pytest.mark.parametrize("part", ["strategy", "seed", "generation", "direction"])
+@pytest.mark.parametrize("part", ["noise", "spread", "seed", "generation", "direction"])
 def test_an_image_of_another_recipe_reflects_no_member(part: str) -> None:
     genome = genome_of()
     member, image, *_ = population(genome)
     assert isinstance(member, Perturbed)
     assert isinstance(image, Mirror)
-    others = {"strategy": OpenAIES(0.2, population=6), "seed": 12, "generation": 4, "direction": 1}
+    others = {
+        "noise": "uniform",
+        "spread": Spread(0.2, relative=True),
+        "seed": 12,
+        "generation": 4,
+        "direction": 1,
+    }
     assert image.reflects(replace(member))
     assert not image.reflects(replace(member, **{part: others[part]}))
 

@@ -50,7 +50,7 @@ def same(a: list[Tensor], b: list[Tensor]) -> bool:
 @pytest.mark.parametrize("momentum", [0.1, None])
 def test_it_is_torchs_update_bn(momentum: float | None) -> None:
     model, twin = network(momentum=momentum), network(momentum=momentum)
-    assert Calibration(Fitness(model, data()))(model) == N
+    assert Calibration(model, data())(model) == N
     update_bn([inputs for inputs, _ in data()], twin)
     assert same(buffers(model), buffers(twin))
     assert model[1].momentum == momentum
@@ -61,7 +61,7 @@ def test_modes_momenta_and_weights_stay() -> None:
     model[2].eval()
     modes = [module.training for module in model.modules()]
     weights = copy.deepcopy(list(model.parameters()))
-    Calibration(Fitness(model, data()))(model)
+    Calibration(model, data())(model)
     assert [module.training for module in model.modules()] == modes
     assert same(list(model.parameters()), weights)
     assert all(p.grad is None for p in model.parameters())
@@ -70,7 +70,7 @@ def test_modes_momenta_and_weights_stay() -> None:
 def test_also_after_an_exception() -> None:
     model = network()
     modes = [module.training for module in model.modules()]
-    calibrate = Calibration(Fitness(model, [(torch.zeros(4, 7), torch.zeros(4))]))
+    calibrate = Calibration(model, [(torch.zeros(4, 7), torch.zeros(4))])
     with pytest.raises(RuntimeError):
         calibrate(model)
     assert model[1].momentum == 0.1
@@ -98,7 +98,7 @@ def test_batches_of_any_form(form: str) -> None:
             return model(batch[0], batch[1]), batch[2]
 
     model, twin = TwoInputs(), TwoInputs()
-    assert Calibration(Fitness(model, batches, forward=forward))(model) == N
+    assert Calibration(model, batches, forward=forward)(model) == N
     update_bn([x - x.roll(1, 0) for x, _ in data()], twin.norm)
     assert same(buffers(model), buffers(twin))
 

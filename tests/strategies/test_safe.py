@@ -370,7 +370,7 @@ def test_safe_mutants_break_less_than_plain_ones_of_the_same_length(
         changes = []
         for i, child in enumerate(children):
             delta = {name: child[name] - parent[name] for name in parent}
-            plain = Perturbed(plain_strategy, genome, 4, 0, i)
+            plain = plain_strategy.perturbed(genome, 4, 0, i)
             other = {name: plain.tensor(name) - parent[name] for name in parent}
             length = lambda d: math.sqrt(sum(float(t.square().sum()) for t in d.values()))  # noqa: E731
             ratio = length(delta) / length(other)

@@ -9,26 +9,23 @@ from __future__ import annotations
 
 import math
 import types
-import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from evostep.engines.base import CannotScore, Engine
+from evostep.engines import ENGINES
+from evostep.engines.base import CannotScore, Engine, Session
 from evostep.engines.inplace import InPlace
-from evostep.engines.lowrank import SharedProduct
-from evostep.engines.prefix import Prefix
-from evostep.engines.racing import Racing
-from evostep.engines.vmap import Vmap
-from evostep.errors import stacklevel_outside, unknown_name
+from evostep.errors import unknown_name, warn
 from evostep.genome.point import Coordinates
 from evostep.scoring.batches import model_device
-from evostep.scoring.evaluator import Evaluator
+from evostep.scoring.evaluator import Evaluator, Round
 from evostep.scoring.fitness import Fitness
-from evostep.scoring.scores import Outcome, Scores
+from evostep.scoring.scores import Scores
 from evostep.spaces.workspace import Workspace
 
 # How far an engine's score of an example, or of all, may lie from that of scoring in place: sums in
@@ -40,174 +37,181 @@ _EXAMPLES_BEYOND_IN_HALF = 0.02
 _HALF = (torch.bfloat16, torch.float16)
 
 
-def engines() -> dict[str, type[Engine]]:
-    """Return the engines by name."""
-    return {kind.name: kind for kind in (InPlace, Vmap, SharedProduct, Prefix, Racing)}
+class Findings:
+    """What was found out of engines: that they are right, or that they cannot.
 
-
-def make_engine(wanted: str | Engine) -> Engine | None:
-    """Return the engine that a user asks for; None for ``"auto"``.
-
-    Raises:
-        ValueError: an unknown name.
-
-    Example:
-        >>> make_engine("inplace")
-        InPlace()
-    """
-    if isinstance(wanted, Engine):
-        return wanted
-    if wanted == "auto":
-        return None
-    known = engines()
-    if wanted not in known:
-        raise unknown_name("engine", str(wanted), ["auto", *known])
-    return known[wanted]()
-
-
-class Scorer:
-    """Scores the parent and the members of a generation.
-
-    What was found out of an engine, that it is right or that it cannot, holds for one fitness: with
-    another one it is found out anew.
-
-    Args:
-        wanted: an engine, its name, or ``"auto"``.
+    It holds for one fitness: with another one it is found out anew.
     """
 
-    def __init__(self, wanted: str | Engine = "auto") -> None:
-        self.wanted = wanted
-        self._asked = make_engine(wanted)
-        self._inplace = InPlace()
-        self._candidates = (
-            [self._asked]
-            if self._asked is not None
-            else [SharedProduct(), Vmap(), Prefix(), Racing()]
-        )
-        self._verified: set[str] = set()
-        self._given_up: set[str] = set()
-        self._warned: set[str] = set()
+    def __init__(self) -> None:
+        self.verified: set[str] = set()
+        self.given_up: set[str] = set()
+        self.warned: set[str] = set()  # texts; whatever the fitness, a user reads each once
         self._fitness: Callable[[], Any] | None = None  # of which that holds
 
     def state(self) -> dict[str, list[str]]:
-        """Return what was found out of engines, so that a resumed run takes the same."""
-        return {"verified": sorted(self._verified), "given_up": sorted(self._given_up)}
+        """Return what a resumed run needs to take the same engines."""
+        return {"verified": sorted(self.verified), "given_up": sorted(self.given_up)}
 
     def load(self, state: Mapping[str, Sequence[str]]) -> None:
-        """Go on with what `state` gave; it holds for the fitness that comes next.
+        """Go on with what `state` returned; it holds for the fitness that comes next.
 
         What it lacks, as one of an older version lacks all, is found out anew.
         """
-        self._verified = set(state.get("verified", ()))
-        self._given_up = set(state.get("given_up", ()))
+        self.verified = set(state.get("verified", ()))
+        self.given_up = set(state.get("given_up", ()))
         self._fitness = None
+
+    def meet(self, fitness: Callable[[], Any]) -> None:
+        """Forget what was found with another fitness."""
+        if self._fitness is not None and not _is_same(self._fitness(), fitness):
+            self.load({})
+        self._fitness = _refer_to(fitness)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the fitness out of a copy or a pickle, as `state` does."""
         return {**vars(self), "_fitness": None}
 
-    def forget(self) -> None:
-        """Find out anew what engines can do."""
-        self.load({})
 
-    def score(
-        self,
-        members: Sequence[Coordinates],
-        workspace: Workspace,
-        evaluator: Evaluator,
-        *,
-        keep_outputs: bool = False,
-    ) -> tuple[Scores, list[Outcome]]:
-        """Score the parent, and the members; give the scores and the outcomes in their order.
+def _all_but_the_plain_one() -> tuple[Engine, ...]:
+    return tuple(kind() for kind in ENGINES.values() if kind is not InPlace)
 
-        Args:
-            members: of the generation.
-            workspace: which writes them.
-            evaluator: which has begun the generation.
-            keep_outputs: of the parent, see `Fitness.score`.
+
+@dataclass(frozen=True)
+class Auto(Engine):
+    """Scores with the first of some engines that can take the members, checked against `InPlace`.
+
+    Args:
+        engines: to choose among, in order of preference.
+        asked_for: whether a user asked for them: then one is taken whether it pays or not, and a
+            warning says why it cannot.
+
+    Example:
+        >>> Auto.of("inplace").engines
+        (InPlace(),)
+    """
+
+    name: ClassVar[str] = "auto"
+    engines: tuple[Engine, ...] = field(default_factory=_all_but_the_plain_one)
+    asked_for: bool = False
+
+    @classmethod
+    def of(cls, wanted: str | Engine) -> Auto:
+        """Return the choice that a user asks for: an engine, its name, or ``"auto"``.
 
         Raises:
-            Exception: whatever the fitness raises for the parent.
+            ValueError: an unknown name.
         """
-        self._meet(evaluator.fitness)
-        engine = self._choose(members, workspace, evaluator)
+        if isinstance(wanted, Auto):
+            return wanted
+        if isinstance(wanted, Engine):
+            return cls((wanted,), asked_for=True)
+        if wanted == cls.name:
+            return cls()
+        if wanted not in ENGINES:
+            raise unknown_name("engine", str(wanted), [cls.name, *ENGINES])
+        return cls((ENGINES[wanted](),), asked_for=True)
+
+    def open(
+        self, workspace: Workspace, evaluator: Evaluator, findings: Findings | None = None
+    ) -> Choice:
+        """Start to work for one phase, with what was found out in earlier ones."""
+        return Choice(self, workspace, evaluator, findings or Findings())
+
+
+class Choice(Session[Auto]):
+    """Chooses an engine for each generation, and checks it when it is first used."""
+
+    def __init__(
+        self, engine: Auto, workspace: Workspace, evaluator: Evaluator, findings: Findings
+    ) -> None:
+        super().__init__(engine, workspace, evaluator)
+        self._findings = findings
+        findings.meet(evaluator.fitness)
+        self._inplace = InPlace().open(workspace, evaluator)
+        self._candidates = [one.open(workspace, evaluator) for one in engine.engines]
+        self._chosen: Session[Any] = self._inplace
+
+    def parent(
+        self,
+        round: Round,
+        members: Sequence[Coordinates],
+        *,
+        keep_outputs: bool = False,
+        watch: Callable[[Any, Any], object] | None = None,
+    ) -> Scores:
+        """Choose who scores these members, and score their parent."""
+        self._chosen = self._choose(round, members)
+        spent = self.evaluator.spent
         try:
-            with engine.around_parent(workspace, evaluator):
-                parent = evaluator(keep_outputs=keep_outputs)
+            return self._chosen.parent(round, members, keep_outputs=keep_outputs, watch=watch)
         except CannotScore as error:
-            self._give_up(engine, str(error))
-            engine, parent = self._inplace, evaluator(keep_outputs=keep_outputs)
-        evaluator.parent = parent
-        if isinstance(engine, InPlace):
-            return parent, engine.score(members, workspace, evaluator)
+            self.evaluator.spent = spent
+            self._give_up(self._chosen, str(error))
+            return self.evaluator.score(round, keep_outputs=keep_outputs, watch=watch)
+
+    def score(self, round: Round, members: Sequence[Coordinates]) -> list[Scores]:
+        """Score members by the engine chosen, or in place if it turns out that it cannot."""
+        if self._chosen is self._inplace:
+            return self._inplace.score(round, members)
+        spent = self.evaluator.spent
         try:
-            outcomes = engine.score(members, workspace, evaluator)
-            self._verify(engine, members, workspace, evaluator, outcomes)
+            scores = self._chosen.score(round, members)
+            self._verify(round, members, scores)
         except CannotScore as error:
-            self._give_up(engine, str(error))
-            outcomes = self._inplace.score(members, workspace, evaluator)
-        return parent, outcomes
+            self.evaluator.spent = spent  # what came to nothing is not the user's to pay
+            self._give_up(self._chosen, str(error))
+            scores = self._inplace.score(round, members)
+        return scores
 
     def close(self) -> None:
         """Drop what engines cached: the phase is over."""
-        for engine in self._candidates:
-            engine.close()
+        for session in self._candidates:
+            session.close()
 
-    def _meet(self, fitness: Callable[[], Any]) -> None:
-        if self._fitness is not None and not _is_same(self._fitness(), fitness):
-            self.forget()
-        self._fitness = _refer_to(fitness)
-
-    def _choose(
-        self, members: Sequence[Coordinates], workspace: Workspace, evaluator: Evaluator
-    ) -> Engine:
-        for engine in self._candidates:
-            if engine.name in self._given_up:
+    def _choose(self, round: Round, members: Sequence[Coordinates]) -> Session[Any]:
+        for session in self._candidates:
+            if session.engine.name in self._findings.given_up:
                 continue
-            refusal = engine.refusal(members, workspace, evaluator)
+            refusal = session.refusal(round, members)
             if refusal is None:
-                if engine is self._asked or engine.pays(workspace, evaluator):
-                    return engine
-            elif engine is self._asked:
-                self._give_up(engine, refusal)
+                if self.engine.asked_for or session.pays(round):
+                    return session
+            elif self.engine.asked_for:
+                self._give_up(session, refusal)
         return self._inplace
 
-    def _give_up(self, engine: Engine, why: str) -> None:
-        self._given_up.add(engine.name)
-        engine.close()
-        text = (
-            f"engine {engine.name!r} cannot score these members, which are scored in place: {why}"
-        )
-        if text not in self._warned:
-            self._warned.add(text)
-            warnings.warn(text, stacklevel=stacklevel_outside())
+    def _give_up(self, session: Session[Any], why: str) -> None:
+        name = session.engine.name
+        self._findings.given_up.add(name)
+        session.close()
+        self._chosen = self._inplace
+        text = f"engine {name!r} cannot score these members, which are scored in place: {why}"
+        if text not in self._findings.warned:
+            self._findings.warned.add(text)
+            warn(text)
 
     def _verify(
-        self,
-        engine: Engine,
-        members: Sequence[Coordinates],
-        workspace: Workspace,
-        evaluator: Evaluator,
-        outcomes: Sequence[Outcome],
+        self, round: Round, members: Sequence[Coordinates], scores: Sequence[Scores]
     ) -> None:
         """Score one in place, too, when an engine is first used: the last that was in full."""
-        if engine.name in self._verified:
-            return
-        whole = [i for i, outcome in enumerate(outcomes) if outcome.seen is None]
-        if not whole:
+        name = self._chosen.engine.name
+        whole = [i for i, one in enumerate(scores) if one.seen is None]
+        if name in self._findings.verified or not whole:
             return
         last = whole[-1]
-        (expected,) = self._inplace.score([members[last]], workspace, evaluator)
-        if not agree(outcomes[last], expected, in_half=_in_half(evaluator)):
+        with self.evaluator.uncounted():
+            (expected,) = self._inplace.score(round, [members[last]])
+        if not agree(scores[last], expected, in_half=_in_half(self.evaluator)):
             raise CannotScore(
-                f"it gave a member the score {outcomes[last].scores.value:g}, in place it is "
-                f"{expected.scores.value:g}"
+                f"it gave a member the score {scores[last].value:g}, in place it is "
+                f"{expected.value:g}"
             )
-        self._verified.add(engine.name)
+        self._findings.verified.add(name)
 
 
 def _refer_to(fitness: Callable[[], Any]) -> Callable[[], Any]:
-    """Return a function that gives it as long as others hold it: it may hold much memory."""
+    """Return a function that returns it as long as others hold it: it may hold much memory."""
     try:
         if isinstance(fitness, types.MethodType):
             return weakref.WeakMethod(fitness)
@@ -230,7 +234,7 @@ def _in_half(evaluator: Evaluator) -> bool:
     return cast or any(p.dtype in _HALF for p in fitness.model.parameters())
 
 
-def agree(one: Outcome, other: Outcome, *, in_half: bool = False) -> bool:
+def agree(one: Scores, other: Scores, *, in_half: bool = False) -> bool:
     """Return whether two scorings of a member are the same but for rounding.
 
     Args:
@@ -239,20 +243,19 @@ def agree(one: Outcome, other: Outcome, *, in_half: bool = False) -> bool:
         in_half: whether they were computed in 16 bits.
 
     Example:
-        >>> agree(Outcome(Scores(0.5)), Outcome(Scores(0.5000001)))
+        >>> agree(Scores(0.5), Scores(0.5000001))
         True
-        >>> agree(Outcome(Scores(0.5)), Outcome(Scores(0.6)))
+        >>> agree(Scores(0.5), Scores(0.6))
         False
     """
     if one.failed or other.failed:
         return one.failed and other.failed
-    a, b = one.scores, other.scores
     tolerance = TOLERANCE_IN_HALF if in_half else TOLERANCE
-    if a.per_example is not None and b.per_example is not None:
-        apart = _apart(a.per_example, b.per_example, tolerance)
+    if one.per_example is not None and other.per_example is not None:
+        apart = _apart(one.per_example, other.per_example, tolerance)
         share = _EXAMPLES_BEYOND_IN_HALF if in_half else _EXAMPLES_BEYOND
-        return apart <= max(1, math.ceil(share * len(b.per_example)))
-    return abs(a.value - b.value) <= 10 * tolerance * max(1.0, abs(b.value))
+        return apart <= max(1, math.ceil(share * len(other.per_example)))
+    return abs(one.value - other.value) <= 10 * tolerance * max(1.0, abs(other.value))
 
 
 def _apart(a: Tensor, b: Tensor, tolerance: float) -> int:

@@ -1,19 +1,19 @@
 """The contract of engines.
 
-An engine takes (members, workspace, evaluator) and gives an outcome for each member. `InPlace` is
-the plain reference; every other agrees with it within a stated tolerance, or says that it cannot.
+An engine is frozen configuration; `open` starts a `Session`, which scores the members of one phase
+and holds what is found out or cached on the way. `InPlace` is the plain reference; every other
+agrees with it within a stated tolerance, or refuses with a reason.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Generic, TypeVar
 
 from evostep.genome.point import Coordinates
-from evostep.scoring.evaluator import Evaluator
-from evostep.scoring.scores import Outcome
+from evostep.scoring.evaluator import Evaluator, Round
+from evostep.scoring.scores import Scores
 from evostep.spaces.workspace import Workspace
 
 
@@ -22,10 +22,7 @@ class CannotScore(Exception):  # noqa: N818 - a verdict on a model, not a mistak
 
 
 class Engine(ABC):
-    """A way of scoring members. Subclasses are frozen dataclasses; what they cache is private.
-
-    Weights, buffers, modes, hooks, requires_grad and random streams are as before afterwards,
-    whatever is raised.
+    """A way of scoring members. Subclasses are frozen dataclasses.
 
     Attributes:
         name: by which a user asks for it.
@@ -33,27 +30,61 @@ class Engine(ABC):
 
     name: ClassVar[str]
 
-    def refusal(
-        self, members: Sequence[Coordinates], workspace: Workspace, evaluator: Evaluator
-    ) -> str | None:
+    @abstractmethod
+    def open(self, workspace: Workspace, evaluator: Evaluator) -> Session[Any]:
+        """Start to work for one phase.
+
+        Args:
+            workspace: writes members into the model.
+            evaluator: scores the model as it stands.
+        """
+
+
+E_co = TypeVar("E_co", bound=Engine, covariant=True)
+
+
+class Session(ABC, Generic[E_co]):
+    """An engine at work for one phase.
+
+    Weights, buffers, modes, hooks, requires_grad and random streams are as before after each call,
+    whatever is raised.
+    """
+
+    def __init__(self, engine: E_co, workspace: Workspace, evaluator: Evaluator) -> None:
+        self.engine = engine
+        self.workspace = workspace
+        self.evaluator = evaluator
+
+    def refusal(self, round: Round, members: Sequence[Coordinates]) -> str | None:
         """Return why these members cannot be scored so; None: it can be tried. Cheap."""
         return None
 
-    def pays(self, workspace: Workspace, evaluator: Evaluator) -> bool:
+    def pays(self, round: Round) -> bool:
         """Return whether it is faster than scoring in place, as far as sizes tell."""
         return True
 
-    def around_parent(
-        self, workspace: Workspace, evaluator: Evaluator
-    ) -> AbstractContextManager[None]:
-        """Return the context within which the parent of the members is scored."""
-        return nullcontext()
+    def parent(
+        self,
+        round: Round,
+        members: Sequence[Coordinates],
+        *,
+        keep_outputs: bool = False,
+        watch: Callable[[Any, Any], object] | None = None,
+    ) -> Scores:
+        """Score the parent of the members, which stands in the model: see `Evaluator.score`.
+
+        Raises:
+            Exception: whatever the fitness raises.
+        """
+        return self.evaluator.score(round, keep_outputs=keep_outputs, watch=watch)
 
     @abstractmethod
-    def score(
-        self, members: Sequence[Coordinates], workspace: Workspace, evaluator: Evaluator
-    ) -> list[Outcome]:
+    def score(self, round: Round, members: Sequence[Coordinates]) -> list[Scores]:
         """Score members, in their order.
+
+        Args:
+            round: of the generation, with the parent's scores.
+            members: of the generation.
 
         Raises:
             CannotScore: the model cannot be taken; the weights are the center's.

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from evostep.engines.base import Engine
+from evostep.engines.base import Engine, Session
 from evostep.genome.point import Coordinates
-from evostep.scoring.evaluator import Evaluator
+from evostep.scoring.evaluator import Evaluator, Round
 from evostep.scoring.fitness import Fitness
-from evostep.scoring.scores import Outcome, read
+from evostep.scoring.scores import Scores, read
 from evostep.spaces.workspace import Workspace
 
 
@@ -34,17 +34,23 @@ class InPlace(Engine):
 
     name: ClassVar[str] = "inplace"
 
-    def score(
-        self, members: Sequence[Coordinates], workspace: Workspace, evaluator: Evaluator
-    ) -> list[Outcome]:
+    def open(self, workspace: Workspace, evaluator: Evaluator) -> OneByOne:
+        """Start to work for one phase."""
+        return OneByOne(self, workspace, evaluator)
+
+
+class OneByOne(Session[InPlace]):
+    """Scores members one after the other."""
+
+    def score(self, round: Round, members: Sequence[Coordinates]) -> list[Scores]:
         """Score each; the weights are the center's again afterwards, whatever is raised."""
-        pending = []
+        scores = []
         try:
             for member in members:
-                workspace.write(member)
-                pending.append(evaluator.attempt_later())
-                if not isinstance(evaluator.fitness, Fitness):
-                    workspace.touched()  # it may do anything
+                self.workspace.write(member)
+                scores.append(self.evaluator.attempt(round))
+                if not isinstance(self.evaluator.fitness, Fitness):
+                    self.workspace.touched()  # it may do anything
         finally:
-            workspace.restore()
-        return read(pending)
+            self.workspace.restore()
+        return read(scores)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -16,9 +16,10 @@ from evostep.engines.base import CannotScore, Engine
 from evostep.errors import reason
 from evostep.genome.members import Factors
 from evostep.genome.point import Coordinates
-from evostep.scoring.evaluator import Evaluator
+from evostep.scoring.batches import leaves
+from evostep.scoring.evaluator import Evaluator, Round
 from evostep.scoring.fitness import Fitness
-from evostep.scoring.scores import Outcome, Pending, failure, read
+from evostep.scoring.scores import Scores, read
 
 _DRAWN = 2**25  # bytes of members' own that are drawn at once
 _Result = TypeVar("_Result")
@@ -102,21 +103,21 @@ class Drawn:
 
 
 class NeedsContiguousError(Exception):
-    """A view met a tensor that is not contiguous, where torch's own layer gives one that is."""
+    """A view met a tensor that is not contiguous, where torch's own layer returns one that is."""
 
 
 @dataclass
 class MemoryLayout:
-    """Which memory layout a model's layers may give: a view in it may forbid the faster one.
+    """Which memory layout a model's layers may return: a view in it may forbid the faster one.
 
     Attributes:
-        contiguous: whether layers have to give contiguous tensors, as those of torch do.
+        contiguous: whether layers have to return contiguous tensors, as those of torch do.
     """
 
     contiguous: bool = False
 
     def check(self, error: Exception) -> None:
-        """Do nothing, or have layers give contiguous tensors if that is what an error asks for.
+        """Do nothing, or have layers return contiguous tensors if that is what an error asks for.
 
         Raises:
             NeedsContiguousError: they do now: try again, see `in_either_layout`.
@@ -126,12 +127,12 @@ class MemoryLayout:
             raise NeedsContiguousError from error
 
 
-def in_either_layout(evaluator: Evaluator, run: Callable[[], _Result]) -> _Result:
+def in_either_layout(evaluator: Evaluator, round: Round, run: Callable[[], _Result]) -> _Result:
     """Run; once more, now with contiguous tensors, where a view was impossible."""
     try:
         return run()
     except NeedsContiguousError:
-        with evaluator.unchanged():  # the same random streams again
+        with evaluator.unchanged(round):  # the same random streams again
             return run()
 
 
@@ -165,27 +166,28 @@ def why_opaque(model: nn.Module) -> str | None:
 def score_in_chunks(
     members: Sequence[Coordinates],
     evaluator: Evaluator,
+    round: Round,
     chunk: int,
-    score: Callable[[Sequence[Coordinates]], list[Pending | Exception]],
-) -> list[Outcome]:
+    score: Callable[[Sequence[Coordinates]], list[Scores]],
+) -> list[Scores]:
     """Score members some at a time; where memory runs out, half as many at a time.
 
     Args:
         members: all of them.
         evaluator: whose streams and model are kept as they were, whatever `score` raises.
+        round: of the generation.
         chunk: how many at a time, at first.
         score: scores some of them.
 
     Raises:
         CannotScore: `score` raised something else, or had no memory for a single member.
     """
-    done: list[Pending | Outcome] = []
+    done: list[Scores] = []
     while len(done) < len(members):
         some = members[len(done) : len(done) + chunk]
         try:
-            with evaluator.unchanged():
-                found = score(some)
-            done += [failure(one) if isinstance(one, Exception) else one for one in found]
+            with evaluator.unchanged(round):
+                done += score(some)
         except CannotScore:
             raise
         except Exception as error:
@@ -199,7 +201,7 @@ def score_in_chunks(
 
 
 def over_members(forward: Callable[..., Any], *own: Any) -> Any:
-    """Return what `forward` gives for all members, from what each has of its own, (n, ...)."""
+    """Return what `forward` returns for all members, from what each has of its own, (n, ...)."""
     with warnings.catch_warnings():
         # an operation that vmap has to do member by member is slow, and not wrong
         warnings.filterwarnings("ignore", message="There is a performance drop")
@@ -241,12 +243,12 @@ def even(n: int, most: int) -> int:
 
 def positions(inputs: Any) -> int:
     """Return how many times an input goes through a layer: examples, times tokens for sequences."""
-    if isinstance(inputs, Mapping):
-        inputs = tuple(inputs.values())
-    if isinstance(inputs, tuple | list):
-        return max((positions(part) for part in inputs), default=1)
-    if not isinstance(inputs, Tensor):
+    return max((_positions(leaf) for leaf in leaves(inputs)), default=1)
+
+
+def _positions(leaf: Any) -> int:
+    if not isinstance(leaf, Tensor):
         return 1
-    if inputs.is_floating_point():
-        return math.prod(inputs.shape[:-1]) if inputs.dim() <= 3 else len(inputs)
-    return inputs.numel()
+    if leaf.is_floating_point():
+        return math.prod(leaf.shape[:-1]) if leaf.dim() <= 3 else len(leaf)
+    return leaf.numel()

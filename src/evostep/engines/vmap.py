@@ -7,13 +7,13 @@ product is several times faster. For a large one the copies of the weights cost 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from evostep.engines.base import CannotScore
+from evostep.engines.base import CannotScore, Session
 from evostep.engines.linear import LinearOfMembers
 from evostep.engines.stacked import (
     Drawn,
@@ -31,9 +31,9 @@ from evostep.engines.stacked import (
 from evostep.engines.swap import SwappedOut, places, swapped
 from evostep.genome.point import Coordinates
 from evostep.scoring.batches import model_device
-from evostep.scoring.evaluator import Evaluator
+from evostep.scoring.evaluator import Evaluator, Round
 from evostep.scoring.fitness import Fitness
-from evostep.scoring.scores import Outcome, Pending
+from evostep.scoring.scores import Scores
 from evostep.spaces.workspace import Workspace
 
 # Weights and activations of the members that are scored together, in numbers: enough to hide the
@@ -60,49 +60,51 @@ class Vmap(Stacking):
     """
 
     name: ClassVar[str] = "vmap"
-    _layout: MemoryLayout = field(
-        default_factory=MemoryLayout, init=False, repr=False, compare=False
-    )
 
-    def refusal(
-        self, members: Sequence[Coordinates], workspace: Workspace, evaluator: Evaluator
-    ) -> str | None:
+    def open(self, workspace: Workspace, evaluator: Evaluator) -> Batched:
+        """Start to work for one phase."""
+        return Batched(self, workspace, evaluator)
+
+
+class Batched(Session[Vmap]):
+    """Scores many members in one batched forward; the weights in the model are not written."""
+
+    def __init__(self, engine: Vmap, workspace: Workspace, evaluator: Evaluator) -> None:
+        super().__init__(engine, workspace, evaluator)
+        self._layout = MemoryLayout()
+
+    def refusal(self, round: Round, members: Sequence[Coordinates]) -> str | None:
         """Return why members cannot be stacked."""
-        return why_not_stacked(evaluator)
+        return why_not_stacked(self.evaluator)
 
-    def pays(self, workspace: Workspace, evaluator: Evaluator) -> bool:
+    def pays(self, round: Round) -> bool:
         """Return whether members are so small that this is faster than one after the other."""
-        fitness = evaluator.fitness
+        fitness = self.evaluator.fitness
         assert isinstance(fitness, Fitness), "refusal() comes first"
+        assert round.examples is not None, "a Fitness has examples"
         if any(isinstance(module, _ConvNd | nn.RNNBase) for module in fitness.model.modules()):
             return False  # batched over weights these are grouped or unrolled: slower
-        assert evaluator.examples is not None, "begin() comes first"
         matrices = sum(p.numel() for p in fitness.model.parameters() if p.dim() >= 2)
-        rows = sum(positions(inputs) for inputs, _ in evaluator.examples)
+        rows = sum(positions(inputs) for inputs, _ in round.examples)
         return matrices * rows <= _SMALL
 
-    def score(
-        self, members: Sequence[Coordinates], workspace: Workspace, evaluator: Evaluator
-    ) -> list[Outcome]:
-        """Score all members, a chunk at a time; the weights in the model are not written."""
-        fitness = evaluator.fitness
+    def score(self, round: Round, members: Sequence[Coordinates]) -> list[Scores]:
+        """Score all members, a chunk at a time."""
+        evaluator, workspace = self.evaluator, self.workspace
+        fitness, live = evaluator.fitness, workspace.live
         assert isinstance(fitness, Fitness)
-        assert evaluator.examples is not None
-        where = places(fitness.model, workspace.live)
+        where = places(fitness.model, live)
         if not where:
             raise CannotScore("the model holds none of the tensors that move")
-        examples = evaluator.examples
 
         def stack(some: Sequence[Coordinates]) -> Own:
             stacked = workspace.space.stack(some, where)
-            return Own({}, {name: t.to(workspace.live[name].dtype) for name, t in stacked.items()})
+            return Own({}, {name: t.to(live[name].dtype) for name, t in stacked.items()})
 
-        each = sum(workspace.live[name].nbytes for name in where)
-        drawn = Drawn(members, stack, each)
+        drawn = Drawn(members, stack, sum(live[name].nbytes for name in where))
+        unused = SwappedOut({name: live[name] for name in where})
 
-        unused = SwappedOut({name: workspace.live[name] for name in where})
-
-        def score(some: Sequence[Coordinates]) -> list[Pending | Exception]:
+        def score(some: Sequence[Coordinates]) -> list[Scores]:
             weights = drawn.take(some).whole
 
             def forward(inputs: Any) -> Any:
@@ -118,20 +120,19 @@ class Vmap(Stacking):
                     raise
 
             return in_either_layout(
-                evaluator, lambda: fitness.score_stacked(forward, len(some), examples)
+                evaluator, round, lambda: evaluator.score_stacked(round, forward, len(some))
             )
 
-        chunk = self.chunk or even(len(members), members_at_once(workspace.live, evaluator))
-        return score_in_chunks(members, evaluator, chunk, score)
+        chunk = self.engine.chunk or even(len(members), members_at_once(live, fitness, round))
+        return score_in_chunks(members, evaluator, round, chunk, score)
 
 
-def members_at_once(live: Mapping[str, Tensor], evaluator: Evaluator) -> int:
+def members_at_once(live: Mapping[str, Tensor], fitness: Fitness, round: Round) -> int:
     """Return how many members' weights and activations of a layer are near `_NUMBERS_AT_ONCE`."""
-    assert isinstance(evaluator.fitness, Fitness)
-    assert evaluator.examples is not None
+    assert round.examples is not None, "a Fitness has examples"
     weights = sum(tensor.numel() for tensor in live.values())
-    width = max((len(p) for p in evaluator.fitness.model.parameters() if p.dim() >= 2), default=1)
-    rows = max((positions(inputs) for inputs, _ in evaluator.examples), default=1)
+    width = max((len(p) for p in fitness.model.parameters() if p.dim() >= 2), default=1)
+    rows = max((positions(inputs) for inputs, _ in round.examples), default=1)
     numbers = weights + 2 * width * rows  # what a layer reads and writes
-    free = free_bytes(model_device(evaluator.fitness.model)) // 16  # a quarter, of 4 bytes a number
+    free = free_bytes(model_device(fitness.model)) // 16  # a quarter, of 4 bytes a number
     return max(1, min(_NUMBERS_AT_ONCE, free) // numbers)

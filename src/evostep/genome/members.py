@@ -4,26 +4,54 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from evostep.genome.point import Coordinates, Genome
-from evostep.noise import LowRank, draw, draw_many, noise_dtype
-
-if TYPE_CHECKING:
-    from evostep.strategies.base import NoiseStrategy
+from evostep.noise import LowRank, Noise, draw_many, noise_dtype
 
 Factors = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class Perturbed:
-    """Center + sigma * scale * noise, one tensor at a time."""
+class Spread:
+    """How far the noise of members reaches, in each tensor.
 
-    strategy: NoiseStrategy
+    Attributes:
+        sigma: standard deviation in units of the scale, where a genome has none of its own.
+        relative: whether the scale is each tensor's root mean square; otherwise it is 1.
+    """
+
+    sigma: float
+    relative: bool
+
+    def sigma_of(self, genome: Genome, name: str) -> float:
+        """Return the sigma in force for `name`, in units of the scale."""
+        own = genome.sigma[name]
+        return self.sigma if own is None else float(own)
+
+    def scale_of(self, genome: Genome, name: str) -> float:
+        """Return the unit of sigma for `name`, in units of the weights."""
+        return genome.rms[name] if self.relative else 1.0
+
+
+@dataclass(frozen=True)
+class Perturbed:
+    """Center + sigma * scale * noise, one tensor at a time.
+
+    Attributes:
+        genome: around whose center.
+        noise: its kind.
+        spread: how far it reaches.
+        seed: of the run.
+        generation: with the seed, and the direction's number, it determines the noise.
+        direction: its number within the generation.
+    """
+
     genome: Genome
+    noise: Noise
+    spread: Spread
     seed: int
     generation: int
     direction: int
@@ -31,17 +59,9 @@ class Perturbed:
     def tensor(self, name: str) -> Tensor:
         """Return the perturbed coordinates, float32 or the center's wider type."""
         center = self.genome.center[name]
-        if self.strategy.sigma_of(self.genome, name) == 0:
+        if self.spread.sigma_of(self.genome, name) == 0:
             return center
-        noise = draw(
-            self.strategy.noise,
-            center,
-            seed=self.seed,
-            generation=self.generation,
-            member=self.direction,
-            name=name,
-        )
-        return self._spread(noise, name).add_(center)
+        return self._spread(self._draw(name, [self]).squeeze(0), name).add_(center)
 
     def write(self, name: str, out: Tensor) -> None:
         """Write the perturbed coordinates into `out`, with no tensor beside it if it can be."""
@@ -49,24 +69,28 @@ class Perturbed:
         if out.dtype != noise_dtype(center) or not out.is_contiguous():
             out.copy_(self.tensor(name))
             return
-        if self.strategy.sigma_of(self.genome, name) == 0:
+        if self.spread.sigma_of(self.genome, name) == 0:
             out.copy_(center)
             return
-        draw_many(
-            self.strategy.noise,
-            center,
-            seed=self.seed,
-            generation=self.generation,
-            members=(self.direction,),
-            name=name,
-            out=out.unsqueeze(0),
-        )
+        self._draw(name, [self], out.unsqueeze(0))
         self._spread(out, name).add_(center)
 
+    def _draw(self, name: str, alike: Sequence[Perturbed], out: Tensor | None = None) -> Tensor:
+        """Draw the noise of members that differ from this one in their directions alone."""
+        return draw_many(
+            self.noise,
+            self.genome.center[name],
+            seed=self.seed,
+            generation=self.generation,
+            members=[one.direction for one in alike],
+            name=name,
+            out=out,
+        )
+
     def _spread(self, noise: Tensor, name: str) -> Tensor:
-        """Bring noise to its length, in place."""
-        sigma = self.strategy.sigma_of(self.genome, name)
-        return noise.mul_(sigma * self.strategy.scale_of(self.genome, name))
+        """Multiply noise by sigma and scale, in place."""
+        sigma = self.spread.sigma_of(self.genome, name)
+        return noise.mul_(sigma * self.spread.scale_of(self.genome, name))
 
     def factors(self, name: str) -> Factors | None:
         """Return A and B where the perturbed coordinates are the center plus ``A @ B.T``.
@@ -114,7 +138,7 @@ class Mirror:
 
 
 def _is_same(a: object, b: object) -> bool:
-    return a is b or (isinstance(a, int | float) and a == b)
+    return a is b or (isinstance(a, int | float | str | Spread | LowRank) and a == b)
 
 
 def reflect_(tensor: Tensor, center: Tensor) -> Tensor:
@@ -139,7 +163,7 @@ def write_member(member: Coordinates, name: str, out: Tensor) -> None:
 def stack_members(members: Sequence[Coordinates], names: Iterable[str]) -> dict[str, Tensor]:
     """Return the coordinates of all members: name -> (n, ...), in the center's type.
 
-    Each equals what ``member.tensor(name)`` gives, to the bit; noise is drawn in one call. Where
+    Each equals what ``member.tensor(name)`` returns, to the bit; noise is drawn in one call. Where
     members do not differ it is one tensor for all (an expanded view): to be read, not written.
     """
     bases, place = _bases(members)
@@ -151,17 +175,9 @@ def stack_members(members: Sequence[Coordinates], names: Iterable[str]) -> dict[
 def _stack(bases: Sequence[Perturbed], place: Sequence[tuple[int, bool]], name: str) -> Tensor:
     first = bases[0]
     center = first.genome.center[name]
-    if first.strategy.sigma_of(first.genome, name) == 0:
+    if first.spread.sigma_of(first.genome, name) == 0:
         return center.expand(len(place), *center.shape)
-    noise = draw_many(
-        first.strategy.noise,
-        center,
-        seed=first.seed,
-        generation=first.generation,
-        members=[base.direction for base in bases],
-        name=name,
-    )
-    plus = first._spread(noise, name).add_(center).to(center.dtype)
+    plus = first._spread(first._draw(name, bases), name).add_(center).to(center.dtype)
     where: slice | list[int] = [k for k, (_, mirrored) in enumerate(place) if mirrored]
     if not where:
         return plus if len(place) == len(bases) else plus[[i for i, _ in place]]
@@ -190,6 +206,9 @@ def stack_factors(members: Sequence[Coordinates], name: str) -> Factors | None:
     return A[rows] * sign[:, None, None], B[rows]
 
 
+_SHARED = ("genome", "noise", "spread", "seed", "generation")
+
+
 def _bases(
     members: Sequence[Coordinates],
 ) -> tuple[list[Perturbed], list[tuple[int, bool]]]:
@@ -206,8 +225,7 @@ def _bases(
         if type(base) is not Perturbed:
             return [], []
         first = bases[0] if bases else base
-        alike = base.strategy is first.strategy and base.genome is first.genome
-        if not alike or (base.generation, base.seed) != (first.generation, first.seed):
+        if not all(_is_same(getattr(base, part), getattr(first, part)) for part in _SHARED):
             return [], []
         if base.direction not in index:
             index[base.direction] = len(bases)
@@ -218,11 +236,11 @@ def _bases(
 
 def _factors_of_perturbed(bases: Sequence[Perturbed], name: str) -> Factors | None:
     first = bases[0]
-    strategy, genome = first.strategy, first.genome
-    sigma = strategy.sigma_of(genome, name)
-    if sigma == 0 or not isinstance(strategy.noise, LowRank):
+    genome, spread = first.genome, first.spread
+    sigma = spread.sigma_of(genome, name)
+    if sigma == 0 or not isinstance(first.noise, LowRank):
         return None
-    found = strategy.noise.factors_of_many(
+    found = first.noise.factors_of_many(
         genome.center[name],
         seed=first.seed,
         generation=first.generation,
@@ -232,4 +250,4 @@ def _factors_of_perturbed(bases: Sequence[Perturbed], name: str) -> Factors | No
     if found is None:
         return None
     A, B = found
-    return A.mul_(sigma * strategy.scale_of(genome, name)), B
+    return A.mul_(sigma * spread.scale_of(genome, name)), B

@@ -34,6 +34,11 @@ class Slots:
     owners: dict[str, type[nn.Module]] = field(default_factory=dict)
     named: bool = True
 
+    @property
+    def live(self) -> dict[str, Tensor]:
+        """Name -> every tensor that may move, buffers included."""
+        return {**self.buffers, **self.tensors}
+
 
 def clean_names(names: Sequence[str]) -> list[str]:
     """Strip the prefixes of wrappers, unless two names would become one.
@@ -83,6 +88,20 @@ def with_model(slots: Slots, model: nn.Module) -> Slots:
     ids = {id(tensor): name for name, tensor in (*slots.tensors.items(), *buffers.items())}
     sigma = {**dict.fromkeys(buffers), **slots.sigma}
     return Slots(slots.tensors, buffers, sigma, _owners(model, ids), slots.named)
+
+
+def slots_of(target: nn.Module | Mapping[str, Tensor] | Slots) -> Slots:
+    """Return the slots of whatever can be evolved."""
+    if isinstance(target, Slots):
+        return target
+    if isinstance(target, nn.Module):
+        return slots_of_module(target)
+    if isinstance(target, Mapping):
+        return slots_of_tensors(target)
+    raise ValueError(
+        f"target must be a torch.nn.Module or a dictionary of named tensors, "
+        f"got {type(target).__name__}"
+    )
 
 
 def slots_of_tensors(tensors: Mapping[str, Tensor]) -> Slots:

@@ -14,7 +14,7 @@ from evostep.noise import draw
 from evostep.population.individual import Individual, transplant, warn_of_followers
 from evostep.population.scoring import Scorer
 from evostep.population.selection import recombine
-from evostep.scoring.scores import Outcome
+from evostep.scoring.scores import Scores
 from evostep.strategies.base import ScaleKind
 
 Inherit = Literal["state", "fresh"]
@@ -75,7 +75,7 @@ class Litter:
         self._statistics: dict[int, dict[str, Tensor]] = {}
 
     @torch.no_grad()
-    def score(self, scorer: Scorer, phase: int) -> list[Outcome]:
+    def score(self, scorer: Scorer, phase: int) -> list[Scores]:
         """Score all of them in the first model, one after the other, and put that back."""
         stage = self.individuals[0]
         live = stage.tensors()

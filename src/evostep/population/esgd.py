@@ -32,9 +32,8 @@ from evostep.population.scoring import FitnessOfModel, Scorer
 from evostep.population.selection import draw_parents, survivors
 from evostep.population.species import Species
 from evostep.scoring.calibration import Calibration
-from evostep.scoring.fitness import Fitness
 from evostep.scoring.isolation import preserved_rng, seed_everything
-from evostep.scoring.scores import Outcome
+from evostep.scoring.scores import Scores
 from evostep.strategies.base import SCALE_KINDS, ScaleKind
 
 TrainEpoch = Callable[[nn.Module, Optimizer], int]
@@ -62,7 +61,7 @@ class ESGD:
         individuals: pairs of a model and its optimizer, or a `Species` from which the optimizer is
             drawn. Models have one architecture, and share nothing; optimizers may differ.
         fitness: higher is better: a `Fitness` (scores every model, whichever it was made with), or
-            a callable on a model that gives a number, or gives a `Fitness`. One that is not finite
+            a callable on a model that returns a number, or a `Fitness`. One that is not finite
             ranks last.
         offspring: lambda, how many a round has, at least 1.
         parents: rho, how many are averaged into an offspring; they are drawn without replacement.
@@ -138,8 +137,7 @@ class ESGD:
         self._scorer = Scorer(fitness, int(seed))
         self.individuals: list[Individual] = found(individuals, int(seed))
         if calibration is not None:
-            reader = Fitness(self.individuals[0].model, calibration)
-            self._scorer.calibration = Calibration(reader)
+            self._scorer.calibration = Calibration(self.individuals[0].model, calibration)
         self.offspring, self.parents, self.elite = offspring, parents, elite
         self.sigma, self.scale, self.inherit = float(sigma), scale, inherit
         self.seed = int(seed)
@@ -222,7 +220,7 @@ class ESGD:
     def _descend_epoch(self, train_epoch: TrainEpoch, spent: int, end: int | None) -> Descent:
         began = time.perf_counter()
         before = list(self.scores)
-        outcomes: list[Outcome] = []
+        outcomes: list[Scores] = []
         kept: list[bool] = []
         for i, individual in enumerate(self.individuals):
             snapshot = Snapshot(individual)
@@ -232,7 +230,7 @@ class ESGD:
             except BaseException:
                 snapshot.restore()
                 raise
-            value = outcome.scores.value
+            value = outcome.value
             # one that was not finite before has nothing to back off to
             better = not outcome.failed and not value < before[i]
             if better:
@@ -248,7 +246,7 @@ class ESGD:
             epoch=self.epoch - 1,
             alternation=self.phase,
             before=before,
-            tried=[outcome.scores.value for outcome in outcomes],
+            tried=[outcome.value for outcome in outcomes],
             kept=kept,
             failed=sum(outcome.failed for outcome in outcomes),
             error=_first_error(outcomes),
@@ -324,7 +322,7 @@ class ESGD:
         mu, before = len(self.individuals), list(self.scores)
         litter = self._breed()
         outcomes = litter.score(self._scorer, self.phase)
-        scores = before + [outcome.scores.value for outcome in outcomes]
+        scores = before + [outcome.value for outcome in outcomes]
         chosen = survivors(scores, mu, self.elite, self._generator("survival"))
         # parents that survive keep their places, offspring take those of the others
         free = [place for place in range(mu) if place not in chosen]
@@ -478,5 +476,5 @@ def _best(scores: Iterable[float]) -> float:
     return max((score for score in scores if math.isfinite(score)), default=math.nan)
 
 
-def _first_error(outcomes: Sequence[Outcome]) -> str | None:
+def _first_error(outcomes: Sequence[Scores]) -> str | None:
     return next((outcome.error for outcome in outcomes if outcome.error is not None), None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from evostep.errors import warn
 from evostep.genome.slots import clean_names, module_names
 from evostep.scoring.isolation import ModuleState
 
@@ -113,8 +113,7 @@ def transplant(
 def warn_of_followers(optimizer: Optimizer, place: int) -> None:
     """Warn that a newborn individual's optimizer lacks the hooks and schedulers of its parent's."""
     if "step" in vars(optimizer) or any(getattr(optimizer, hooks, None) for hooks in _HOOKS):
-        warnings.warn(
+        warn(
             f"individual {place} is born with a copy of an optimizer that has hooks or a "
             "learning-rate scheduler: they stay behind, so attach them in train_epoch instead",
-            stacklevel=4,
         )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 
+from evostep.errors import warn
 from evostep.record import Record
 
 
@@ -65,4 +65,4 @@ class PopulationRecord(Record):
                 f"({self.error})"
             )
         if what is not None:
-            warnings.warn(f"round {self.generation}: {what}", stacklevel=3)
+            warn(f"round {self.generation}: {what}")

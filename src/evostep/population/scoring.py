@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from evostep.noise import derive_seed
 from evostep.population.individual import Individual
 from evostep.scoring.calibration import Calibration
-from evostep.scoring.evaluator import Evaluator
+from evostep.scoring.evaluator import Evaluator, Round, attempt
 from evostep.scoring.fitness import Fitness
 from evostep.scoring.isolation import ModuleState, seed_everything
-from evostep.scoring.scores import Outcome, failure
+from evostep.scoring.scores import Scores
 
 FitnessOfModel = Fitness | Callable[[nn.Module], float | Fitness]
 
@@ -27,7 +27,7 @@ class Scorer:
 
     Args:
         fitness: a `Fitness`, whose model is replaced by the one to score; or a callable on a model
-            that gives a number, or a `Fitness` (it is then asked once).
+            that returns a number, or a `Fitness` (it is then asked once).
         seed: with the phase it determines examples and random streams.
 
     Attributes:
@@ -49,22 +49,23 @@ class Scorer:
         self._call: Callable[..., Any] = fitness
         self._fitness = fitness if isinstance(fitness, Fitness) else None
 
-    def attempt(self, model: nn.Module, phase: int) -> Outcome:
+    def attempt(self, model: nn.Module, phase: int) -> Scores:
         """Score `model` as it stands; an error or a value that is not finite is a failure."""
-        outcome = self._evaluator(model, phase).attempt(calibrate=False)
-        self.sample_forwards += self._cost(phase)
-        return outcome
+        evaluator, round = self._evaluator(model, phase)
+        scores = attempt(evaluator, round, calibrate=False)
+        self.sample_forwards += evaluator.spent
+        return scores
 
-    def propose(self, one: Individual, phase: int) -> tuple[Outcome, dict[str, Tensor]]:
+    def propose(self, one: Individual, phase: int) -> tuple[Scores, dict[str, Tensor]]:
         """Score weights that no gradient step led to, with statistics that fit them.
 
         Returns:
-            What `attempt` gives, and the buffers that were scored; none where nothing estimates.
+            What `attempt` returns, and the buffers that were scored; none where nothing estimates.
         """
         try:
             buffers = self._calibrate(one, phase)
         except Exception as error:
-            return failure(error), {}
+            return Scores.failure(error), {}
         return self.attempt(one.model, phase), buffers
 
     @torch.no_grad()
@@ -79,32 +80,30 @@ class Scorer:
 
     def score(self, model: nn.Module, phase: int) -> float:
         """Score `model` as it stands, NaN if not finite; what the fitness raises propagates."""
-        value = self._evaluator(model, phase)().value
-        self.sample_forwards += self._cost(phase)
+        evaluator, round = self._evaluator(model, phase)
+        value = evaluator.score(round).value
+        self.sample_forwards += evaluator.spent
         return value if math.isfinite(value) else math.nan
 
-    def _evaluator(self, model: nn.Module, phase: int) -> Evaluator:
+    def _evaluator(self, model: nn.Module, phase: int) -> tuple[Evaluator, Round]:
         fitness: Fitness | Callable[[], float] = partial(self._number, model, phase)
         if self._fitness is not None:
-            self._fitness.examples(self.seed, phase)  # read here, once, for all copies
             fitness = copy.copy(self._fitness)
             fitness.model = model
-        evaluator = Evaluator(fitness, ModuleState(model), self.seed)
-        evaluator.begin(phase)
-        return evaluator
+        evaluator = Evaluator(fitness, ModuleState(model))
+        return evaluator, evaluator.round(self.seed, phase)
 
     def _number(self, model: nn.Module, phase: int) -> float:
         made = self._call(model)
         if isinstance(made, Fitness):
             self._fitness = made
-            return made.score(made.examples(self.seed, phase)).value
+            examples = made.examples(self.seed, phase)
+            self.sample_forwards += len(examples) - 1  # the call was counted as one
+            return made.score(examples).value
         try:
             return float(made)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
-                "fitness(model) must give a number or an evostep.Fitness, got "
+                "fitness(model) must return a number or an evostep.Fitness, got "
                 f"{type(made).__name__}"
             ) from error
-
-    def _cost(self, phase: int) -> int:
-        return 1 if self._fitness is None else len(self._fitness.examples(self.seed, phase))

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
-if TYPE_CHECKING:
-    from evostep.scoring.fitness import Fitness
+from evostep.errors import warn
+from evostep.scoring.batches import Batches, Forward
 
 
 class Calibration:
@@ -22,44 +21,44 @@ class Calibration:
     any batch that a `Fitness` can read.
 
     Args:
-        reader: a `Fitness` on the batches to estimate on, which are read once; its metric and the
-            targets are not used.
+        model: whose like is to be calibrated; a warning says if it keeps no statistics.
+        batches: to estimate on, as for `Fitness`; read once, their targets are not used.
+        forward: as for `Fitness`.
 
     Raises:
         ValueError: no batch.
 
     Example:
-        >>> from evostep import Fitness
         >>> model = nn.BatchNorm1d(1)
-        >>> batches = [(torch.tensor([[1.0], [3.0]]), torch.zeros(2))]
-        >>> calibrate = Calibration(Fitness(model, batches))
+        >>> calibrate = Calibration(model, [(torch.tensor([[1.0], [3.0]]), torch.zeros(2))])
         >>> calibrate(model), model.running_mean
         (2, tensor([2.]))
     """
 
-    def __init__(self, reader: Fitness) -> None:
-        self._reader = reader
-        if not estimates(reader.model):
-            warnings.warn(
+    def __init__(
+        self, model: nn.Module, batches: Iterable[Any], *, forward: Forward | None = None
+    ) -> None:
+        self._batches = Batches(batches, forward)
+        if not estimates(model):
+            warn(
                 "calibration has no effect: the model has no BatchNorm layer that keeps statistics",
-                stacklevel=3,
             )
 
     def cost(self, model: nn.Module) -> int:
         """Return the number of examples that one estimate takes: 0 without BatchNorm layers."""
-        return len(self._reader.examples()) if estimates(model) else 0
+        return len(self._batches.examples(model)) if estimates(model) else 0
 
     @torch.no_grad()
     def __call__(self, model: nn.Module) -> int:
-        """Replace the statistics in place, modes untouched; give the number of examples used."""
+        """Replace the statistics in place, modes untouched; return the number of examples used."""
         norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
         if not estimates(model):
             return 0
         momenta = [norm.momentum for norm in norms]
         modes = [(module, module.training) for module in model.modules()]
-        examples = self._reader.examples()
+        examples = self._batches.examples(model)
         try:
-            update_bn(_wrapped(iter(examples)), _Reading(self._reader, model))
+            update_bn(_wrapped(iter(examples)), _Reading(self._batches, model))
         finally:  # update_bn leaves momenta and modes as they are where a forward raises
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
@@ -79,13 +78,13 @@ def estimates(model: nn.Module) -> bool:
 class _Reading(nn.Module):
     """Sends a whole batch forward, in whatever form the reader takes it."""
 
-    def __init__(self, reader: Fitness, model: nn.Module) -> None:
+    def __init__(self, batches: Batches, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self._reader = reader
+        self._batches = batches
 
     def forward(self, batch: tuple[Any, Any]) -> Any:
-        return self._reader.apply(self.model, *batch)
+        return self._batches.apply(self.model, *batch)
 
 
 def _wrapped(batches: Iterator[tuple[Any, Any]]) -> Iterator[list[tuple[Any, Any]]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from evostep.noise import derive_seed
 from evostep.scoring.batches import Examples
 from evostep.scoring.fitness import Fitness
 from evostep.scoring.isolation import ModuleState, seed_everything
-from evostep.scoring.scores import Outcome, Pending, Scores, failure, read
+from evostep.scoring.scores import Scores, read
 
 
 @dataclass(frozen=True)
@@ -29,62 +28,71 @@ class Competition:
     beats_parent: bool
 
 
-class Evaluator:
-    """Scores the model as it stands, the same way for everyone, and leaves no trace.
-
-    Args:
-        fitness: a `Fitness`, or any callable that gives a number.
-        state: what is put back after each scoring; None where no model is known.
-        seed: of the run.
+@dataclass(frozen=True)
+class Round:
+    """What one generation sets, the same for everybody who is scored in it.
 
     Attributes:
-        examples: on which the generation is scored; None for a bare callable.
+        seed: of the run.
         generation: its number.
+        examples: on which everybody is scored; None for a bare callable.
         competition: what the members compete for; None where each one's score is of use.
-        parent: the parent's scores in this generation, once it was scored.
-        watch: is shown the outputs and the targets of each batch while it is set.
+        parent: the parent's scores, once it was scored.
     """
 
-    def __init__(
-        self, fitness: Fitness | Callable[[], float], state: ModuleState | None, seed: int
-    ) -> None:
-        self.fitness = fitness
-        self.state = state
-        self.seed = seed
-        self.examples: Examples | None = None
-        self.generation = 0
-        self.competition: Competition | None = None
-        self.parent: Scores | None = None
-        self.watch: Callable[[Any, Any], object] | None = None
-        self._scoring_seed = self._calibration_seed = 0
-
-    def begin(self, generation: int) -> None:
-        """Fix the examples and the random streams with which `generation` is scored."""
-        self.generation = generation
-        self.parent = None
-        self._scoring_seed = derive_seed(self.seed, generation, "scoring")
-        self._calibration_seed = derive_seed(self.seed, generation, "calibration")
-        if isinstance(self.fitness, Fitness):
-            self.examples = self.fitness.examples(self.seed, generation)
+    seed: int
+    generation: int
+    examples: Examples | None = None
+    competition: Competition | None = None
+    parent: Scores | None = None
 
     @property
     def cost(self) -> int:
         """Sample-forwards of one scoring; 1 for a bare callable, whose examples are unknown."""
         return len(self.examples) if self.examples is not None else 1
 
+    def seed_of(self, purpose: str) -> int:
+        """Return the seed of the random streams for ``"scoring"`` or another purpose."""
+        return derive_seed(self.seed, self.generation, purpose)
+
+
+class Evaluator:
+    """Scores the model as it stands, the same way for everyone, and counts what that costs.
+
+    Args:
+        fitness: a `Fitness`, or any callable that returns a number.
+        state: what is put back after each scoring; None where no model is known.
+
+    Attributes:
+        spent: sample-forwards so far, calibration included.
+    """
+
+    def __init__(
+        self, fitness: Fitness | Callable[[], float], state: ModuleState | None = None
+    ) -> None:
+        self.fitness = fitness
+        self.state = state
+        self.spent = 0
+
+    def round(self, seed: int, generation: int, competition: Competition | None = None) -> Round:
+        """Return the round of a generation: a pure function of seed and number."""
+        examples = None
+        if isinstance(self.fitness, Fitness):
+            examples = self.fitness.examples(seed, generation)
+        return Round(seed, generation, examples, competition)
+
     @property
     def calibrates(self) -> bool:
         """Whether BatchNorm statistics are estimated again for weights that are proposed."""
-        return self.calibration_cost > 0
+        return self._calibration_cost > 0
 
     @property
-    def calibration_cost(self) -> int:
-        """Sample-forwards of one estimate; 0 where there is none."""
+    def _calibration_cost(self) -> int:
         if not isinstance(self.fitness, Fitness) or self.fitness.calibration is None:
             return 0
         return self.fitness.calibration.cost(self.fitness.model)
 
-    def calibrate(self) -> None:
+    def calibrate(self, round: Round) -> None:
         """Estimate BatchNorm statistics for the weights as they stand, and leave them so.
 
         The next scoring puts them back, as does an exception.
@@ -93,60 +101,88 @@ class Evaluator:
             return
         assert isinstance(self.fitness, Fitness), "it has a calibration"
         assert self.fitness.calibration is not None, "it costs something"
-        seed_everything(self._calibration_seed)
+        self.spent += self._calibration_cost
+        seed_everything(round.seed_of("calibration"))
         try:
             self.fitness.calibration(self.fitness.model)
         except BaseException:
-            if self.state is not None:
-                self.state.restore()
+            self.restore()
             raise
 
-    def __call__(self, *, keep_outputs: bool = False) -> Scores:
-        """Score the model as it stands; whatever the fitness raises propagates."""
-        return self._score(keep_outputs).scores()
-
     @torch.no_grad()
-    def _score(self, keep_outputs: bool = False) -> Pending:
-        with self.unchanged():
-            if isinstance(self.fitness, Fitness):
-                assert self.examples is not None, "begin() comes first"
-                return self.fitness.score_later(
-                    self.examples, keep_outputs=keep_outputs, watch=self.watch
-                )
-            return Pending(float(self.fitness()))
-
-    @contextmanager
-    def unchanged(self) -> Iterator[None]:
-        """Seed the random streams as for every scoring of the generation; leave no trace."""
-        seed_everything(self._scoring_seed)
-        try:
-            yield
-        finally:
-            if self.state is not None:
-                self.state.restore()
-
-    def attempt(self, *, calibrate: bool = True, keep_outputs: bool = False) -> Outcome:
-        """Score weights that are proposed; an error or a value that is not finite is a failure.
+    def score(
+        self,
+        round: Round,
+        *,
+        keep_outputs: bool = False,
+        watch: Callable[[Any, Any], object] | None = None,
+    ) -> Scores:
+        """Score the model as it stands; whatever the fitness raises propagates.
 
         Args:
+            round: of the generation.
+            keep_outputs: see `Fitness.score`.
+            watch: is shown the outputs and the targets of each batch.
+        """
+        self.spent += round.cost
+        with self.unchanged(round):
+            if not isinstance(self.fitness, Fitness):
+                return Scores(float(self.fitness()))
+            assert round.examples is not None, "this evaluator's own round has them"
+            return self.fitness.score(round.examples, keep_outputs=keep_outputs, watch=watch)
+
+    def attempt(
+        self, round: Round, *, calibrate: bool = True, keep_outputs: bool = False
+    ) -> Scores:
+        """Score weights that are proposed; what the fitness raises makes a failure.
+
+        The value may not have been read yet: see `evostep.scoring.scores.read`, which also makes
+        failures of values that are not finite.
+
+        Args:
+            round: of the generation.
             calibrate: whether to estimate their BatchNorm statistics first, if the fitness does.
             keep_outputs: see `Fitness.score`.
         """
-        return read([self.attempt_later(calibrate=calibrate, keep_outputs=keep_outputs)])[0]
-
-    def attempt_later(
-        self, *, calibrate: bool = True, keep_outputs: bool = False
-    ) -> Pending | Outcome:
-        """Score as `attempt` does, without waiting for the device: see `read`."""
         try:
             if calibrate:
-                self.calibrate()
-            return self._score(keep_outputs)
+                self.calibrate(round)
+            return self.score(round, keep_outputs=keep_outputs)
         except Exception as error:
-            return failure(error)
+            return Scores.failure(error)
 
-    def on(self, examples: Examples) -> Evaluator:
-        """Return an evaluator of the same generation that scores on these examples."""
-        other = copy.copy(self)
-        other.examples = examples
-        return other
+    def score_stacked(self, round: Round, forward: Callable[[Any], Any], n: int) -> list[Scores]:
+        """Score n members whose outputs `forward` returns all at once, within `unchanged`."""
+        assert isinstance(self.fitness, Fitness), "a bare callable scores one at a time"
+        assert round.examples is not None, "a Fitness has examples"
+        scores = self.fitness.score_stacked(forward, n, round.examples)
+        self.spent += n * round.cost
+        return scores
+
+    @contextmanager
+    def unchanged(self, round: Round, purpose: str = "scoring") -> Iterator[None]:
+        """Seed the random streams as for every scoring of the generation; leave no trace."""
+        seed_everything(round.seed_of(purpose))
+        try:
+            yield
+        finally:
+            self.restore()
+
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Count nothing of what is scored within: what an engine checks of itself."""
+        before = self.spent
+        try:
+            yield
+        finally:
+            self.spent = before
+
+    def restore(self) -> None:
+        """Put modes, buffers and requires_grad back."""
+        if self.state is not None:
+            self.state.restore()
+
+
+def attempt(evaluator: Evaluator, round: Round, **options: bool) -> Scores:
+    """Score weights that are proposed, as `Evaluator.attempt` does, and read the value."""
+    return read([evaluator.attempt(round, **options)])[0]

@@ -6,36 +6,28 @@ one that knows its examples, which gives it scores for each example, caching, an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import (
-    DataLoader,
-    DistributedSampler,
-    RandomSampler,
-    SubsetRandomSampler,
-    WeightedRandomSampler,
-)
 
 from evostep.noise import derive_seed, make_generator
+from evostep.scoring.accumulators import Stacked
 from evostep.scoring.batches import (
+    Batches,
     Examples,
+    Forward,
     concatenate,
     examples_of,
     model_device,
-    move,
-    split_batch,
 )
 from evostep.scoring.calibration import Calibration
-from evostep.scoring.isolation import ModuleState, preserved_rng, seed_everything
-from evostep.scoring.metrics import MetricLike, Stacked, make_metric
-from evostep.scoring.scores import Pending, Scores
-
-_RANDOM_SAMPLERS = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
+from evostep.scoring.isolation import ModuleState, preserved_rng
+from evostep.scoring.metrics import MetricLike, make_metric
+from evostep.scoring.scores import Scores
 
 
 class Fitness:
@@ -51,7 +43,7 @@ class Fitness:
             dictionary with its targets under one of ``labels, label, targets, target, y`` and the
             model's keyword arguments under the other keys.
         metric: ``"accuracy"``, ``"balanced-accuracy"``, ``"macro-f1"``, ``"neg-loss"``, a
-            torchmetrics metric, or a callable on (outputs, targets) that gives a number, or one
+            torchmetrics metric, or a callable on (outputs, targets) that returns a number, or one
             for each example as a tensor of shape (n,).
         loss: what ``"neg-loss"`` is minus of; any function or module on (outputs, targets).
         higher_is_better: the direction of the metric, where it does not say itself. The fitness of
@@ -90,7 +82,7 @@ class Fitness:
         higher_is_better: bool | None = None,
         mode: Literal["eval", "train"] = "eval",
         batches_per_generation: int | None = None,
-        forward: Callable[[nn.Module, Any], tuple[Any, Any]] | None = None,
+        forward: Forward | None = None,
         autocast: torch.dtype | None = None,
         calibration: Iterable[Any] | None = None,
     ) -> None:
@@ -104,22 +96,16 @@ class Fitness:
             raise ValueError(
                 f"autocast must be torch.bfloat16, torch.float16 or None, got {autocast!r}"
             )
-        _refuse_unrepeatable(batches)
         self.model = model
         self.autocast = autocast
         self.metric = metric
         self.mode = mode
         self.batches_per_generation = batches_per_generation
-        self._source = batches
-        self._forward = forward
+        self.batches = Batches(batches, forward)
         self._make_accumulator = make_metric(metric, loss=loss, higher_is_better=higher_is_better)
-        self._batches: list[tuple[Any, Any]] | None = None
-        self._device = torch.device("cpu")
         self.calibration: Calibration | None = None
         if calibration is not None:
-            self.calibration = Calibration(
-                Fitness(model, calibration, forward=forward, autocast=autocast)
-            )
+            self.calibration = Calibration(model, calibration, forward=forward)
 
     @property
     def gives_per_example(self) -> bool | None:
@@ -137,13 +123,13 @@ class Fitness:
         with preserved_rng():
             state = ModuleState(self.model)
             try:
-                return self.score(self._all()).value
+                return self.score(self.batches.examples(self.model)).value
             finally:
                 state.restore()
 
     def examples(self, seed: int = 0, generation: int = 0) -> Examples:
         """Return the examples of one generation: a pure function of (seed, generation)."""
-        everything = self._all()
+        everything = self.batches.examples(self.model)
         k = self.batches_per_generation
         if k is None or k >= len(everything.batches):
             return everything
@@ -151,27 +137,22 @@ class Fitness:
         order = torch.randperm(len(everything.batches), generator=generator)
         return examples_of([everything.batches[i] for i in sorted(order[:k].tolist())])
 
-    def score(self, examples: Examples, *, keep_outputs: bool = False) -> Scores:
-        """Score the model as it stands on `examples`.
-
-        Modes of all submodules are put back afterwards, whatever is raised. Buffers are the
-        engine's to guard.
-        """
-        return self.score_later(examples, keep_outputs=keep_outputs).scores()
-
     @torch.no_grad()
-    def score_later(
+    def score(
         self,
         examples: Examples,
         *,
         keep_outputs: bool = False,
         watch: Callable[[Any, Any], object] | None = None,
-    ) -> Pending:
-        """Score the model as `score` does, without waiting for the device.
+    ) -> Scores:
+        """Score the model as it stands on `examples`, without waiting for the device.
+
+        Modes of all submodules are put back afterwards, whatever is raised. Buffers are the
+        engine's to guard.
 
         Args:
             examples: to score on.
-            keep_outputs: see `score`.
+            keep_outputs: whether the scores hold the outputs of all examples, and their targets.
             watch: is shown the outputs and the targets of each batch.
         """
         accumulator = self._make_accumulator()
@@ -186,15 +167,15 @@ class Fitness:
                     kept.append((outputs, targets))
         value, per_example = accumulator.compute()
         if not keep_outputs:
-            return Pending(value, per_example)
+            return Scores(value, per_example)
         outputs, targets = (concatenate(column) for column in zip(*kept, strict=True))
-        return Pending(value, per_example, outputs, targets, self.measure)
+        return Scores(value, per_example, outputs, targets, self.measure)
 
     @torch.no_grad()
     def score_stacked(
         self, forward: Callable[[Any], Any], n: int, examples: Examples
-    ) -> list[Pending | Exception]:
-        """Score n members whose outputs `forward` gives all at once.
+    ) -> list[Scores]:
+        """Score n members whose outputs `forward` returns all at once.
 
         Args:
             forward: inputs of a batch -> outputs with a leading dimension of members, (n, ...).
@@ -202,7 +183,7 @@ class Fitness:
             examples: on which they are scored.
 
         Returns:
-            One for each member, as `score_later` gives it, or what its metric raised.
+            One for each member; a failure where its metric raised.
 
         Raises:
             ValueError: this fitness has a `forward` of its own.
@@ -214,14 +195,14 @@ class Fitness:
             for inputs, targets in examples:
                 stacked.update(forward(inputs), targets)
         return [
-            found if isinstance(found, Exception) else Pending(*found)
+            Scores.failure(found) if isinstance(found, Exception) else Scores(*found)
             for found in stacked.compute()
         ]
 
     @property
     def has_own_forward(self) -> bool:
         """Whether batches go forward through a function of the user's."""
-        return self._forward is not None
+        return self.batches.forward is not None
 
     @contextmanager
     def scoring(self) -> Iterator[None]:
@@ -245,59 +226,5 @@ class Fitness:
                     module.training = training
 
     def apply(self, model: nn.Module, inputs: Any, targets: Any) -> tuple[Any, Any]:
-        """Send one batch forward through `model`; give (outputs, targets)."""
-        if self._forward is not None:
-            return self._forward(model, inputs)
-        if isinstance(inputs, Mapping):
-            outputs = model(**inputs)
-        elif isinstance(inputs, tuple):
-            outputs = model(*inputs)
-        else:
-            outputs = model(inputs)
-        # Hugging Face models give an object or dictionary with `logits`
-        if isinstance(outputs, Mapping) and "logits" in outputs:
-            return outputs["logits"], targets
-        return getattr(outputs, "logits", outputs), targets
-
-    def _all(self) -> Examples:
-        device = model_device(self.model)
-        if self._batches is None:
-            with preserved_rng():
-                # a DataLoader draws from the global stream, and so may a transform
-                seed_everything(derive_seed("fitness batches"))
-                batches = [move(batch, device) for batch in self._source]
-            if not batches:
-                raise ValueError("batches is empty: a fitness needs at least one batch")
-            split = self._forward is None
-            self._batches = [split_batch(batch) if split else (batch, None) for batch in batches]
-            self._device = device
-        if device != self._device:  # the model has moved since
-            self._batches = move(self._batches, device)
-            self._device = device
-        return examples_of(self._batches)
-
-
-def _refuse_unrepeatable(batches: Any) -> None:
-    if isinstance(batches, Iterator):
-        raise ValueError(
-            f"batches is a {type(batches).__name__}, which can be read only once: "
-            "pass a list or a DataLoader"
-        )
-    if not isinstance(batches, Iterable):
-        raise ValueError(f"batches must be an iterable of batches, got {type(batches).__name__}")
-    if isinstance(batches, Sized) and not isinstance(batches, DataLoader) and not len(batches):
-        raise ValueError("batches is empty: a fitness needs at least one batch")
-    if isinstance(batches, DataLoader) and _shuffles(batches):
-        raise ValueError(
-            "batches is a DataLoader that shuffles, so that members and a resumed run would see "
-            "other examples: pass shuffle=False"
-        )
-
-
-def _shuffles(loader: DataLoader[Any]) -> bool:
-    samplers = (loader.sampler, getattr(loader.batch_sampler, "sampler", None))
-    return any(
-        isinstance(sampler, _RANDOM_SAMPLERS)
-        or (isinstance(sampler, DistributedSampler) and sampler.shuffle)
-        for sampler in samplers
-    )
+        """Send one batch forward through `model`; return (outputs, targets)."""
+        return self.batches.apply(model, inputs, targets)

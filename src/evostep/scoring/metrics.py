@@ -1,172 +1,23 @@
 """Metrics that a fitness can maximise: a name, a torchmetrics metric, or any callable.
 
-A metric here is told of batches of (outputs, targets) and gives one number, higher is better, and,
-where the metric is a mean over examples, the number of each example: paired tests need those.
+`METRICS` is the table: a new metric with a name is one function and one row.
 """
 
 from __future__ import annotations
 
 import copy
-import difflib
 import inspect
-import operator
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from evostep.scoring.batches import concatenate, map_tensors
-
-PerExample = Callable[[Any, Any], Tensor]
-
-
-class Accumulator(ABC):
-    """Takes batches of (outputs, targets) and gives (value, per-example values or None).
-
-    Attributes:
-        gives_per_example: whether there are per-example values; None where only computing tells.
-    """
-
-    gives_per_example: bool | None = None
-
-    @abstractmethod
-    def update(self, outputs: Any, targets: Any) -> None:
-        """Take one batch."""
-
-    @abstractmethod
-    def compute(self) -> tuple[float | Tensor, Tensor | None]:
-        """Return the metric over all batches taken, and its value for each example, shape (n,).
-
-        The metric is a number, or a tensor of one where reading it would wait for the device.
-        """
-
-
-class _Mean(Accumulator):
-    """The mean of a per-example metric, never holding more than its n values."""
-
-    gives_per_example = True
-
-    def __init__(self, function: PerExample) -> None:
-        self.function = function
-        self.parts: list[Tensor] = []
-
-    def update(self, outputs: Any, targets: Any) -> None:
-        self.parts.append(self.function(outputs, targets).double())
-
-    def compute(self) -> tuple[float | Tensor, Tensor | None]:
-        values = torch.cat(self.parts)
-        return values.mean(), values
-
-
-class _Whole(Accumulator):
-    """A metric of all examples at once, such as macro-F1: outputs are kept until the end."""
-
-    def __init__(
-        self, function: Callable[[Any, Any], Any], sign: float, per_example: bool | None = None
-    ) -> None:
-        self.function = function
-        self.sign = sign
-        self.gives_per_example = per_example
-        self.outputs: list[Any] = []
-        self.targets: list[Any] = []
-
-    def update(self, outputs: Any, targets: Any) -> None:
-        self.outputs.append(outputs)
-        self.targets.append(targets)
-
-    def compute(self) -> tuple[float, Tensor | None]:
-        targets = concatenate(self.targets)
-        result = self.function(concatenate(self.outputs), targets)
-        n = len(targets) if isinstance(targets, Tensor) and targets.ndim else None
-        if isinstance(result, Tensor) and result.ndim == 1 and n in (None, len(result)):
-            values = self.sign * result.detach().double()
-            return float(values.mean()), values
-        return self.sign * _number(result), None
-
-
-class _TorchMetric(Accumulator):
-    """A torchmetrics metric, on a copy: the user's own keeps its state."""
-
-    gives_per_example = False
-
-    def __init__(self, metric: Any, sign: float) -> None:
-        self.metric = copy.deepcopy(metric)
-        self.metric.reset()
-        self.sign = sign
-
-    def update(self, outputs: Any, targets: Any) -> None:
-        if isinstance(outputs, Tensor):
-            self.metric.to(outputs.device)
-        self.metric.update(outputs, targets)
-
-    def compute(self) -> tuple[float, Tensor | None]:
-        return self.sign * _number(self.metric.compute()), None
-
-
-class Stacked:
-    """Takes the outputs of several members at once, and gives each member's metric.
-
-    A metric of each example is computed for all members together; any other member by member.
-
-    Args:
-        make: what `make_metric` gave.
-        n: how many members.
-    """
-
-    def __init__(self, make: Callable[[], Accumulator], n: int) -> None:
-        self._members: list[Accumulator | Exception] = [make() for _ in range(n)]
-        first = self._members[0]
-        self._per_example = first.function if isinstance(first, _Mean) else None
-        self._parts: list[Tensor] = []
-
-    def update(self, outputs: Any, targets: Any) -> None:
-        """Take one batch: outputs with a leading dimension of members, targets without."""
-        n = len(self._members)
-        if self._per_example is not None:
-            together = map_tensors(outputs, lambda t: t.flatten(0, 1))
-            repeated = map_tensors(targets, lambda t: t.repeat(n, *[1] * (t.dim() - 1)))
-            values = self._per_example(together, repeated).double()
-            self._parts.append(values.view(n, -1))
-            return
-        for i, member in enumerate(self._members):
-            if isinstance(member, Accumulator):
-                try:
-                    member.update(map_tensors(outputs, operator.itemgetter(i)), targets)
-                except Exception as error:
-                    self._members[i] = error
-
-    def compute(self) -> list[tuple[float | Tensor, Tensor | None] | Exception]:
-        """Return for each member what `Accumulator.compute` gives, or what its metric raised."""
-        if self._parts:
-            values = torch.cat(self._parts, dim=1)  # (n, examples)
-            return list(zip(values.mean(1).tolist(), values, strict=True))  # one transfer
-        return [_computed(member) for member in self._members]
-
-
-def _computed(
-    member: Accumulator | Exception,
-) -> tuple[float | Tensor, Tensor | None] | Exception:
-    if isinstance(member, Exception):
-        return member
-    try:
-        return member.compute()
-    except Exception as error:
-        return error
-
-
-def _number(result: Any) -> float:
-    if isinstance(result, Tensor) and result.numel() == 1:
-        return float(result)
-    if isinstance(result, Tensor | Mapping | Sequence):
-        shape = f" of shape {tuple(result.shape)}" if isinstance(result, Tensor) else ""
-        raise ValueError(
-            f"a metric must give one number, or one for each example, got a "
-            f"{type(result).__name__}{shape}"
-        )
-    return float(result)
+from evostep.errors import unknown_name
+from evostep.scoring.accumulators import Accumulator, Mean, PerExample, TorchMetric, Whole
 
 
 def predictions(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -298,11 +149,50 @@ def _negative_loss(loss: Callable[..., Tensor]) -> PerExample | None:
     return negative
 
 
-NAMES: dict[str, str] = {
-    "accuracy": "share of right predictions",
-    "balanced-accuracy": "mean recall over classes",
-    "macro-f1": "mean F1 over classes",
-    "neg-loss": "minus the loss (cross-entropy unless told)",
+Loss = Callable[..., Tensor]
+
+
+def _of_each_example(function: PerExample) -> Callable[[Loss], Callable[[], Accumulator]]:
+    return lambda _: partial(Mean, function)
+
+
+def _of_all_examples(
+    function: Callable[[Any, Any], float],
+) -> Callable[[Loss], Callable[[], Accumulator]]:
+    def make(_: Loss) -> Callable[[], Accumulator]:
+        _torchmetrics()  # say now, not in the middle of a run, that it is missing
+        return partial(Whole, function, 1.0, per_example=False)
+
+    return make
+
+
+def _minus_the_loss(loss: Loss) -> Callable[[], Accumulator]:
+    negative = _negative_loss(loss)
+    return partial(Whole, loss, -1.0) if negative is None else partial(Mean, negative)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric that has a name.
+
+    Attributes:
+        summary: one line.
+        fraction: whether it lies in [0, 1], so that it is told in percent.
+        make: takes the loss, returns a factory of accumulators.
+    """
+
+    summary: str
+    fraction: bool
+    make: Callable[[Loss], Callable[[], Accumulator]]
+
+
+METRICS: dict[str, Metric] = {
+    "accuracy": Metric("share of right predictions", True, _of_each_example(accuracy)),
+    "balanced-accuracy": Metric(
+        "mean recall over classes", True, _of_all_examples(balanced_accuracy)
+    ),
+    "macro-f1": Metric("mean F1 over classes", True, _of_all_examples(macro_f1)),
+    "neg-loss": Metric("minus the loss (cross-entropy unless told)", False, _minus_the_loss),
 }
 
 MetricLike = str | Callable[[Any, Any], Any]
@@ -317,7 +207,7 @@ def make_metric(
     """Return a factory of accumulators for a metric, so that higher is better.
 
     Args:
-        metric: a name of `NAMES`, a torchmetrics metric, or a callable on (outputs, targets).
+        metric: a name of `METRICS`, a torchmetrics metric, or a callable on (outputs, targets).
         loss: what ``"neg-loss"`` is minus of.
         higher_is_better: needed where a torchmetrics metric does not say; for a callable None
             means True.
@@ -326,7 +216,13 @@ def make_metric(
         ValueError: an unknown name; a metric of unknown direction; a collection of metrics.
     """
     if isinstance(metric, str):
-        return _named(metric, loss, higher_is_better)
+        if metric not in METRICS:
+            raise unknown_name("metric", metric, METRICS)
+        if higher_is_better is False:
+            raise ValueError(
+                f"higher is better for {metric!r} by definition: leave higher_is_better out"
+            )
+        return METRICS[metric].make(loss)
     if hasattr(metric, "update") and hasattr(metric, "compute") and hasattr(metric, "reset"):
         declared = getattr(metric, "higher_is_better", None)
         direction = declared if higher_is_better is None else higher_is_better
@@ -336,32 +232,11 @@ def make_metric(
                 "pass higher_is_better=True or False"
             )
         sign = 1.0 if direction else -1.0
-        return lambda: _TorchMetric(metric, sign)
+        return partial(TorchMetric, metric, sign)
     if callable(metric):
         sign = -1.0 if higher_is_better is False else 1.0
-        return lambda: _Whole(metric, sign)
+        return partial(Whole, metric, sign)
     raise ValueError(
-        f"metric must be a name ({', '.join(NAMES)}), a torchmetrics metric or a callable on "
+        f"metric must be a name ({', '.join(METRICS)}), a torchmetrics metric or a callable on "
         f"(outputs, targets), got {metric!r}"
     )
-
-
-def _named(
-    name: str, loss: Callable[..., Tensor], higher_is_better: bool | None
-) -> Callable[[], Accumulator]:
-    if name not in NAMES:
-        near = difflib.get_close_matches(name, NAMES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown metric {name!r}: known are {', '.join(NAMES)}{hint}")
-    if higher_is_better is False:
-        raise ValueError(f"higher is better for {name!r} by definition: leave higher_is_better out")
-    if name == "accuracy":
-        return lambda: _Mean(accuracy)
-    if name == "neg-loss":
-        negative = _negative_loss(loss)
-        if negative is not None:
-            return lambda: _Mean(negative)
-        return lambda: _Whole(loss, -1.0)
-    _torchmetrics()  # say now, not in the middle of a run, that it is missing
-    function = balanced_accuracy if name == "balanced-accuracy" else macro_f1
-    return lambda: _Whole(function, 1.0, per_example=False)

@@ -1,4 +1,4 @@
-"""The network that a fitness scores, as a function of coordinates: what strategies may measure."""
+"""The probe: the network that a fitness scores, as a function of coordinates, to be measured."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from evostep.genome.point import Coordinates, Tensors
-from evostep.noise import derive_seed
 from evostep.scoring.batches import batch_size, map_tensors
-from evostep.scoring.evaluator import Evaluator
+from evostep.scoring.evaluator import Evaluator, Round
 from evostep.scoring.fitness import Fitness
-from evostep.scoring.isolation import seed_everything
 from evostep.spaces.workspace import Workspace
 
 
@@ -27,22 +25,17 @@ class Probe:
 
     Args:
         workspace: writes coordinates into the model.
-        evaluator: of a `Fitness`, whose examples are used.
-        generation: its number; with the seed it determines the random streams.
-
-    Attributes:
-        sample_forwards: what measuring has cost so far; a backward counts as two.
+        evaluator: of a `Fitness`; counts what measuring costs.
+        round: of the generation, whose examples are used.
     """
 
-    def __init__(self, workspace: Workspace, evaluator: Evaluator, generation: int) -> None:
-        assert isinstance(evaluator.fitness, Fitness), (
-            "a bare callable has neither model nor examples"
-        )
-        assert evaluator.examples is not None, "evaluator.begin() comes first"
-        self.sample_forwards = 0
+    def __init__(self, workspace: Workspace, evaluator: Evaluator, round: Round) -> None:
+        assert isinstance(evaluator.fitness, Fitness), "a bare callable has no model"
+        assert round.examples is not None, "a Fitness has examples"
         self._workspace = workspace
         self._evaluator = evaluator
-        self._seed = derive_seed(evaluator.seed, generation, "measuring")
+        self._round = round
+        self._examples = round.examples
         self._applied = _Applied(evaluator.fitness)
         named = (*self._applied.named_parameters(), *self._applied.named_buffers())
         ids = {id(tensor): name for name, tensor in named}
@@ -58,12 +51,11 @@ class Probe:
 
     def inputs(self, limit: int) -> list[Batch]:
         """Return at most `limit` of the generation's examples, evenly spaced among all of them."""
-        assert self._evaluator.examples is not None
-        count = len(self._evaluator.examples)
+        count = len(self._examples)
         kept = min(limit, count)
         wanted = [(2 * i + 1) * count // (2 * kept) for i in range(kept)]
         batches, first = [], 0
-        for inputs, targets in self._evaluator.examples:
+        for inputs, targets in self._examples:
             size = batch_size(inputs, targets)
             rows = [i - first for i in wanted if first <= i < first + size]
             if rows:
@@ -97,19 +89,15 @@ class Probe:
         return torch.cat(rows).to(torch.promote_types(rows[0].dtype, torch.float32))
 
     def count(self, *, forward: int = 0, backward: int = 0) -> None:
-        """Count examples that went through the network."""
-        self.sample_forwards += forward + 2 * backward
+        """Count examples that went through the network; a backward is two more forwards."""
+        self._evaluator.spent += forward + 2 * backward
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
         """Set eval mode and the same random streams for everyone; leave no trace."""
-        seed_everything(self._seed)
-        try:
+        with self._evaluator.unchanged(self._round, "measuring"):
             self._applied.model.eval()
             yield
-        finally:
-            if self._evaluator.state is not None:
-                self._evaluator.state.restore()
 
 
 class Batch:

@@ -1,94 +1,93 @@
-"""What scoring gave: one carrier."""
+"""Scores: the outcome of scoring a parent, a member or a candidate, or why there is none."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
 class Scores:
-    """What one scoring of a model gave.
+    """The outcome of one scoring of a model, or why there is nothing.
 
-    Attributes:
-        value: the fitness, higher is better.
+    Args:
+        value: the fitness, higher is better: a number, or a tensor of one that may still be on its
+            way from the device. It is read when it is first asked for, or by `read` together with
+            others'.
         per_example: (n,) float64, whose mean is `value`; None where the metric has no such thing.
-        outputs: what the model gave for all examples; None unless asked for.
+        outputs: the model's outputs for all examples; None unless asked for.
         targets: what `outputs` was compared with; None unless asked for.
-        measure: gives the value of any (outputs, targets); None unless asked for.
+        measure: returns the value of any (outputs, targets); None unless asked for.
+        error: why there is no score (the value is NaN then); None where there is one.
+        seen: on how many examples it was scored; None: on all of the generation's. With fewer its
+            value is an estimate that is below the best member's.
+
+    Example:
+        >>> Scores(0.5, torch.tensor([1.0, 0.0])).value
+        0.5
+        >>> Scores.failure(RuntimeError("out of memory")).error
+        'RuntimeError: out of memory'
     """
 
-    value: float
-    per_example: Tensor | None = None
-    outputs: Any = None
-    targets: Any = None
-    measure: Callable[[Any, Any], float] | None = None
+    def __init__(
+        self,
+        value: float | Tensor,
+        per_example: Tensor | None = None,
+        outputs: Any = None,
+        targets: Any = None,
+        measure: Callable[[Any, Any], float] | None = None,
+        *,
+        error: str | None = None,
+        seen: int | None = None,
+    ) -> None:
+        self._value = value
+        self.per_example = per_example
+        self.outputs = outputs
+        self.targets = targets
+        self.measure = measure
+        self.error = error
+        self.seen = seen
 
+    @classmethod
+    def failure(cls, error: Exception | str, *, seen: int | None = None) -> Scores:
+        """Return what stands for the scores of weights whose scoring failed."""
+        text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+        return cls(math.nan, error=text, seen=seen)
 
-@dataclass(frozen=True)
-class Pending:
-    """Scores whose value may still be on the device: reading it would wait for it.
-
-    Attributes:
-        value: the fitness, a number or a tensor of one.
-        per_example: as in `Scores`, and so are the others.
-    """
-
-    value: float | Tensor
-    per_example: Tensor | None = None
-    outputs: Any = None
-    targets: Any = None
-    measure: Callable[[Any, Any], float] | None = None
-
-    def scores(self, value: float | None = None) -> Scores:
-        """Return the scores, with the value that was read together with others', or read now."""
-        value = float(self.value) if value is None else value
-        return Scores(value, self.per_example, self.outputs, self.targets, self.measure)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What scoring one member gave: scores, or why there are none.
-
-    Attributes:
-        scores: NaN where there are none.
-        error: why there are none.
-        seen: on how many examples it was scored; None: on all of the generation's. With fewer,
-            its value is an estimate that is below the best member's.
-    """
-
-    scores: Scores
-    error: str | None = None
-    seen: int | None = None
+    @property
+    def value(self) -> float:
+        """The fitness; waits for the device if it has not been read."""
+        if isinstance(self._value, Tensor):
+            self._value = float(self._value)
+        return self._value
 
     @property
     def failed(self) -> bool:
         """Whether the fitness raised or was not finite."""
         return self.error is not None
 
-
-def failure(error: Exception) -> Outcome:
-    """Return the outcome of a member whose scoring raised."""
-    return Outcome(Scores(math.nan), f"{type(error).__name__}: {error}")
+    def __repr__(self) -> str:
+        return f"Scores({self.error or self._value})"
 
 
-def read(pending: Sequence[Pending | Outcome]) -> list[Outcome]:
-    """Read the values of members with one transfer from the device; not finite is a failure."""
-    tensors = [p.value for p in pending if isinstance(p, Pending) and isinstance(p.value, Tensor)]
-    values = iter(torch.stack([t.double() for t in tensors]).tolist() if tensors else ())
-    outcomes = []
-    for one in pending:
-        if isinstance(one, Outcome):
-            outcomes.append(one)
-            continue
-        value = next(values) if isinstance(one.value, Tensor) else one.value
-        if math.isfinite(value):
-            outcomes.append(Outcome(one.scores(value)))
-        else:
-            outcomes.append(Outcome(Scores(math.nan), f"the fitness was {value}"))
-    return outcomes
+def read(scores: Sequence[Scores]) -> list[Scores]:
+    """Read the values of proposed weights with one transfer; one that is not finite is a failure.
+
+    Example:
+        >>> read([Scores(torch.tensor(0.5)), Scores(math.inf)])
+        [Scores(0.5), Scores(the fitness was inf)]
+    """
+    waiting = [one for one in scores if isinstance(one._value, Tensor)]
+    if waiting:
+        values = torch.stack([torch.as_tensor(one._value).double() for one in waiting]).tolist()
+        for one, value in zip(waiting, values, strict=True):
+            one._value = value
+    return [
+        one
+        if one.failed or math.isfinite(one.value)
+        else Scores.failure(f"the fitness was {one.value}")
+        for one in scores
+    ]

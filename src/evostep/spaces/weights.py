@@ -30,7 +30,7 @@ class _Weights(Space):
     holds_weights = True
 
     def open(self, slots: Slots) -> Genome:
-        live = {**slots.buffers, **slots.tensors}
+        live = slots.live
         names = self.touched(slots)
         center = {name: live[name].detach().clone() for name in names}
         return Genome(center, {name: slots.sigma.get(name) for name in names})

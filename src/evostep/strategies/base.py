@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
+from evostep.genome.members import Perturbed, Spread
 from evostep.genome.point import Coordinates, Genome
 from evostep.noise import LowRank, Noise, check_noise
 
@@ -67,24 +68,24 @@ class Strategy(ABC):
 
     @property
     def needs_probe(self) -> bool:
-        """Whether `prepare` has to be called, which takes a `Fitness`."""
+        """Whether `prepare` measures the network, which takes a `Fitness`."""
         return False
 
     def prepare(
-        self, genome: Genome, state: State, generation: int, seed: int, probe: Probe
+        self, genome: Genome, state: State, generation: int, seed: int, probe: Probe | None
     ) -> State:
-        """Measure the network before the members of a generation are drawn, where that is needed.
+        """Find out what all members of a generation need, before they are drawn.
 
         Args:
             genome: with the center around which members will be drawn.
             state: from the generation before (not changed).
             generation: counted from 0.
             seed: of the run.
-            probe: what may be measured; it counts what that costs.
+            probe: what may be measured, where `needs_probe`; it counts what that costs.
 
         Returns:
             The state for `member` and `tell` of this generation; `tell` drops from it what was
-            measured, so that it is not saved.
+            found out, so that it is not saved.
         """
         return state
 
@@ -163,11 +164,19 @@ class NoiseStrategy(Strategy):
                     self.noise.check(name, center.shape)
         return {}
 
+    @property
+    def spread(self) -> Spread:
+        """How far members reach."""
+        return Spread(self.sigma, self.scale == "rms")
+
+    def perturbed(self, genome: Genome, seed: int, generation: int, direction: int) -> Perturbed:
+        """Return the center plus the noise of a direction."""
+        return Perturbed(genome, self.noise, self.spread, seed, generation, direction)
+
     def sigma_of(self, genome: Genome, name: str) -> float:
         """Return the sigma in force for `name`, in units of the scale."""
-        own = genome.sigma[name]
-        return self.sigma if own is None else float(own)
+        return self.spread.sigma_of(genome, name)
 
     def scale_of(self, genome: Genome, name: str) -> float:
         """Return the unit of sigma for `name`, in units of the weights."""
-        return genome.rms[name] if self.scale == "rms" else 1.0
+        return self.spread.scale_of(genome, name)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from evostep.errors import InputError, reason, unknown_name
-from evostep.genome.members import Mirror, Perturbed
+from evostep.genome.members import Mirror
 from evostep.genome.point import Coordinates, Genome, Tensors
 from evostep.noise import weighted_sum
 from evostep.strategies.base import NoiseStrategy, State, Step
@@ -112,8 +112,8 @@ class OpenAIES(NoiseStrategy):
     ) -> Coordinates:
         """Return member `i`; antithetic member 2k + 1 is the mirror image of 2k, of noise k."""
         if not self.antithetic:
-            return Perturbed(self, genome, seed, generation, direction=i)
-        member = Perturbed(self, genome, seed, generation, direction=i // 2)
+            return self.perturbed(genome, seed, generation, i)
+        member = self.perturbed(genome, seed, generation, i // 2)
         return Mirror(member, genome) if i % 2 else member
 
     def tell(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from torch import Tensor
 
 from evostep.errors import renamed_argument
-from evostep.genome.members import Perturbed
+from evostep.genome.members import Perturbed, Spread
 from evostep.genome.point import Coordinates, Genome, Tensors
 from evostep.strategies.base import NoiseStrategy, ScaleKind, State, Step
 from evostep.strategies.safe import Safe, measure_sensitivity, output_change, search_magnitude
@@ -78,10 +78,13 @@ class RandomMutation(NoiseStrategy):
         """Whether mutations are safe, for which outputs are measured."""
         return self.safe is not None
 
-    def scale_of(self, genome: Genome, name: str) -> float:
-        """Return the unit of sigma for `name`, sensitivities apart."""
-        rms = self.scale == "rms" or (self.safe is not None and self.safe.kind == "rescale")
-        return genome.rms[name] if rms else 1.0
+    @property
+    def spread(self) -> Spread:
+        """How far members reach, sensitivities apart."""
+        safe = self.safe
+        return Spread(
+            self.sigma, self.scale == "rms" or (safe is not None and safe.kind == "rescale")
+        )
 
     @property
     def size(self) -> int:
@@ -89,7 +92,7 @@ class RandomMutation(NoiseStrategy):
         return self.population
 
     def prepare(
-        self, genome: Genome, state: State, generation: int, seed: int, probe: Probe
+        self, genome: Genome, state: State, generation: int, seed: int, probe: Probe | None
     ) -> State:
         """Measure sensitivities, and search each child's magnitude, where mutations are safe."""
         safe = self.safe
@@ -98,26 +101,26 @@ class RandomMutation(NoiseStrategy):
             for name, center in genome.center.items()
             if self.sigma_of(genome, name) != 0
         }
-        if safe is None or not moving:
+        if safe is None or probe is None or not moving:
             return state
         batches = probe.inputs(safe.examples)
         sensitivity: Mapping[str, Tensor] = {}
         if safe.kind != "rescale":
             sensitivity = measure_sensitivity(probe, moving, batches, safe.kind)
-        children = [
-            _SafeMutant(self, genome, seed, generation, i, sensitivity=sensitivity)
+        mutants = [
+            _SafeMutant(genome, self.noise, self.spread, seed, generation, i, sensitivity)
             for i in range(self.population)
         ]
         if safe.target is not None:
             before = probe.outputs(Tensors(genome.center), batches)
-            for i, child in enumerate(children):
+            for i, mutant in enumerate(mutants):
 
-                def change(magnitude: float, child: _SafeMutant = child) -> float:
-                    after = probe.outputs(replace(child, magnitude=magnitude), batches)
+                def change(magnitude: float, mutant: _SafeMutant = mutant) -> float:
+                    after = probe.outputs(replace(mutant, magnitude=magnitude), batches)
                     return output_change(before, after)
 
-                children[i] = replace(child, magnitude=search_magnitude(change, safe.target))
-        return {**state, "children": children}
+                mutants[i] = replace(mutant, magnitude=search_magnitude(change, safe.target))
+        return {**state, "mutants": mutants}
 
     def measuring_cost(self, examples: int, outputs: int) -> int:
         """Return what `Safe` measures at most, where mutations are safe: see `Safe.cost`."""
@@ -127,10 +130,10 @@ class RandomMutation(NoiseStrategy):
         self, genome: Genome, state: State, generation: int, i: int, seed: int
     ) -> Coordinates:
         """Return child `i`: center + sigma * scale * eps_i."""
-        if self.safe is not None and "children" in state:
-            child: Coordinates = state["children"][i]
-            return child
-        return Perturbed(self, genome, seed, generation, direction=i)
+        if self.safe is not None and "mutants" in state:
+            mutant: Coordinates = state["mutants"][i]
+            return mutant
+        return self.perturbed(genome, seed, generation, i)
 
     def tell(
         self,
@@ -142,7 +145,7 @@ class RandomMutation(NoiseStrategy):
         seed: int,
     ) -> tuple[Step | None, State]:
         """Propose the child with the highest score, the first among equals."""
-        after = {key: value for key, value in state.items() if key != "children"}
+        after = {key: value for key, value in state.items() if key != "mutants"}
         finite = [i for i, score in enumerate(scores) if math.isfinite(score)]
         if not finite:
             return None, after
@@ -158,7 +161,7 @@ class _SafeMutant(Perturbed):
     magnitude: float = 1.0
 
     def _spread(self, noise: Tensor, name: str) -> Tensor:
-        """Bring noise to its length, coordinate by coordinate."""
+        """Multiply noise by sigma, scale and magnitude, and divide it by the sensitivity."""
         if name in self.sensitivity:
             noise.div_(self.sensitivity[name])
         return super()._spread(noise.mul_(self.magnitude), name)

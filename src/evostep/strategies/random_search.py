@@ -10,18 +10,18 @@ drawn around the best so far, so that it walks: that is the (1 + lambda) strateg
 from __future__ import annotations
 
 import math
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
-from evostep.genome.members import Perturbed
 from evostep.genome.point import Coordinates, Genome, Tensors
 from evostep.strategies.base import NoiseStrategy, State, Step
+
+if TYPE_CHECKING:
+    from evostep.scoring.probe import Probe
 
 
 @dataclass(frozen=True)
@@ -64,21 +64,23 @@ class RandomSearch(NoiseStrategy):
         if self.population < 1:
             raise ValueError(f"population must be at least 1, got {self.population}")
 
-    @cached_property
-    def _memo(self) -> _Memo:
-        return _Memo()
-
     @property
     def size(self) -> int:
         """The population."""
         return self.population
 
+    def prepare(
+        self, genome: Genome, state: State, generation: int, seed: int, probe: Probe | None
+    ) -> State:
+        """Find where the anchor is, which takes the noise of a sample: once for all members."""
+        return {**state, "place": self._place(genome, state, seed)}
+
     def member(
         self, genome: Genome, state: State, generation: int, i: int, seed: int
     ) -> Coordinates:
         """Return sample `i`: anchor + sigma * scale * eps_i."""
-        opened = self._place(genome, state, generation, seed).opened or genome
-        return Perturbed(self, opened, seed, generation, direction=i)
+        opened = self._place(genome, state, seed).opened or genome
+        return self.perturbed(opened, seed, generation, i)
 
     def tell(
         self,
@@ -90,33 +92,30 @@ class RandomSearch(NoiseStrategy):
         seed: int,
     ) -> tuple[Step | None, State]:
         """Propose the best sample, the first among equals, if it scores higher than the center."""
+        place = self._place(genome, state, seed)
+        before = {key: value for key, value in state.items() if key != "place"}
         finite = [i for i, score in enumerate(scores) if math.isfinite(score)]
         best = max(finite, key=lambda i: scores[i], default=None)
         if best is None or scores[best] <= parent:
-            return None, state
-        place = self._place(genome, state, generation, seed)
+            return None, before
         if place.opened is None:  # the center is the anchor and may move away: its one copy
             anchor = {name: genome.center[name].clone() for name in self._moving(genome)}
         else:
             anchor = {name: place.opened.center[name] for name in self._moving(genome)}
         opened = Genome({**genome.center, **anchor}, genome.sigma)
         proposed = [generation, best]
-        sample = Perturbed(self, opened, seed, generation, direction=best)
+        sample = self.perturbed(opened, seed, generation, best)
         told = {"anchor": anchor, "here": place.here, "proposed": proposed}
         return Step(sample, scored=best), told
 
     def _moving(self, genome: Genome) -> list[str]:
         return [name for name in genome.center if self.sigma_of(genome, name) != 0]
 
-    def _place(self, genome: Genome, state: State, generation: int, seed: int) -> _Place:
-        """Return where the anchor is, and which sample the center is; once for each generation."""
-        # in-place changes count up a tensor's version; the state is compared by identity
-        moves = tuple(tensor._version for tensor in genome.center.values())
-        key = (id(state), generation, seed, moves)
-        memo = self._memo
-        return memo.get(genome, key) or memo.keep(self._find(genome, state, seed), genome, key)
-
-    def _find(self, genome: Genome, state: State, seed: int) -> _Place:
+    def _place(self, genome: Genome, state: State, seed: int) -> _Place:
+        """Return where the anchor is, and which sample the center is."""
+        if "place" in state:
+            found: _Place = state["place"]
+            return found
         moving = self._moving(genome)
         if state and set(moving) == set(state["anchor"]):
             anchor = {name: state["anchor"][name].to(genome.center[name].device) for name in moving}
@@ -124,14 +123,14 @@ class RandomSearch(NoiseStrategy):
             for here in (state["proposed"], state["here"], None):
                 spot: Coordinates = Tensors(anchor)
                 if here is not None:
-                    spot = Perturbed(self, opened, seed, here[0], direction=here[1])
+                    spot = self.perturbed(opened, seed, here[0], here[1])
                 if all(_stands(genome.center[name], spot, name) for name in moving):
                     return _Place(opened, here)
         return _Place(None, None)  # nothing told yet, or moved by something else
 
 
 def _stands(center: Tensor, spot: Coordinates, name: str) -> bool:
-    """Return whether the center is what writing `spot` gives, to the bit."""
+    """Return whether the center is what writing `spot` leaves there, to the bit."""
     there = spot.tensor(name)
     return there.shape == center.shape and torch.equal(center, there.to(center.dtype))
 
@@ -147,31 +146,3 @@ class _Place:
 
     opened: Genome | None
     here: list[int] | None
-
-
-class _Memo:
-    """The place of the generation under way: finding it draws the noise of a sample again.
-
-    Never saved and never copied; it follows from the genome and the state, and goes with the
-    genome.
-    """
-
-    def __init__(self) -> None:
-        self._kept: tuple[weakref.ref[Genome], object, _Place] | None = None
-
-    def get(self, genome: Genome, key: object) -> _Place | None:
-        """Return the place kept for exactly this genome and key."""
-        if self._kept is None or self._kept[0]() is not genome or self._kept[1] != key:
-            return None
-        return self._kept[2]
-
-    def keep(self, place: _Place, genome: Genome, key: object) -> _Place:
-        """Keep `place` for as long as the genome lives."""
-        self._kept = (weakref.ref(genome, self._drop), key, place)
-        return place
-
-    def _drop(self, _: object) -> None:
-        self._kept = None
-
-    def __reduce__(self) -> tuple[type[_Memo], tuple[()]]:
-        return _Memo, ()

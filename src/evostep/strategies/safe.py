@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.func import vjp, vmap
 
 from evostep.errors import InputError, reason, renamed_argument
-from evostep.scoring.batches import map_tensors
+from evostep.scoring.batches import map_leaves, map_tensors
 from evostep.scoring.probe import Batch, Probe
 
 SafeKind = Literal["sum", "abs", "rescale"]
@@ -302,24 +302,15 @@ def _one_by_one(function: Function, n: int, own: Mapping[str, Tensor], inputs: A
 
     def one(at: Mapping[str, Tensor], x: Any) -> Tensor:
         # an example that stands alone is a batch of one; what all share stays as it is
-        return function(at, _map_with(x, dims, torch.Tensor.unsqueeze)).flatten()
+        return function(at, map_leaves(_in_front, x, dims)).flatten()
+
+    def _in_front(value: Any, dim: int | None) -> Any:
+        return value if dim is None else value.unsqueeze(dim)
 
     dims = map_tensors(inputs, lambda t: 0 if t.dim() and len(t) == n else None, None)
     per_name = dict.fromkeys(own, 0)
     rows: Tensor = vmap(one, in_dims=(per_name, dims), randomness="different")(dict(own), inputs)
     return rows
-
-
-def _map_with(value: Any, dims: Any, change: Callable[[Tensor, int], Tensor]) -> Any:
-    """Apply `change` to the tensors of a nest that have a dimension in the nest `dims`."""
-    if isinstance(value, Tensor):
-        return value if dims is None else change(value, dims)
-    if isinstance(value, Mapping):
-        return {key: _map_with(value[key], dims[key], change) for key in value}
-    if isinstance(value, tuple | list):
-        items = [_map_with(*pair, change) for pair in zip(value, dims, strict=True)]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    return value
 
 
 def _split(batches: Sequence[Batch], size: int) -> list[tuple[Any, int]]:

@@ -124,12 +124,12 @@ class SNES(NoiseStrategy):
                 )
                 of_mean.add_(eps, alpha=weight)
                 of_sigma.add_(eps.square_().sub_(1.0), alpha=weight)
-            spread = self.spread(genome, state, name)
+            spread = self.deviation(genome, state, name)
             mean[name] = of_mean.mul_(spread).mul_(self.lr_center).add_(center)
             log_sigma[name] = of_sigma.mul_(rate / 2).add_(self._log_sigma(genome, state, name))
         return Step(Tensors(mean)), {**state, "log_sigma": log_sigma}
 
-    def spread(self, genome: Genome, state: State, name: str) -> Tensor:
+    def deviation(self, genome: Genome, state: State, name: str) -> Tensor:
         """Return the standard deviation of each coordinate of `name`, in units of the weights."""
         unit = self.sigma_of(genome, name) * self.scale_of(genome, name)
         return self._log_sigma(genome, state, name).exp().mul_(unit)
@@ -179,4 +179,4 @@ class _Sample:
             member=self.i,
             name=name,
         )
-        return eps.mul_(self.strategy.spread(self.genome, self.state, name)).add_(center)
+        return eps.mul_(self.strategy.deviation(self.genome, self.state, name)).add_(center)

@@ -10,7 +10,6 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal
 
 from evostep.lab.arms.procedures import PROCEDURES
-from evostep.lab.options import AcceptName
 from evostep.noise import LowRank
 from evostep.strategies.base import Strategy
 from evostep.strategies.cmaes import CMAES
@@ -47,7 +46,7 @@ class Method:
     procedure: str = "plain"
     strategy: Strategy | None = None
     space: str | None = None
-    accept: AcceptName = "improves"
+    accept: str = "improves"
     phases: Literal["schedule", "end"] = "schedule"
     all_data: bool = False
     gradient_noise: float = 0.0
@@ -159,6 +158,17 @@ METHODS: dict[str, Method] = {
 }
 
 
+def setting_kinds(strategy: Strategy) -> dict[str, Any]:
+    """Return the type of each setting of an arm's strategy, objects included.
+
+    Example:
+        >>> setting_kinds(CMAES(sigma=0.1))["population"]  # budgets need it: None will not do
+        <class 'int'>
+    """
+    kinds = {**typing.get_type_hints(type(strategy)), "population": int}
+    return {f.name: kinds[f.name] for f in dataclasses.fields(strategy)}  # type: ignore[arg-type]
+
+
 def strategy_settings(strategy: Strategy) -> dict[str, tuple[Any, Any]]:
     """Return each setting of a strategy, as an option has it: name -> (type, default).
 
@@ -168,7 +178,7 @@ def strategy_settings(strategy: Strategy) -> dict[str, tuple[Any, Any]]:
         >>> strategy_settings(RandomMutation(sigma=0.02))["population"]
         (<class 'int'>, 16)
     """
-    kinds = typing.get_type_hints(type(strategy))
+    kinds = setting_kinds(strategy)
     settings = {}
     for field in dataclasses.fields(strategy):  # type: ignore[arg-type]
         kind, default = kinds[field.name], getattr(strategy, field.name)
@@ -202,25 +212,6 @@ def write_setting(value: Any) -> str | None:
     if isinstance(value, LowRank):
         return f"low-rank-{value.rank}"
     return None if value is None else str(value)
-
-
-def list_methods() -> str:
-    """List every method: one line, then its source and defaults."""
-    lines = []
-    for name, method in METHODS.items():
-        lines.append(f"{name}: {method.summary}")
-        lines.append(f"    source: {method.source}")
-        defaults = []
-        if method.strategy is not None:
-            settings = strategy_settings(method.strategy)
-            values = ", ".join(f"{key}={value}" for key, (_, value) in settings.items())
-            defaults.append(f"{type(method.strategy).__name__}({values})")
-            defaults.append(f"space {method.space or 'all'}, accept {method.accept}")
-        if method.gradient_noise:
-            defaults.append(f"eta {method.gradient_noise}")
-        if defaults:
-            lines.append(f"    defaults: {'; '.join(defaults)}")
-    return "\n".join(lines)
 
 
 def _is_plain(kind: Any) -> bool:

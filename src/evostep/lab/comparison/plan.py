@@ -24,7 +24,7 @@ from evostep.lab.options import Options
 from evostep.scoring.metrics import make_metric
 
 # Options that a directory of results may be continued with, whatever they were before
-_FREE = ("arms", "seeds", "threads", "device", "data_dir", "strategies")
+_FREE = ("arms", "seeds", "threads", "device", "data_dir", "strategies", "given")
 
 
 @dataclass(frozen=True)

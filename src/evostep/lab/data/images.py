@@ -5,7 +5,6 @@ Where they are from is the matter of `evostep.lab.data.sources`, a file for each
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from evostep.errors import InputError, unknown_name
+from evostep.errors import InputError, unknown_name, warn
 from evostep.lab.data.sources import find_reader
 
 AUGMENTATIONS = ("none", "shift", "flip-shift")
@@ -108,9 +107,7 @@ def load_data(name: str, folder: Path | None = None, *, image_size: int | None =
         raise InputError(f"image size {image_size} is not positive: give pixels, such as 32")
     reader = find_reader(name)
     if folder is not None and "folder" not in reader.takes:
-        warnings.warn(
-            f"the data folder {str(folder)!r} has no effect on {name!r}: leave it out", stacklevel=2
-        )
+        warn(f"the data folder {str(folder)!r} has no effect on {name!r}: leave it out")
     given = {"name": name, "folder": folder, "image_size": image_size}
     source = reader.load(**{key: given[key] for key in reader.takes})
     native = source.train[0].shape[-1]

@@ -14,8 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 from evostep.lab.arms.procedures.plain import Plain
 from evostep.lab.arms.seed_run import Counters, SeedRun
 from evostep.lab.data.parts import Sizes
-from evostep.scoring.calibration import Calibration
-from evostep.scoring.fitness import Fitness
+from evostep.scoring.calibration import Calibration, estimates
 
 if TYPE_CHECKING:
     from evostep.lab.arms.arm import Arm
@@ -42,9 +41,9 @@ class Averaging(Plain):
         """Return the mean, its BatchNorm statistics estimated on the training examples."""
         model: nn.Module = self.average.module
         parts = self.seed_run.parts
-        reader = Fitness(model, parts.gradients(self.arm.training.all_data).batches(parts.data))
-        if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
-            counters.forwards += Calibration(reader)(model)
+        if estimates(model):
+            batches = parts.gradients(self.arm.training.all_data).batches(parts.data)
+            counters.forwards += Calibration(model, batches)(model)
         return model
 
     def state(self) -> dict[str, Any]:
