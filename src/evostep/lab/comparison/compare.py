@@ -210,7 +210,7 @@ def _other_splits(plan: Plan, directory: Path) -> str:
 
 
 def _total_forwards(plan: Plan, runs: dict[tuple[str, int], dict[str, Any]]) -> int:
-    """What is to be spent: trunks once for each seed, and each arm from its trunk on."""
+    """Return what is to be spent: trunks once for each seed, and each arm from its trunk on."""
     total = 0
     for seed in plan.seeds:
         missing = [arm for arm in plan.arms if (arm.label, seed) not in runs]
@@ -255,5 +255,5 @@ def _difference(known: dict[str, Any], new: dict[str, Any], prefix: str) -> str:
 
 
 def _budget(described: dict[str, Any]) -> Any:
-    """The common budget; the arms of a plan all have the same."""
+    """Return the common budget; the arms of a plan all have the same."""
     return next(iter(described["arms"].values()))["budget"]

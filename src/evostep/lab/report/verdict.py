@@ -88,7 +88,7 @@ def _outcome(row: Mapping[str, Any]) -> str:
 
 
 def sentence(row: Mapping[str, Any]) -> dict[str, str]:
-    """Word a row of "contrasts": its arm, its control, and the difference in words."""
+    """Return arm and control of a row of "contrasts", and the difference in words."""
     words = {"one seed": "one seed, no interval", "equal": "the same on every seed, no interval"}
     outcome = _outcome(row)
     return {

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-FRACTIONS = ("accuracy", "balanced-accuracy", "macro-f1")
+from evostep.scoring.metrics import METRICS
 
 MINUS = "\N{MINUS SIGN}"
 ABSENT = "–"
@@ -22,11 +22,11 @@ def is_fraction(metric: str) -> bool:
     >>> is_fraction("macro-f1"), is_fraction("neg-loss")
     (True, False)
     """
-    return metric in FRACTIONS
+    return metric in METRICS and METRICS[metric].fraction
 
 
 def contrast_text(row: Mapping[str, Any]) -> str:
-    """Word a row of "contrasts": the difference, its interval, p and n."""
+    """Return a row of "contrasts" in words: the difference, its interval, p and n."""
     if row["mean"] is None:
         return f"n = {row['n']}, of which {row['not_finite']} without a number"
     unit = " points" if is_fraction(row["metric"]) else ""
@@ -37,7 +37,7 @@ def contrast_text(row: Mapping[str, Any]) -> str:
 
 
 def contrast_cell(row: Mapping[str, Any] | None) -> dict[str, str]:
-    """Word a row of "contrasts" for a table: the mean, and its interval and p (or nothing)."""
+    """Return a row of "contrasts" for a table: the mean, and its interval and p (or nothing)."""
     if row is None or row["mean"] is None:
         return {"mean": ABSENT, "spread": ""}
     spread = "" if row["ci95"] is None else f"{_signed_interval(row)}; p {_p(row['p'])}"
@@ -45,7 +45,7 @@ def contrast_cell(row: Mapping[str, Any] | None) -> dict[str, str]:
 
 
 def score(row: Mapping[str, Any] | None, metric: str) -> str:
-    """Word mean and standard deviation of a row of "arms"."""
+    """Return mean and standard deviation of a row of "arms" as text."""
     if row is None:
         return ABSENT
     if row["mean"] is None:
@@ -55,7 +55,7 @@ def score(row: Mapping[str, Any] | None, metric: str) -> str:
 
 
 def interval(row: Mapping[str, Any] | None, metric: str) -> str:
-    """Word the 95% interval of a row of "arms"."""
+    """Return the 95% interval of a row of "arms" as text."""
     if row is None or row["ci95"] is None:
         return ABSENT
     return " to ".join(_value(x, metric) for x in row["ci95"])
@@ -71,7 +71,7 @@ def _value(x: float, metric: str) -> str:
 
 
 def signed(x: float, metric: str) -> str:
-    """Word a difference in a metric.
+    """Return a difference in a metric as text, with its sign.
 
     >>> signed(-0.0312, "accuracy"), signed(0.5, "neg-loss")
     ('−3.12', '+0.5000')
@@ -81,7 +81,7 @@ def signed(x: float, metric: str) -> str:
 
 
 def percent(x: float | None) -> str:
-    """Word a fraction as percent."""
+    """Return a fraction as percent."""
     return ABSENT if x is None else f"{100 * x:.2f}"
 
 
@@ -90,13 +90,13 @@ def _p(p: float) -> str:
 
 
 def generations(runs: Sequence[Mapping[str, Any]]) -> str:
-    """Word how many generations were accepted, of all."""
+    """Return how many generations were accepted, of all, as text."""
     total = sum(run.get("generations") or 0 for run in runs)
     return f"{sum(run.get('accepted') or 0 for run in runs)}/{total}" if total else ABSENT
 
 
 def stamp(environment: Mapping[str, Any]) -> str:
-    """Word hardware, date and versions in one line."""
+    """Return hardware, date and versions in one line."""
     get = environment.get
     hardware = [str(get("cpu") or get("platform") or "unknown processor")]
     for one in ("core", "thread"):
@@ -109,12 +109,12 @@ def stamp(environment: Mapping[str, Any]) -> str:
 
 
 def plain(value: Any) -> str:
-    """Word a value of the configuration."""
+    """Return a value of the configuration as text."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def minutes(seconds: float | None) -> str:
-    """Word a time in minutes.
+    """Return a time in minutes as text.
 
     >>> minutes(900), minutes(3)
     ('15.0', '0.05')
@@ -125,5 +125,5 @@ def minutes(seconds: float | None) -> str:
 
 
 def markdown(text: object) -> str:
-    """Escape text for a cell: a label must not end the cell, or be read as markup."""
+    """Return text escaped for a cell: a label must not end the cell, or be read as markup."""
     return "".join(f"\\{c}" if c in "\\|`*_[]<>" else c for c in " ".join(str(text).split()))
