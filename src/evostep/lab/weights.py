@@ -53,14 +53,14 @@ def load_weights(model: nn.Module, path: Path, classes: int) -> None:
             if key in given and given[key].shape != value.shape
         ],
     }
-    listed = [
+    faults = [
         f"{kind} {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if names[3:] else "")
         for kind, names in problems.items()
         if names
     ]
-    if listed:
+    if faults:
         raise InputError(
-            f"{path} does not fit the model: {'; '.join(listed)}: give its own weights"
+            f"{path} does not fit the model: {'; '.join(faults)}: give its own weights"
         )
     model.load_state_dict(given, strict=False)
 
@@ -68,7 +68,7 @@ def load_weights(model: nn.Module, path: Path, classes: int) -> None:
 def _head_of_other_classes(
     model: nn.Module, own: dict[str, Tensor], given: dict[str, Tensor], classes: int
 ) -> list[str]:
-    """Return the names of the head's weights where the file has it with other outputs, else none."""
+    """Return the names of the head's weights where the file's has other outputs, else none."""
     head = find_head(model, classes)
     if head is None:
         return []
