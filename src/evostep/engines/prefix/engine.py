@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from evostep.engines.base import Engine
-from evostep.engines.prefix.session import PrefixSession
+from evostep.engines.prefix.session import Session
 from evostep.genome.point import Coordinates
 from evostep.scoring.evaluator import Evaluator
 from evostep.scoring.scores import Outcome
@@ -50,12 +50,12 @@ class Prefix(Engine):
 
     name: ClassVar[str] = "prefix"
     cache_bytes: int = 2**30
-    _session: PrefixSession = field(init=False, repr=False, compare=False)
+    _session: Session = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.cache_bytes < 1:
             raise ValueError(f"cache_bytes must be at least 1, got {self.cache_bytes}")
-        object.__setattr__(self, "_session", PrefixSession(self.cache_bytes))
+        object.__setattr__(self, "_session", Session(self.cache_bytes))
 
     def refusal(
         self,
@@ -83,5 +83,5 @@ class Prefix(Engine):
         return self._session.score(members, workspace, evaluator)
 
     def close(self) -> None:
-        """Drop what was recorded."""
+        """Drop what was recorded: the next phase has a session of its own."""
         self.__post_init__()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,7 +25,7 @@ from evostep.scoring.scores import Outcome
 from evostep.spaces.workspace import Workspace
 
 
-class PrefixSession:
+class Session:
     """Records the passes of one phase, and replays them.
 
     Args:
@@ -189,9 +188,8 @@ class PrefixSession:
         result = self._through(recorder, model, inputs, targets)
         recording = recorder.finish(result)
         if self.failure is None:
-            self.recordings[id(inputs)] = replace(
-                recording, inputs=inputs, versions=_versions(inputs)
-            )
+            recording.inputs, recording.versions = inputs, _versions(inputs)
+            self.recordings[id(inputs)] = recording
         return result
 
     def _room(self, nbytes: int) -> bool:

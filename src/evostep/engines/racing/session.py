@@ -1,0 +1,174 @@
+"""The races of a phase, and what is noted of the parent for them.
+
+Examples that are likely to change come first. A mutation changes a prediction where the parent was
+in doubt: where mutations changed 3% of the predictions, about nine tenths of these were in the
+tenth of the examples with the smallest margins (benchmarks/racing.py). So examples are sorted into
+groups, by the parent's margin where the metric is accuracy and by the parent's score otherwise; the
+first look sees as large a share of each, and later ones see more of those where scores differ more.
+Within a group the order is random, and estimates weigh each group by its size, so that they hold
+whatever the groups are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evostep.engines.base import CannotScore, Engine
+from evostep.engines.racing.bounds import Strata, looks, quantile
+from evostep.engines.racing.race import Race
+from evostep.engines.racing.rows import Rows
+from evostep.genome.point import Coordinates, Tensors
+from evostep.noise import derive_seed, make_generator
+from evostep.scoring.evaluator import Evaluator
+from evostep.scoring.fitness import Fitness
+from evostep.scoring.scores import Outcome
+from evostep.spaces.workspace import Workspace
+
+_GROUPS = 16  # of examples that are alike
+_EACH = 8  # of a group at the first look, or there are fewer groups
+_TOLERANCE = 1e-3  # of an example's score, when it is batched with others
+_BEYOND = 0.005  # share of the examples that may lie farther: predictions at a tie
+
+
+class Session:
+    """Races the members of each generation of a phase.
+
+    Args:
+        confidence: see `Racing`.
+        first: see `Racing`.
+        over: see `Racing`.
+    """
+
+    def __init__(self, confidence: float, first: float | int, over: Engine) -> None:
+        self.confidence, self.first, self.over = confidence, first, over
+        self._margins: list[Tensor | None] = []  # of this generation's parent, batch by batch
+        self._checked = False  # whether the parent was, in this phase
+
+    @contextmanager
+    def around_parent(self, workspace: Workspace, evaluator: Evaluator) -> Iterator[None]:
+        """Take note of the margins of the parent's predictions, where accuracy is the metric."""
+        self._margins.clear()
+        if _is_accuracy(evaluator):
+            evaluator.watch = lambda outputs, _: self._margins.append(margin(outputs))
+        try:
+            with self.over.around_parent(workspace, evaluator):
+                yield
+        finally:
+            evaluator.watch = None
+
+    def score(
+        self, members: Sequence[Coordinates], workspace: Workspace, evaluator: Evaluator
+    ) -> list[Outcome]:
+        """Race the members; the weights are the center's again afterwards, whatever is raised."""
+        parent = evaluator.parent
+        assert parent is not None, "the parent is scored first"
+        assert evaluator.examples is not None, "refusal() comes first"
+        n = len(evaluator.examples)
+        stops = looks(n, self._first(n))
+        if not stops or not math.isfinite(parent.value):  # nothing to compare with
+            return self.over.score(members, workspace, evaluator)
+        if parent.per_example is None or len(parent.per_example) != n:
+            raise CannotScore("the metric has no score for each example")
+        rows = Rows(evaluator.examples)
+        if not self._checked:
+            self._check(parent.per_example.cpu(), rows, stops[0], workspace, evaluator)
+            self._checked = True
+
+        def score(some: Sequence[int], numbers: Tensor) -> tuple[list[Outcome], Tensor]:
+            examples, order = rows.take(numbers)
+            standing = [members[i] for i in some]
+            return self.over.score(standing, workspace, evaluator.on(examples)), order
+
+        # two comparisons at each look: with the leader, and with the parent
+        level = (1 - self.confidence) / (2 * len(stops))
+        race = Race(
+            parent,
+            self.strata(evaluator, parent.per_example),
+            score,
+            beats_parent=evaluator.competition is not None and evaluator.competition.beats_parent,
+            within_one=_is_accuracy(evaluator),
+            z=quantile(level),
+        )
+        return race.run(len(members), [*stops, n])
+
+    def close(self) -> None:
+        """Forget what was noted of the parent."""
+        self._margins.clear()
+        self._checked = False
+        self.over.close()
+
+    def _first(self, n: int) -> int:
+        """Return how many of n examples the first look sees."""
+        first = self.first if isinstance(self.first, int) else math.ceil(self.first * n)
+        return min(first, n)
+
+    def strata(self, evaluator: Evaluator, doubt: Tensor) -> Strata:
+        """Group the examples by the parent's margins, or by its scores `doubt`, (n,)."""
+        n = len(doubt)
+        margins = [part for part in self._margins if part is not None]
+        if sum(len(part) for part in margins) == n:
+            doubt = torch.cat(margins)
+        key = derive_seed(evaluator.seed, evaluator.generation, "order of examples")
+        generator = make_generator(key)
+        order = torch.randperm(n, generator=generator)  # equals stay in a random order
+        order = order[doubt.cpu()[order].argsort(stable=True)]
+        return Strata(order, max(1, min(_GROUPS, self._first(n) // _EACH)), generator)
+
+    def _check(
+        self, among: Tensor, rows: Rows, count: int, workspace: Workspace, evaluator: Evaluator
+    ) -> None:
+        """Score the parent on some examples, every k-th; `among` are its scores in one go.
+
+        Raises:
+            CannotScore: these examples score otherwise alone than among all.
+        """
+        some = torch.arange(0, len(among), max(1, len(among) // count))
+        examples, numbers = rows.take(some)
+        center = Tensors(workspace.genome.center)
+        (outcome,) = self.over.score([center], workspace, evaluator.on(examples))
+        alone = outcome.scores.per_example
+        if alone is None or len(alone) != len(numbers):
+            why = outcome.error or f"the metric gave {_count(alone)} scores for {len(numbers)}"
+            raise CannotScore(f"some of the examples cannot be scored alone: {why}")
+        expected = among[numbers]
+        near = (alone.cpu() - expected).abs() <= _TOLERANCE * expected.abs().clamp(min=1.0)
+        if int((~near).sum()) > max(1, math.ceil(_BEYOND * len(numbers))):
+            raise CannotScore("the score of an example depends on the others in its batch")
+
+
+def _is_accuracy(evaluator: Evaluator) -> bool:
+    return isinstance(evaluator.fitness, Fitness) and evaluator.fitness.metric == "accuracy"
+
+
+def _count(scores: Tensor | None) -> int:
+    return 0 if scores is None else len(scores)
+
+
+def margin(outputs: Any) -> Tensor | None:
+    """Return how far each prediction is from another one, shape (n,); None for unknown outputs.
+
+    Args:
+        outputs: logits as for `evostep.scoring.metrics.predictions`: (n, classes, ...), or (n,) or
+            (n, 1) for one binary label. The distance of the two highest, or from 0; the mean over
+            positions.
+
+    Example:
+        >>> margin(torch.tensor([[1.0, 4.0, 2.0], [0.0, 0.0, 0.0]])).tolist()
+        [2.0, 0.0]
+        >>> margin(torch.tensor([[-3.0]])).tolist()
+        [3.0]
+    """
+    if not isinstance(outputs, Tensor) or not outputs.is_floating_point() or outputs.ndim == 0:
+        return None
+    if outputs.ndim == 1 or outputs.shape[1] == 1:
+        distance = outputs.abs()
+    else:
+        highest = outputs.topk(2, dim=1).values
+        distance = highest[:, 0] - highest[:, 1]
+    return distance.double().reshape(len(outputs), -1).mean(1)
