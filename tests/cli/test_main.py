@@ -130,7 +130,7 @@ BAD: list[tuple[str, str, str]] = [
     ("--pretrained", "mlp", "use --init-from FILE.safetensors"),
     ("--init-from=none.safetensors", "none.safetensors", "give --init-from"),
     ("--init-from=module_of_cli.py", "module_of_cli.py", "give a whole .safetensors"),
-    ("--metric=acuracy", "acuracy", "did you mean 'accuracy'"),
+    ("--metric=acuracy", "acuracy", "did you mean accuracy"),
     ("--metric=module_of_cli:none", "'none'", "Known: "),
     ("--metric=module_of_cli:number", "module_of_cli:number", "metric must be a name"),
     ("--metric=module_of_cli:Undirected", "Undirected", "pass --higher-is-better True or False"),

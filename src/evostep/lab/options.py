@@ -147,12 +147,13 @@ def read_arms(arms: str | list[ArmEntry], methods: Iterable[str]) -> list[dict[s
     """Return arms as mappings, each with its `method`.
 
     Raises:
-        InputError: none; one without a method, or with one that is not among `methods`.
+        InputError: none, or one without a method that is among `methods`.
 
     Example:
         >>> read_arms("sgd, mutation", ["sgd", "mutation"])
         [{'method': 'sgd'}, {'method': 'mutation'}]
     """
+    check_type("--arms", arms, str | list)
     methods = list(methods)
     entries: list[Any] = list(arms)
     if isinstance(arms, str):

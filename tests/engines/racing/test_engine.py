@@ -35,9 +35,9 @@ from evostep.engines.base import CannotScore
 from evostep.engines.inplace import InPlace
 from evostep.engines.racing import Racing
 from evostep.engines.racing.bounds import Strata, behind, falling, looks, quantile, share_out
-from evostep.engines.racing.engine import margin
 from evostep.engines.racing.race import Race
 from evostep.engines.racing.rows import Rows
+from evostep.engines.racing.session import margin
 from evostep.engines.vmap import Vmap
 from evostep.genome.slots import slots_of_module
 from evostep.scoring.batches import Examples
@@ -741,7 +741,7 @@ def test_groups_are_of_like_margins_or_of_like_scores(metric: str) -> None:
         evaluator.parent = evaluator()
     assert evaluator.watch is None
     assert evaluator.parent.per_example is not None
-    strata = racing._strata(evaluator, evaluator.parent.per_example)
+    strata = racing._session.strata(evaluator, evaluator.parent.per_example)
     first, second, *others = torch.arange(len(strata.sizes))
     assert others
     low = strata.draw(torch.where(torch.arange(len(strata.sizes)) == first, strata.sizes, 0))
@@ -761,7 +761,7 @@ def test_the_order_is_another_in_each_generation_and_the_same_again() -> None:
     for seed, generation in ((0, 0), (0, 0), (0, 1), (1, 0)):
         evaluator = Evaluator(Fitness(network(), BATCHES), None, seed)
         evaluator.begin(generation)
-        strata = Racing()._strata(evaluator, torch.zeros(700))
+        strata = Racing()._session.strata(evaluator, torch.zeros(700))
         orders.append(strata.draw(strata.sizes).tolist())
     assert orders[0] == orders[1]
     assert len({tuple(order) for order in orders}) == 3
