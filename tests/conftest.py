@@ -1,12 +1,16 @@
 """Settings that every test runs under."""
 
 import os
+import weakref
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 # One thread: tests run beside each other, and sums come out in the same order everywhere.
 torch.set_num_threads(1)
@@ -31,3 +35,33 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EVOSTEP_CACHE", str(folder))
         yield folder
+
+
+class Ledger(TorchDispatchMode):
+    """Counts the bytes of the tensors that live at once, of those made while it watches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = self._living = 0
+        self._holders: Counter[int] = Counter()  # tensors by the address of their storage
+        self.calls: Counter[Any] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.calls[func] += 1
+        if isinstance(out, torch.Tensor) and not any(out is arg for arg in args):
+            storage = out.untyped_storage()
+            self._hold(storage.data_ptr(), storage.nbytes(), 1)
+            weakref.finalize(out, self._hold, storage.data_ptr(), storage.nbytes(), -1)
+        return out
+
+    def _hold(self, address: int, size: int, change: int) -> None:
+        before = self._holders[address] > 0
+        self._holders[address] += change
+        self._living += size * ((self._holders[address] > 0) - before)
+        self.peak = max(self.peak, self._living)
+
+
+@pytest.fixture
+def new_ledger() -> type[Ledger]:
+    return Ledger

@@ -20,13 +20,17 @@ PACKAGE = ROOT / "src" / "evostep"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
-def modules_after(statement: str) -> set[str]:
-    """The top-level modules that a fresh interpreter holds after `statement`."""
-    program = f"{statement}; import json, sys; print(json.dumps(sorted(sys.modules)))"
+@pytest.fixture(scope="module")
+def imported() -> set[str]:
+    """The top-level modules that `import evostep` adds to those of `import torch`."""
+    program = (
+        "import json, sys, torch; before = set(sys.modules); import evostep;"
+        "print(json.dumps(sorted(set(sys.modules) - before)))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
     )
-    return {name.partition(".")[0] for name in json.loads(done.stdout)}
+    return {name.partition(".")[0] for name in json.loads(done.stdout)} - {"evostep", "torch"}
 
 
 def requirements() -> list[Requirement]:
@@ -36,22 +40,21 @@ def requirements() -> list[Requirement]:
     return [requirement for requirement in found if requirement.name != "evostep"]
 
 
-def test_importing_the_library_imports_torch_alone() -> None:
-    extra = modules_after("import evostep") - modules_after("import torch") - {"evostep"}
+def test_importing_the_library_imports_torch_alone(imported: set[str]) -> None:
     # What torch itself needs may come in later than `import torch`, through its own modules.
     torchs = {
         Requirement(line).name.replace("-", "_").lower()
         for line in importlib.metadata.requires("torch") or ()
         if "extra ==" not in line
     }
-    foreign = {name for name in extra if name not in sys.stdlib_module_names} - torchs
+    foreign = {name for name in imported if name not in sys.stdlib_module_names} - torchs
     assert not foreign, f"import evostep also imports {sorted(foreign)}"
 
 
-def test_the_experiments_extras_are_not_imported() -> None:
+def test_the_experiments_extras_are_not_imported(imported: set[str]) -> None:
     heavy = {"cma", "jsonargparse", "matplotlib", "pyarrow", "rich", "safetensors", "scipy"}
     heavy |= {"sklearn", "statsmodels", "torchmetrics", "torchvision", "jinja2", "PIL", "yaml"}
-    assert not (modules_after("import evostep") - modules_after("import torch")) & heavy
+    assert not imported & heavy
 
 
 def test_version_is_the_installed_one() -> None:

@@ -4,28 +4,17 @@ Wrap an optimizer in `Evolved`, score with a `Fitness`, and call `optimizer.evol
 or evolve a checkpoint without any optimizer by `Evolution`.
 """
 
+# ruff: noqa: F403, F405  # the names are those of __all__, and a test imports each
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
 from evostep._version import __version__
-from evostep.acceptance import Always, Improves, Ladder, PairedTest
-from evostep.evolution import Evolution
-from evostep.gradient_noise import GradientNoise
-from evostep.noise import LowRank
-from evostep.optimizer import Evolved
-from evostep.population.esgd import ESGD
-from evostep.population.species import Species
-from evostep.record import Record, Verdict
-from evostep.schedule import Alternate
-from evostep.scoring.fitness import Fitness
-from evostep.scoring.scores import Scores
-from evostep.spaces.span import Span
-from evostep.spaces.weights import AllWeights, Only
-from evostep.strategies.cmaes import CMAES
-from evostep.strategies.guided_es import GuidedES
-from evostep.strategies.openai_es import OpenAIES
-from evostep.strategies.random_mutation import RandomMutation
-from evostep.strategies.random_search import RandomSearch
-from evostep.strategies.safe import Safe
-from evostep.strategies.snes import SNES
-from evostep.suggest import suggest_sigma
+
+if TYPE_CHECKING:
+    from evostep._public import *
 
 __all__ = [
     "CMAES",
@@ -56,3 +45,19 @@ __all__ = [
     "__version__",
     "suggest_sigma",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is asked for: the command line helps without torch."""
+    if name in __all__:
+        found = getattr(importlib.import_module("evostep._public"), name)
+    elif not name.startswith("_") and importlib.util.find_spec(f"evostep.{name}") is not None:
+        found = importlib.import_module(f"evostep.{name}")
+    else:
+        raise AttributeError(f"module 'evostep' has no attribute {name!r}")
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

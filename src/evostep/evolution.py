@@ -272,7 +272,7 @@ class Evolution:
         return record
 
     def _conclude(self, phase: Phase, records: list[Record]) -> None:
-        """End a phase; the last record, here and in the history, tells what was said of it."""
+        """End a phase; the last record, here and in the history, gets the verdict."""
         before = records[-1].sample_forwards
         records[-1] = self.history[-1] = phase.conclude(records[-1])
         self.attempts = phase.attempts

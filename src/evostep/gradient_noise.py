@@ -106,7 +106,7 @@ class GradientNoise:
         if missing:
             raise ValueError(
                 f"the state of a gradient noise lacks {', '.join(sorted(missing))}: pass what "
-                "GradientNoise.state_dict() gave"
+                "GradientNoise.state_dict() returned"
             )
         self.seed, self.t = int(state["seed"]), int(state["t"])
 

@@ -269,7 +269,7 @@ class Evolved(Optimizer):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict` gave, or a state of the base alone (evolution starts anew then).
+        """Load what `state_dict` returned, or a state of the base alone: evolution starts anew.
 
         Raises:
             ValueError: groups of other sizes; a state of another strategy, or of other names.

@@ -10,13 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from evostep.acceptance import Rule
 from evostep.engines.base import Session
-from evostep.genome.point import Coordinates, Tensors
 from evostep.record import Record, Verdict
+from evostep.scoring.center import Center, fingerprint
 from evostep.scoring.evaluator import Competition, Evaluator, Round, attempt
 from evostep.scoring.probe import Probe
 from evostep.scoring.scores import Scores
@@ -39,10 +38,6 @@ class _Decision:
 
 class Phase:
     """Moves the center within one `evolve`, and takes it back where a rule says so.
-
-    The center is its weights and, where the fitness calibrates, the BatchNorm statistics with
-    which it was scored: they are kept, and taken back, together. An interrupt finds either all
-    moved or nothing.
 
     For a rule that judges phases it holds one more copy of the coordinates and of the buffers,
     where the phase began.
@@ -82,6 +77,7 @@ class Phase:
     ) -> None:
         self.strategy, self.rule = strategy, rule
         self.workspace, self.genome = workspace, workspace.genome
+        self.center = Center(workspace, evaluator, second)
         self.evaluator, self.second, self.session = evaluator, second, session
         self.seed, self.attempts = seed, attempts
         self.by_phase = rule.every == "phase"
@@ -95,8 +91,7 @@ class Phase:
         if saved is not None:
             self._resume(saved)
         elif self.by_phase:
-            self._start = {name: z.clone() for name, z in self.genome.center.items()}
-            self._buffers = evaluator.state.values() if evaluator.state is not None else []
+            self._start, self._buffers = self.center.copy()
 
     # One generation.
 
@@ -150,7 +145,7 @@ class Phase:
         if asked and self.second is not None:
             round = self.second.round(self.seed, round.generation)
             parent = self.second.score(round, keep_outputs=keep)
-        statistics, candidate = self._stand(step.center, round)
+        statistics, candidate = self.center.try_out(step.center, round)
         if asked and candidate is None:
             if self.second is None and best is not None and not keep:
                 candidate = best
@@ -164,12 +159,10 @@ class Phase:
                 assert candidate is not None, "it was scored"
                 accepted = self.rule(parent, candidate, self.attempts + 1)
             if accepted:
-                self._commit(step.center, statistics)
+                self.center.commit(step.center, statistics)
                 self.moved = True
         finally:
-            self.workspace.restore()
-            if statistics is not None:
-                self._restore_buffers()
+            self.center.restore(buffers=statistics is not None)
         self.attempts += asked
         return _Decision(accepted, candidate)
 
@@ -215,13 +208,13 @@ class Phase:
         round = self.evaluator.round(self.seed, number)
         best, self._opened = self.evaluator.score(round).value, "current"
         for name, coordinates in starts.items():
-            statistics, failed = self._stand(coordinates, round)
+            statistics, failed = self.center.try_out(coordinates, round)
             scores = failed or attempt(self.evaluator, round, calibrate=False)
             if not scores.failed and not scores.value <= best:
-                self._commit(coordinates, statistics)
+                self.center.commit(coordinates, statistics)
                 best, self._opened, self.moved = scores.value, name, True
             else:
-                self.workspace.restore()
+                self.center.restore(buffers=False)
 
     def conclude(self, record: Record) -> Record:
         """Judge where the phase led against where it began, if the rule does; keep it or go back.
@@ -243,16 +236,13 @@ class Phase:
         round = judge.round(self.seed, record.generation)
         keep = self.rule.needs_outputs
         candidate = attempt(judge, round, calibrate=False, keep_outputs=keep)
-        self.workspace.write(Tensors(self._start))
-        if self.evaluator.state is not None:
-            self.evaluator.state.write(self._buffers)
+        self.center.write(self._start, self._buffers)
         parent = judge.score(round, keep_outputs=keep)
         accepted = not candidate.failed and self.rule(parent, candidate, self.attempts + 1)
         if accepted:
-            self.workspace.restore()
-            self._restore_buffers()
+            self.center.restore()
         else:
-            self._go_back()
+            self.center.move(self._start, self._buffers)
         self.over = True
         self.attempts += 1
         verdict = Verdict(
@@ -276,10 +266,9 @@ class Phase:
     def close(self) -> None:
         """Leave the weights whole: the center's, or where the phase began if it was not judged."""
         if self.by_phase and not self.over:
-            self._go_back()
-        self.workspace.restore()
-        if self.evaluator.calibrates:
-            self._restore_buffers()
+            self.center.move(self._start, self._buffers)
+            self.over = True
+        self.center.restore(buffers=self.evaluator.calibrates)
         self.session.close()
 
     # Saving.
@@ -313,84 +302,3 @@ class Phase:
         self.began, self.moved = int(saved["generation"]), bool(saved["moved"])
         self._start = {name: z.to(center[name].device) for name, z in saved["start"].items()}
         self._buffers = list(saved["buffers"])
-
-    # Moving the center, whole.
-
-    def _stand(
-        self, coordinates: Coordinates, round: Round
-    ) -> tuple[list[Tensor] | None, Scores | None]:
-        """Write weights and estimate their statistics; return these, or why there are none."""
-        self.workspace.write(coordinates)
-        evaluator = self.evaluator
-        if not evaluator.calibrates:
-            return None, None
-        try:
-            evaluator.calibrate(round)
-        except Exception as error:
-            return None, Scores.failure(error)
-        assert evaluator.state is not None, "a Fitness knows its model"
-        return evaluator.state.values(), None
-
-    def _commit(self, coordinates: Coordinates, statistics: list[Tensor] | None) -> None:
-        """Make what was last written the center, with the statistics that belong to it."""
-        try:
-            self.workspace.accept(coordinates)
-            self._keep(statistics)
-        except BaseException:
-            if not self.workspace.dirty:  # the weights have moved
-                self._keep(statistics)
-            raise
-
-    def _keep(self, statistics: list[Tensor] | None) -> None:
-        if statistics is not None and self.evaluator.state is not None:
-            self.evaluator.state.write(statistics)
-            self._hold()
-
-    def _go_back(self) -> None:
-        """Put weights and buffers back where the phase began."""
-        try:
-            self._write_start()
-        except BaseException:  # an interrupt on the way: once more, from the start
-            self._write_start()
-            raise
-        self.over = True
-
-    def _write_start(self) -> None:
-        start = Tensors(self._start)
-        self.workspace.write(start)
-        self.genome.move(start)
-        self.workspace.restore()
-        if self.evaluator.state is not None:
-            self.evaluator.state.write(self._buffers)
-        self._hold()
-
-    def _hold(self) -> None:
-        for evaluator in (self.evaluator, self.second):
-            if evaluator is not None and evaluator.state is not None:
-                evaluator.state.hold()
-
-    def _restore_buffers(self) -> None:
-        for evaluator in (self.evaluator, self.second):
-            if evaluator is not None:
-                evaluator.restore()
-
-
-def fingerprint(tensors: Mapping[str, Tensor]) -> list[int]:
-    """Return a checksum of each tensor's bits, which tells other weights from the same.
-
-    Example:
-        >>> w = torch.tensor([1.0, 2.0])
-        >>> fingerprint({"w": w}) == fingerprint({"w": w.flip(0)})
-        False
-    """
-    return [_checksum(tensor) for tensor in tensors.values()]
-
-
-_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-@torch.no_grad()
-def _checksum(tensor: Tensor) -> int:
-    bits = tensor.detach().contiguous().flatten().view(_INTEGERS[tensor.element_size()]).cpu()
-    # sums of products wrap around; odd factors lose no bit
-    return int((bits.long() * torch.arange(1, 2 * len(bits), 2)).sum())

@@ -10,7 +10,7 @@ from evostep.errors import warn
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a rule that judges phases said.
+    """The decision of a rule that judges phases.
 
     Attributes:
         generation: number of the phase's first generation.
@@ -52,7 +52,7 @@ class Record:
             acceptance and what a strategy measures counted (a backward as two more); calls, where
             the fitness is a bare callable.
         seconds: wall-clock time.
-        verdict: in the last record of a phase, what a rule that judges phases said of it.
+        verdict: in the last record of a phase, the decision of a rule that judges phases.
         moved: whether with this record the center has come to stay at other weights than before:
             it was accepted, the phase opened elsewhere, or the verdict on the phase was in favour.
         opened: in the first record of a phase, the start that the space chose: ``"current"`` or

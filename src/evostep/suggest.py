@@ -127,7 +127,7 @@ def suggest_sigma(
 
 
 class _Predictions:
-    """Gives the predicted classes of all examples, leaving no trace in the model."""
+    """The predicted classes of all examples, leaving no trace in the model."""
 
     def __init__(self, model: nn.Module, batches: Iterable[Any]) -> None:
         self.fitness = Fitness(model, batches, "accuracy")

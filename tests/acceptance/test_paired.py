@@ -160,11 +160,9 @@ def test_permutation_serves_macro_f1() -> None:
     gain = candidate.value - parent.value
     reached = 0
     for _ in range(200):
-        rows = [
-            (b, a) if torch.rand((), generator=generator) < 0.5 else (a, b)
-            for a, b in zip(parent.outputs, candidate.outputs, strict=True)
-        ]
-        before, after = (torch.stack(column) for column in zip(*rows, strict=True))
+        swap = torch.rand(len(parent.targets), 1, generator=generator) < 0.5
+        before = torch.where(swap, candidate.outputs, parent.outputs)
+        after = torch.where(swap, parent.outputs, candidate.outputs)
         assert parent.measure is not None
         swapped = parent.measure(after, parent.targets) - parent.measure(before, parent.targets)
         reached += swapped >= gain - 1e-12

@@ -192,9 +192,16 @@ def run(model: str, space: str, strategy: str, engine: str) -> tuple[list[Record
     return records, [str(one.message) for one in caught]
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("space", SPACES)
-@pytest.mark.parametrize("model", MODELS)
+# Every pair of model and strategy, in spaces that take turns: every pair of anything is there.
+GRID = [
+    pytest.param(model, space, strategy, marks=() if (i + j) % 4 == k else pytest.mark.slow)
+    for i, model in enumerate(MODELS)
+    for j, strategy in enumerate(STRATEGIES)
+    for k, space in enumerate(SPACES)
+]
+
+
+@pytest.mark.parametrize(("model", "space", "strategy"), GRID)
 def test_every_engine_gives_the_records_of_scoring_in_place(
     model: str, space: str, strategy: str
 ) -> None:

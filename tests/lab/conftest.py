@@ -6,9 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
 from evostep.errors import InputError
-from evostep.lab.data.images import load_data
+from evostep.lab.data.images import ImageData, load_data
+from evostep.lab.data.parts import Parts, cut
+from evostep.lab.data.splits import make_splits
 
 
 @pytest.fixture
@@ -21,3 +24,16 @@ def refused() -> Callable[..., None]:
         assert "\n" not in str(caught.value)
 
     return check
+
+
+@pytest.fixture(scope="session")
+def digits() -> ImageData:
+    """Load the digits once."""
+    return load_data("digits")
+
+
+@pytest.fixture(scope="session")
+def parts(digits: ImageData) -> Parts:
+    """Cut a few of the digits into parts."""
+    splits = make_splits(digits, 0, train_size=100, fitness_size=40, accept_size=20, test_size=50)
+    return cut(digits, splits, torch.device("cpu"))

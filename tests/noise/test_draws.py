@@ -212,7 +212,7 @@ def test_streams_that_share_a_seed_do_not_share_normal_noise(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def with_keys(keys: Callable[..., int]) -> torch.Tensor:
-        monkeypatch.setattr("evostep.noise.derive_seed", keys)
+        monkeypatch.setattr("evostep.noise.draws.derive_seed", keys)
         return draw("normal", torch.zeros(4096), **KEY)
 
     a = with_keys(lambda *_: 17 + (3 << 32))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from evostep import Always, Evolution, OpenAIES, RandomMutation
 from evostep.genome.point import Genome
-from evostep.noise import LowRank, derive_seed, draw
+from evostep.noise import LowRank, derive_seed, draw, draw_many
 from evostep.noise.counter import fill, word
 
 KEY: dict[str, Any] = {"seed": 0, "generation": 0, "member": 0, "name": "w"}
@@ -52,9 +52,8 @@ def test_agrees_with_the_slow_twin(shape: tuple[int, ...], rank: int) -> None:
 def test_entries_have_mean_0_variance_1_and_no_correlation(rank: int) -> None:
     draws = 4000
     zero, noise = torch.zeros(4, 5), LowRank(rank)
-    table = torch.stack(
-        [draw(noise, zero, seed=0, generation=g, member=0, name="w") for g in range(draws)]
-    ).flatten(1)
+    members = range(draws)
+    table = draw_many(noise, zero, seed=0, generation=0, members=members, name="w").flatten(1)
     # standard errors: of a mean 1 / sqrt(n); of a variance at most sqrt(8 / n), as E x^4 <= 9
     assert float(table.mean(0).abs().max()) < 5 / math.sqrt(draws)
     covariance = table.T @ table / draws
@@ -96,8 +95,7 @@ def test_a_member_is_its_center_plus_its_factors(antithetic: bool) -> None:
 
 
 @pytest.mark.parametrize("noise", ["normal", LowRank(1), LowRank(3)], ids=str)
-@pytest.mark.parametrize("sigma", [0.02, 0.5])
-@pytest.mark.parametrize("shaping", ["centered-rank", "z-score"])
+@pytest.mark.parametrize(("sigma", "shaping"), [(0.02, "centered-rank"), (0.5, "z-score")])
 def test_the_expected_step_follows_the_gradient_of_a_quadratic(
     noise: Any, sigma: float, shaping: Any
 ) -> None:
@@ -107,13 +105,13 @@ def test_the_expected_step_follows_the_gradient_of_a_quadratic(
         sigma, lr=1.0, population=16, shaping=shaping, noise=noise, scale="absolute"
     )
     total = torch.zeros(3, 4, dtype=torch.float64)
-    for generation in range(150):
+    for generation in range(50):
         members = [strategy.member(genome, {}, generation, i, 0) for i in range(16)]
         scores = [-float((m.tensor("w") - target).square().sum()) for m in members]
         step, _ = strategy.tell(genome, {}, generation, scores, 0.0, seed=0)
         assert step is not None
         total += step.center.tensor("w")
-    assert float(torch.cosine_similarity(total.flatten(), target.flatten(), dim=0)) > 0.98
+    assert float(torch.cosine_similarity(total.flatten(), target.flatten(), dim=0)) > 0.96
 
 
 @pytest.mark.parametrize("rank", [1, 2])
@@ -125,9 +123,7 @@ def test_the_estimate_is_the_gradient_itself(rank: int) -> None:
     n, sigma, zero = 20000, 0.3, torch.zeros(2, 3, dtype=torch.float64)
     t = torch.tensor([[1.0, -2.0, 0.5], [0.0, 1.0, 3.0]], dtype=torch.float64)
     noise = LowRank(rank)
-    eps = torch.stack(
-        [draw(noise, zero, seed=0, generation=0, member=i, name="w") for i in range(n)]
-    )
+    eps = draw_many(noise, zero, seed=0, generation=0, members=range(n), name="w")
     f = (sigma * eps - t).square().sum((1, 2)) - float(t.square().sum())
     terms = f[:, None, None] * eps / sigma
     error = terms.mean(0) - 2 * (0 - t)

@@ -210,7 +210,11 @@ def test_each_converges_on_a_parabola(name: str, accept: Any) -> None:
     start = float(w.square().sum())
     search = Evolution({"w": w}, strategy, accept=accept)
     budget = (1000 if strategy.size == 1 else 2000) // strategy.size  # evaluations
-    search.evolve(lambda: -float(w.square().sum()), generations=budget)
+    search.evolve(
+        lambda: -float(w.square().sum()),
+        generations=budget,
+        on_generation=lambda record: float(w.square().sum()) < 0.05 * start,
+    )
     assert float(w.square().sum()) < 0.05 * start
 
 
@@ -404,7 +408,7 @@ def test_the_expected_step_is_along_the_gradient(es: OpenAIES, sigma: float) -> 
     w = torch.tensor([1.0, -1.0, 2.0, -0.5, 0.25, 1.5], dtype=torch.float64)
     gradient = -curvature * w  # of fitness -1/2 sum c w^2
     g = Genome({"w": w}, {"w": None})
-    total, generations = torch.zeros_like(w), 60
+    total, generations = torch.zeros_like(w), 30
     for generation in range(generations):
         scores = [
             -0.5 * float((curvature * m.tensor("w") ** 2).sum()) for m in members(es, g, generation)
@@ -413,23 +417,23 @@ def test_the_expected_step_is_along_the_gradient(es: OpenAIES, sigma: float) -> 
         assert step is not None
         total += step.center.tensor("w") - w
     cosine = float(torch.nn.functional.cosine_similarity(total, gradient, dim=0))
-    assert cosine > 0.95
+    assert cosine > 0.9
 
 
 def test_the_z_scored_step_has_the_length_that_theory_gives() -> None:
     """On a linear fitness a . w it is lr / sigma * a / |a|, whatever the population."""
     a = torch.tensor([3.0, 4.0], dtype=torch.float64)
     g = Genome({"w": torch.zeros(2, dtype=torch.float64)}, {"w": None})
-    for sigma, population in ((0.1, 50), (0.5, 200)):
+    for sigma, population in ((0.1, 50), (0.5, 100)):
         es = OpenAIES(sigma, 0.01, population, False, "z-score", scale="absolute")
         steps = []
-        for generation in range(6000 // population):
+        for generation in range(2400 // population):
             scores = [float(a @ m.tensor("w")) for m in members(es, g, generation)]
             step = told(es, g, scores, generation=generation)
             assert step is not None
             steps.append(step.center.tensor("w"))
         expected = 0.01 / sigma * a / 5
-        torch.testing.assert_close(torch.stack(steps).mean(0), expected, rtol=0.07, atol=0)
+        torch.testing.assert_close(torch.stack(steps).mean(0), expected, rtol=0.1, atol=0)
 
 
 @pytest.mark.parametrize("strategy", [s for s in STRATEGIES.values() if isinstance(s, OpenAIES)])

@@ -97,7 +97,7 @@ def rosenbrock(w: Tensor) -> float:
     ("loss", "start", "target", "usual", "seeds"),
     [
         # cma 4.5.0 alone, 5 seeds: 910 to 1,030, and 3,840 to 5,120
-        pytest.param(lambda w: float(w.square().sum()), 1.0, 1e-6, 980, 3, id="sphere"),
+        pytest.param(lambda w: float(w.square().sum()), 1.0, 1e-6, 980, 1, id="sphere"),
         pytest.param(rosenbrock, 0.0, 1e-3, 4500, 1, id="rosenbrock"),
     ],
 )
@@ -325,7 +325,7 @@ def test_a_failed_member_ranks_last() -> None:
 def test_the_expected_step_follows_the_gradient_of_a_quadratic(sigma: float) -> None:
     total = torch.zeros(3, dtype=torch.float64)
     start = torch.tensor([1.0, -0.5, 0.0], dtype=torch.float64)
-    for seed in range(150):
+    for seed in range(40):
         w = start.clone()
         evolution(w, sigma=sigma, seed=seed).evolve(lambda w=w: -float(w.square().sum()))
         total += w - start

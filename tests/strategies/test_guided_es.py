@@ -183,14 +183,15 @@ def test_useless_guides_are_left_out() -> None:
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
 def test_the_covariance_is_the_papers(alpha: float) -> None:
-    es = GuidedES(0.2, population=3000, alpha=alpha, scale="absolute")
+    es = GuidedES(0.2, population=1000, alpha=alpha, scale="absolute")
     g = genome(*random_guides(2))
-    eps = np.stack([flat(es.member(g, {}, 0, i, 0)) for i in range(0, 3000, 2)]) - flat_center(g)
+    eps = np.stack([flat(es.member(g, {}, 0, i, 0)) for i in range(0, 1000, 2)]) - flat_center(g)
     raw = np.stack([np.concatenate([v["w"].ravel(), v["b"].ravel()]) for v in g.guides], 1)
     Q, _ = np.linalg.qr(raw)
     expected = 0.2**2 * (alpha * np.eye(9) + 9 * (1 - alpha) / 2 * Q @ Q.T)
-    np.testing.assert_allclose(eps.T @ eps / len(eps), expected, atol=0.12 * expected.max())
-    assert float((eps**2).mean()) == pytest.approx(0.2**2, rel=0.1)
+    # three standard errors of a variance from 500 draws are 0.19 of it
+    np.testing.assert_allclose(eps.T @ eps / len(eps), expected, atol=0.2 * expected.max())
+    assert float((eps**2).mean()) == pytest.approx(0.2**2, rel=0.12)
 
 
 def flat_center(g: Genome) -> np.ndarray:
@@ -202,7 +203,7 @@ def test_the_expected_step_is_the_preconditioned_gradient(own: float | None) -> 
     """On a quadratic E[step] = lr * (alpha I + n (1 - alpha) / k Q Q^T) gradient, exactly so, in
     the coordinates in which the noise is isotropic; it never points against the gradient."""
     sigma, curvature = 0.1, np.linspace(0.5, 2.0, 9)
-    es = GuidedES(sigma, 1.0, 1500, alpha=0.4, shaping="difference", scale="absolute")
+    es = GuidedES(sigma, 1.0, 600, alpha=0.4, shaping="difference", scale="absolute")
     g = genome(*random_guides(2, seed=3), b=own)
     x = flat_center(g)
     f = lambda m: -0.5 * float((curvature * m**2).sum())  # noqa: E731
@@ -215,7 +216,7 @@ def test_the_expected_step_is_the_preconditioned_gradient(own: float | None) -> 
     P = 0.4 * np.eye(9) + 9 * 0.6 / 2 * Q @ Q.T
     expected = unit * (P @ (unit * gradient))
     moved = flat(step.center) - x
-    np.testing.assert_allclose(moved, expected, atol=0.12 * np.linalg.norm(expected))
+    np.testing.assert_allclose(moved, expected, atol=0.2 * np.linalg.norm(expected))
     assert moved @ gradient > 0
 
 

@@ -164,7 +164,7 @@ def test_the_expected_step_follows_the_gradient_of_a_quadratic(sigma: float) -> 
     genome = genome_of(w=torch.tensor([1.0, -0.5, 0.25, 0.0], dtype=torch.float64))
     state, center = strategy.init(genome), genome.center["w"]
     total = torch.zeros_like(center)
-    for generation in range(400):
+    for generation in range(100):
         members = [strategy.member(genome, state, generation, i, 0) for i in range(10)]
         scores = [-float(member.tensor("w").square().sum()) for member in members]
         step, _ = strategy.tell(genome, state, generation, scores, 0.0, seed=0)
@@ -253,19 +253,16 @@ def test_a_groups_sigma_replaces_the_strategys_and_keeps_what_was_learned() -> N
 
 def test_reaches_1e_6_on_the_sphere_within_its_budget() -> None:
     """About 1,230 evaluations (5 seeds: 1,180 to 1,290); 1.3 times as many are granted."""
-    needed = []
-    for seed in range(3):
-        w = torch.ones(10, dtype=torch.float64)
-        strategy = SNES(0.3, population=10, scale="absolute")
-        search = Evolution({"w": w}, strategy, accept=Always(), seed=seed)
-        search.evolve(
-            lambda w=w: -float(w.square().sum()),
-            generations=160,
-            on_generation=lambda record, w=w: float(w.square().sum()) < 1e-6,
-        )
-        assert float(w.square().sum()) < 1e-6
-        needed.append(10 * search.generation)
-    assert sorted(needed)[1] <= 1.3 * 1230
+    w = torch.ones(10, dtype=torch.float64)
+    strategy = SNES(0.3, population=10, scale="absolute")
+    search = Evolution({"w": w}, strategy, accept=Always())
+    search.evolve(
+        lambda: -float(w.square().sum()),
+        generations=160,
+        on_generation=lambda record: float(w.square().sum()) < 1e-6,
+    )
+    assert float(w.square().sum()) < 1e-6
+    assert 10 * search.generation <= 1.3 * 1230
 
 
 def test_the_default_rate_is_the_papers() -> None:

@@ -2,7 +2,7 @@
 
 An engine is frozen configuration; `open` starts a `Session`, which scores the members of one phase
 and holds what is found out or cached on the way. `InPlace` is the plain reference; every other
-agrees with it within a stated tolerance, or says that it cannot.
+agrees with it within a stated tolerance, or refuses with a reason.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ class LinearOfMembers(TorchFunctionMode):
 
     Args:
         own: what members have of their own, as the vmapped function gets it.
-        contiguous: whether layers give contiguous tensors, as torch's do.
+        contiguous: whether layers return contiguous tensors, as torch's do.
 
     Example:
         >>> x, weights = torch.ones(5, 2), torch.ones(3, 4, 2)

@@ -103,21 +103,21 @@ class Drawn:
 
 
 class NeedsContiguousError(Exception):
-    """A view met a tensor that is not contiguous, where torch's own layer gives one that is."""
+    """A view met a tensor that is not contiguous, where torch's own layer returns one that is."""
 
 
 @dataclass
 class MemoryLayout:
-    """Which memory layout a model's layers may give: a view in it may forbid the faster one.
+    """Which memory layout a model's layers may return: a view in it may forbid the faster one.
 
     Attributes:
-        contiguous: whether layers have to give contiguous tensors, as those of torch do.
+        contiguous: whether layers have to return contiguous tensors, as those of torch do.
     """
 
     contiguous: bool = False
 
     def check(self, error: Exception) -> None:
-        """Do nothing, or have layers give contiguous tensors if that is what an error asks for.
+        """Do nothing, or have layers return contiguous tensors if that is what an error asks for.
 
         Raises:
             NeedsContiguousError: they do now: try again, see `in_either_layout`.
@@ -201,7 +201,7 @@ def score_in_chunks(
 
 
 def over_members(forward: Callable[..., Any], *own: Any) -> Any:
-    """Return what `forward` gives for all members, from what each has of its own, (n, ...)."""
+    """Return what `forward` returns for all members, from what each has of its own, (n, ...)."""
     with warnings.catch_warnings():
         # an operation that vmap has to do member by member is slow, and not wrong
         warnings.filterwarnings("ignore", message="There is a performance drop")

@@ -64,7 +64,7 @@ def swapped(
     """Put tensors in the places of the model's own, and these back, whatever is raised.
 
     Args:
-        where: what `places` gave.
+        where: what `places` returned.
         tensors: name -> what to put there; other names keep the model's own.
     """
     own: list[tuple[dict[str, Tensor | None], str, Tensor | None]] = []

@@ -163,7 +163,7 @@ def write_member(member: Coordinates, name: str, out: Tensor) -> None:
 def stack_members(members: Sequence[Coordinates], names: Iterable[str]) -> dict[str, Tensor]:
     """Return the coordinates of all members: name -> (n, ...), in the center's type.
 
-    Each equals what ``member.tensor(name)`` gives, to the bit; noise is drawn in one call. Where
+    Each equals what ``member.tensor(name)`` returns, to the bit; noise is drawn in one call. Where
     members do not differ it is one tensor for all (an expanded view): to be read, not written.
     """
     bases, place = _bases(members)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evostep.errors import InputError, reason, unknown_name
+from evostep.errors import InputError, reason, unknown_name, warn
 from evostep.lab.imports import load_attribute
 
 MODEL_NAMES = ("mlp", "small-cnn")
@@ -257,9 +256,8 @@ def _load_weights(model: nn.Module, path: Path, classes: int) -> None:
     fresh = _head_of_other_classes(model, own, given, classes)
     if fresh:
         shapes = f"{tuple(given[fresh[0]].shape)} in the file, {tuple(own[fresh[0]].shape)} here"
-        warnings.warn(
+        warn(
             f"{path} has a head for other classes ({fresh[0]}: {shapes}): left as initialised",
-            stacklevel=3,
         )
         given = {key: value for key, value in given.items() if key not in fresh}
     # Of tied weights a safetensors file may hold one name only.

@@ -11,15 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from evostep.errors import InputError
-
-OptimizerName = Literal["sgd", "adam", "adamw"]
-Augmentation = Literal["none", "shift", "flip-shift"]
-AcceptName = Literal[
-    "improves", "always", "improves-phase", "mcnemar", "t", "permutation", "ladder"
-]
-
-EngineName = Literal["auto", "inplace", "vmap", "lowrank", "prefix", "racing"]
+from evostep.errors import InputError, unknown_name
 
 ArmEntry = str | dict[str, Any]
 
@@ -28,17 +20,19 @@ ArmEntry = str | dict[str, Any]
 class Options:
     """What to compare, on which data, with which settings. An arm in YAML may set its own.
 
+    Attributes:
+        strategies: method -> the settings that were set for it, and for no other.
+        given: which options were set, be it to their defaults.
+
     Raises:
         InputError: a value of the wrong type, or a number out of its range.
     """
 
-    data: Annotated[
-        str, "digits, fashion-mnist, cifar10, folder:PATH, or package.module:attribute"
-    ] = "digits"
+    data: Annotated[str, "{data}"] = "digits"
     data_dir: Annotated[Path | None, "folder that holds the data, where it is not found"] = None
     image_size: Annotated[int | None, "size to which a folder's images are brought"] = None
     model: Annotated[
-        str, "mlp, small-cnn, a torchvision name such as resnet18, or package.module:name"
+        str, "{model}, a torchvision name such as resnet18, or package.module:name"
     ] = "small-cnn"
     pretrained: Annotated[bool, "start from torchvision's pretrained weights"] = False
     init_from: Annotated[Path | None, "start from the weights in this .safetensors file"] = None
@@ -59,15 +53,14 @@ class Options:
         int | None, "test examples; default: the official test set, or a quarter of the data"
     ] = None
     batch: Annotated[int, "examples in a gradient step"] = 64
-    optimizer: Annotated[OptimizerName, "base optimizer"] = "sgd"
+    optimizer: Annotated[Literal["sgd", "adam", "adamw"], "base optimizer"] = "sgd"
     lr: Annotated[float, "learning rate of the base optimizer"] = 0.01
     momentum: Annotated[float, "momentum of SGD; the first beta of Adam"] = 0.9
     weight_decay: Annotated[float, "weight decay of the base optimizer"] = 0.0
-    augment: Annotated[Augmentation, "augmentation of training images"] = "none"
+    augment: Annotated[str, "augmentation of training images"] = "none"
     metric: Annotated[
         str,
-        "what evolution maximises and the tables show: accuracy, balanced-accuracy, macro-f1, "
-        "neg-loss, or package.module:attribute",
+        "what evolution maximises and the tables show: {metric}, or package.module:attribute",
     ] = "accuracy"
     higher_is_better: Annotated[bool | None, "direction of a metric that does not say it"] = None
     sigma: Annotated[float | None, "sigma of every method (else each method's own)"] = None
@@ -78,7 +71,7 @@ class Options:
         "run's checkpoints; span:layer for a mixture of each layer's own); default: the method's",
     ] = None
     accept: Annotated[
-        AcceptName | None,
+        str | None,
         "when a new center replaces its parent; default: the method's own. The last four judge a "
         "phase on the accept examples",
     ] = None
@@ -86,15 +79,14 @@ class Options:
         int, "training examples on which a mixture's BatchNorm statistics are estimated again"
     ] = 500
     equal_budget: Annotated[bool, "run every arm up to the budget of the costliest one"] = True
-    engine: Annotated[
-        EngineName, "how members are scored; auto: the fastest that can take them"
-    ] = "auto"
+    engine: Annotated[str, "how members are scored; auto: the fastest that can take them"] = "auto"
     device: Annotated[str, "auto, cpu, cuda, ..."] = "auto"
     threads: Annotated[int | None, "CPU threads of torch; default: torch's own choice"] = None
     strategies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    given: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
-        for name, kind in typing.get_type_hints(Options).items():
+        for name, kind in option_kinds().items():
             check_type(flag(name), getattr(self, name), kind)
         for name, least in (
             ("epochs", 1),
@@ -123,6 +115,58 @@ class Options:
     def seed_list(self) -> list[int]:
         """The seeds, in order."""
         return parse_seeds(self.seeds)
+
+
+def option_kinds() -> dict[str, Any]:
+    """Return the type of each option; what it chooses among is what the tables hold."""
+    from evostep.acceptance.table import RULES  # these import torch
+    from evostep.engines import ENGINES
+    from evostep.lab.data.images import AUGMENTATIONS
+
+    return typing.get_type_hints(Options) | {
+        "accept": one_of([*RULES, None]),
+        "augment": one_of(AUGMENTATIONS),
+        "engine": one_of(["auto", *ENGINES]),
+    }
+
+
+def one_of(values: Iterable[str | None]) -> Any:
+    """Return the type of a value that is one of these.
+
+    Example:
+        >>> one_of(["sgd", "adam", None]) == Literal["sgd", "adam"] | None
+        True
+    """
+    values = list(values)
+    names = tuple(value for value in values if value is not None)
+    kind: Any = Literal.__getitem__(names)
+    return kind | None if None in values else kind
+
+
+def read_arms(arms: str | list[ArmEntry], methods: Iterable[str]) -> list[dict[str, Any]]:
+    """Return arms as mappings, each with its `method`.
+
+    Raises:
+        InputError: none; one without a method, or with one that is not among `methods`.
+
+    Example:
+        >>> read_arms("sgd, mutation", ["sgd", "mutation"])
+        [{'method': 'sgd'}, {'method': 'mutation'}]
+    """
+    methods = list(methods)
+    entries: list[Any] = list(arms)
+    if isinstance(arms, str):
+        entries = [part.strip() for part in arms.split(",") if part.strip()]
+    if not entries:
+        raise InputError(f"--arms is empty: choose from {', '.join(methods)}")
+    read = [dict(entry) if isinstance(entry, dict) else {"method": entry} for entry in entries]
+    for settings, entry in zip(read, entries, strict=True):
+        name = settings.get("method")
+        if not isinstance(name, str):
+            raise InputError(f"an arm needs a method ({', '.join(methods)}), got {entry!r}")
+        if name not in methods:
+            raise unknown_name("arm", name, methods)
+    return read
 
 
 def flag(name: str) -> str:

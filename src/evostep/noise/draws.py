@@ -191,7 +191,7 @@ def draw_many(
         out: where to put it, of the shape below, contiguous, of the noise's type; else a new one.
 
     Returns:
-        Shape (n, *like.shape); each member's is what `draw` gives.
+        Shape (n, *like.shape); each member's is what `draw` returns.
 
     Example:
         >>> import torch

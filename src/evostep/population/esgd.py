@@ -61,7 +61,7 @@ class ESGD:
         individuals: pairs of a model and its optimizer, or a `Species` from which the optimizer is
             drawn. Models have one architecture, and share nothing; optimizers may differ.
         fitness: higher is better: a `Fitness` (scores every model, whichever it was made with), or
-            a callable on a model that gives a number, or gives a `Fitness`. One that is not finite
+            a callable on a model that returns a number, or a `Fitness`. One that is not finite
             ranks last.
         offspring: lambda, how many a round has, at least 1.
         parents: rho, how many are averaged into an offspring; they are drawn without replacement.

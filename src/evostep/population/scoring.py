@@ -27,7 +27,7 @@ class Scorer:
 
     Args:
         fitness: a `Fitness`, whose model is replaced by the one to score; or a callable on a model
-            that gives a number, or a `Fitness` (it is then asked once).
+            that returns a number, or a `Fitness` (it is then asked once).
         seed: with the phase it determines examples and random streams.
 
     Attributes:
@@ -60,7 +60,7 @@ class Scorer:
         """Score weights that no gradient step led to, with statistics that fit them.
 
         Returns:
-            What `attempt` gives, and the buffers that were scored; none where nothing estimates.
+            What `attempt` returns, and the buffers that were scored; none where nothing estimates.
         """
         try:
             buffers = self._calibrate(one, phase)
@@ -104,6 +104,6 @@ class Scorer:
             return float(made)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
-                "fitness(model) must give a number or an evostep.Fitness, got "
+                "fitness(model) must return a number or an evostep.Fitness, got "
                 f"{type(made).__name__}"
             ) from error

@@ -21,7 +21,7 @@ PerExample = Callable[[Any, Any], Tensor]
 
 
 class Accumulator(ABC):
-    """Takes batches of (outputs, targets) and gives (value, per-example values or None).
+    """Takes batches of (outputs, targets) and returns (value, per-example values or None).
 
     Attributes:
         gives_per_example: whether there are per-example values; None where only computing tells.
@@ -110,12 +110,12 @@ class TorchMetric(Accumulator):
 
 
 class Stacked:
-    """Takes the outputs of several members at once, and gives each member's metric.
+    """Takes the outputs of several members at once, and returns each member's metric.
 
     A metric of each example is computed for all members together; any other member by member.
 
     Args:
-        make: what `make_metric` gave.
+        make: what `make_metric` returned.
         n: how many members.
     """
 
@@ -142,7 +142,7 @@ class Stacked:
                     self._members[i] = error
 
     def compute(self) -> list[tuple[float | Tensor, Tensor | None] | Exception]:
-        """Return for each member what `Accumulator.compute` gives, or what its metric raised."""
+        """Return for each member what `Accumulator.compute` returns, or what its metric raised."""
         if self._parts:
             values = torch.cat(self._parts, dim=1)  # (n, examples)
             return list(zip(values.mean(1).tolist(), values, strict=True))  # one transfer
@@ -166,7 +166,7 @@ def _number(result: Any) -> float:
     if isinstance(result, Tensor | Mapping | Sequence):
         shape = f" of shape {tuple(result.shape)}" if isinstance(result, Tensor) else ""
         raise ValueError(
-            f"a metric must give one number, or one for each example, got a "
+            f"a metric must return one number, or one for each example, got a "
             f"{type(result).__name__}{shape}"
         )
     return float(result)

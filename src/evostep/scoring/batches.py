@@ -33,7 +33,7 @@ def map_leaves(change: Callable[..., Any], *values: Any) -> Any:
 
     Args:
         change: takes one leaf of each nest, returns what to put there.
-        *values: nests of one structure, which the first one tells.
+        *values: nests of the structure of the first one.
 
     Example:
         >>> map_leaves(lambda a, b: a + b, {"x": 1, "y": (2, 3)}, {"x": 10, "y": (20, 30)})

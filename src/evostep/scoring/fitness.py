@@ -43,7 +43,7 @@ class Fitness:
             dictionary with its targets under one of ``labels, label, targets, target, y`` and the
             model's keyword arguments under the other keys.
         metric: ``"accuracy"``, ``"balanced-accuracy"``, ``"macro-f1"``, ``"neg-loss"``, a
-            torchmetrics metric, or a callable on (outputs, targets) that gives a number, or one
+            torchmetrics metric, or a callable on (outputs, targets) that returns a number, or one
             for each example as a tensor of shape (n,).
         loss: what ``"neg-loss"`` is minus of; any function or module on (outputs, targets).
         higher_is_better: the direction of the metric, where it does not say itself. The fitness of

@@ -102,7 +102,7 @@ class ModuleState:
 
     @torch.no_grad()
     def write(self, values: Sequence[Tensor]) -> None:
-        """Fill the buffers with what `values` gave; `restore` still puts back what it did."""
+        """Fill the buffers with what `values` returned; `restore` still puts back what it did."""
         for (buffer, _), value in zip(self._values, values, strict=True):
             buffer.copy_(value)
 

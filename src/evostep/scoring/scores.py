@@ -1,4 +1,4 @@
-"""Scores: what scoring gave, of a parent, a member or a candidate, or why there is nothing."""
+"""Scores: the outcome of scoring a parent, a member or a candidate, or why there is none."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor
 
 
 class Scores:
-    """What one scoring of a model gave, or why there is nothing.
+    """The outcome of one scoring of a model, or why there is nothing.
 
     Args:
         value: the fitness, higher is better: a number, or a tensor of one that may still be on its
             way from the device. It is read when it is first asked for, or by `read` together with
             others'.
         per_example: (n,) float64, whose mean is `value`; None where the metric has no such thing.
-        outputs: what the model gave for all examples; None unless asked for.
+        outputs: the model's outputs for all examples; None unless asked for.
         targets: what `outputs` was compared with; None unless asked for.
         measure: returns the value of any (outputs, targets); None unless asked for.
         error: why there is no score (the value is NaN then); None where there is one.

@@ -25,7 +25,7 @@ class Checkpoint:
     """Weights that the run passed through.
 
     Attributes:
-        number: how many `remember` calls there had been, this one included; 0 if a user gave it.
+        number: how many `remember` calls there had been, this one included; 0 if a user passed it.
         weights: name -> tensor, in host memory; not to be changed.
     """
 
@@ -56,7 +56,7 @@ class Space(ABC):
         Args:
             slots: the live tensors.
             remembered: the run's checkpoints, oldest first.
-            saved: what `state` gave in the middle of this phase, to go on with it.
+            saved: what `state` returned in the middle of this phase, to go on with it.
         """
         return self
 

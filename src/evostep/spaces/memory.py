@@ -65,7 +65,7 @@ class Memory(Sequence[Checkpoint]):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take what `state_dict` gave."""
+        """Take what `state_dict` returned."""
         pairs = zip(state["numbers"], state["weights"], strict=True)
         self._kept = [
             Checkpoint(int(number), {name: w.cpu() for name, w in weights.items()})

@@ -50,7 +50,7 @@ class Workspace:
         self._standing = coordinates, self._versions()
 
     def touched(self) -> None:
-        """Say that the weights may have been written to, behind torch's counters."""
+        """Take note that the weights may have been written to, behind torch's counters."""
         self._standing = None
 
     def _stands_opposite(self, coordinates: Coordinates) -> bool:

@@ -44,7 +44,8 @@ class Strategy(ABC):
 
     Attributes:
         needs_guides: whether it follows `Genome.guides`; nothing is gathered otherwise.
-        selects: whether it proposes the best member, and learns nothing from the others.
+        selects: whether it proposes the best member, whose score then is known, and learns nothing
+            from the others.
         beats_parent: whether it proposes only what scores higher than the parent.
     """
 
@@ -87,6 +88,15 @@ class Strategy(ABC):
             found out, so that it is not saved.
         """
         return state
+
+    def measuring_cost(self, examples: int, outputs: int) -> int:
+        """Return the most sample-forwards that `prepare` takes in one generation.
+
+        Args:
+            examples: of the fitness in one generation.
+            outputs: of the network for each example.
+        """
+        return 0
 
     @abstractmethod
     def member(

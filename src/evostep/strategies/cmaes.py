@@ -245,7 +245,7 @@ class _Search:
         return None
 
     def can_draw(self, back: int) -> bool:
-        """Return whether `draw` gives what a replayed search would: no other mean was taken up."""
+        """Return whether `draw` does what a replayed search would: no other mean was taken up."""
         return self.drawn is None or self.drawn[1] == back
 
     def draw(self, generation: int, back: int) -> None:

@@ -122,6 +122,10 @@ class RandomMutation(NoiseStrategy):
                 mutants[i] = replace(mutant, magnitude=search_magnitude(change, safe.target))
         return {**state, "mutants": mutants}
 
+    def measuring_cost(self, examples: int, outputs: int) -> int:
+        """Return what `Safe` measures at most, where mutations are safe: see `Safe.cost`."""
+        return 0 if self.safe is None else self.safe.cost(examples, outputs, self.size)
+
     def member(
         self, genome: Genome, state: State, generation: int, i: int, seed: int
     ) -> Coordinates:

@@ -130,7 +130,7 @@ class RandomSearch(NoiseStrategy):
 
 
 def _stands(center: Tensor, spot: Coordinates, name: str) -> bool:
-    """Return whether the center is what writing `spot` gives, to the bit."""
+    """Return whether the center is what writing `spot` leaves there, to the bit."""
     there = spot.tensor(name)
     return there.shape == center.shape and torch.equal(center, there.to(center.dtype))
 

@@ -22,7 +22,7 @@ def centered_rank(scores: Sequence[float]) -> Tensor:
 
     Invariant to any strictly increasing transform of the scores. Scores that are not finite
     (a member that failed) share the last ranks. Section 2.1 of Salimans et al. 2017
-    (https://arxiv.org/abs/1703.03864), whose own code gives tied scores different ranks.
+    (https://arxiv.org/abs/1703.03864), whose own code assigns tied scores different ranks.
 
     Args:
         scores: one for each member, higher is better; at least two.

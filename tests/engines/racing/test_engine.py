@@ -8,6 +8,7 @@ import random
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -354,7 +355,7 @@ def count_agreements(name: str, beats_parent: bool, generations: int, n: int) ->
 @pytest.mark.parametrize("beats_parent", [True, False])
 @pytest.mark.parametrize("name", CASES)
 def test_decides_as_full_scoring_does(name: str, beats_parent: bool) -> None:
-    assert count_agreements(name, beats_parent, 30, 600) >= 29
+    assert count_agreements(name, beats_parent, 12, 600) >= 11
 
 
 @pytest.mark.slow
@@ -541,6 +542,11 @@ class TwoInputs(nn.Module):
 
 
 def network(seed: int = 0) -> TwoInputs:
+    return copy.deepcopy(_trained(seed))
+
+
+@cache
+def _trained(seed: int) -> TwoInputs:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         model = TwoInputs()

@@ -9,7 +9,7 @@ import pytest
 from evostep import AllWeights, Always, Improves, Only, OpenAIES, RandomMutation
 from evostep.errors import InputError
 from evostep.lab.arms.arm import Arm, make_arms, make_space
-from evostep.lab.arms.methods import METHODS, strategy_settings
+from evostep.lab.arms.methods import METHODS
 from evostep.lab.options import ArmEntry, Options
 from evostep.spaces.span import Span
 
@@ -60,12 +60,8 @@ def test_the_more_particular_setting_wins() -> None:
         return [arm.strategy.sigma for arm in made]  # type: ignore[union-attr]
 
     defaults = [METHODS[name].strategy.sigma for name in ("mutation", "openai-es")]  # type: ignore[union-attr]
-    strategy = METHODS["openai-es"].strategy
-    assert strategy is not None
     assert sigmas("mutation", "openai-es") == defaults
-    # what the command line hands over: every option of the method, given or not
-    given = {name: default for name, (_, default) in strategy_settings(strategy).items()}
-    of_method = {"openai-es": {**given, "sigma": 0.3}}
+    of_method = {"openai-es": {"sigma": 0.3}}
     assert sigmas("mutation", "openai-es", strategies=of_method) == [defaults[0], 0.3]
     assert sigmas("mutation", "openai-es", strategies=of_method, sigma=0.7) == [0.7, 0.3]
     own = {"method": "openai-es", "sigma": 0.1}
@@ -101,16 +97,10 @@ def test_one_method_twice_under_two_labels_with_settings_of_their_own() -> None:
     assert small.training.key == big.training.key
 
 
-@pytest.mark.parametrize(
-    ("arms", "strategies"),
-    [
-        ([{"method": "mutation", "strategy": {"children": 3}}], {}),
-        ("mutation", {"mutation": {"children": 3}}),
-    ],
-)
-def test_children_of_a_mutation_are_read_as_its_population(arms: Any, strategies: Any) -> None:
+def test_children_of_a_mutation_are_read_as_its_population() -> None:
+    entry = {"method": "mutation", "strategy": {"children": 3}}
     with pytest.warns(FutureWarning, match="children of arm 'mutation' is now called") as caught:
-        (arm,) = make_arms(Options(arms=arms, strategies=strategies))
+        arm = only_arm(entry)
     assert len(caught) == 1
     assert caught[0].filename == __file__
     assert arm.strategy == RandomMutation(sigma=0.02, population=3)

@@ -1,8 +1,5 @@
-"""Gradient descent for one epoch, and looking at a model."""
+"""Gradient descent for one epoch."""
 
-import dataclasses
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,36 +9,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from evostep.errors import InputError
 from evostep.lab.arms.arm import Training, make_arms
-from evostep.lab.arms.training import (
-    Part,
-    Parts,
-    batches_of,
-    cut,
-    evaluate,
-    make_fitness,
-    make_optimizer,
-    resolve_metric,
-    train_epoch,
-)
-from evostep.lab.data.images import ImageData, channel_statistics, load_data
-from evostep.lab.data.splits import make_splits
+from evostep.lab.arms.training import batches_of, make_optimizer, train_epoch
+from evostep.lab.data.parts import Parts
 from evostep.lab.models import build_model
 from evostep.lab.options import Options
-
-CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def digits() -> ImageData:
-    return load_data("digits")
-
-
-@pytest.fixture(scope="module")
-def parts(digits: ImageData) -> Parts:
-    splits = make_splits(digits, 0, train_size=100, fitness_size=40, accept_size=20, test_size=50)
-    return cut(digits, splits, CPU)
 
 
 def training_of(**options: Any) -> Training:
@@ -61,7 +33,7 @@ def run_epoch(
     measured, forwards = train_epoch(
         model,
         make_optimizer(training, model),
-        parts.gradients(training),
+        parts.gradients(training.all_data),
         parts.data,
         training,
         seed=seed,
@@ -70,52 +42,6 @@ def run_epoch(
         on_step=steps.append,
     )
     return measured, forwards, steps
-
-
-# Parts
-
-
-def test_cut_takes_the_examples_that_the_splits_name(digits: ImageData) -> None:
-    splits = make_splits(digits, 3, train_size=60, fitness_size=30, accept_size=10, test_size=20)
-    parts = cut(digits, splits, CPU)
-    for name in ("train", "fitness", "accept", "test"):
-        part, indices = getattr(parts, name), getattr(splits, name)
-        assert torch.equal(part.images, digits.inputs[indices]), name
-        assert torch.equal(part.targets, digits.targets[indices]), name
-
-
-def test_an_official_test_set_is_where_the_test_examples_come_from(digits: ImageData) -> None:
-    with_test = dataclasses.replace(
-        digits,
-        inputs=digits.inputs[:1000],
-        targets=digits.targets[:1000],
-        test_inputs=digits.inputs[1000:],
-        test_targets=digits.targets[1000:],
-    )
-    splits = make_splits(with_test, 0, train_size=60, fitness_size=30, accept_size=0, test_size=40)
-    parts = cut(with_test, splits, CPU)
-    assert torch.equal(parts.test.images, digits.inputs[1000:][splits.test])
-    assert torch.equal(parts.test.targets, digits.targets[1000:][splits.test])
-
-
-def test_images_are_normalised_by_the_training_part_alone(digits: ImageData) -> None:
-    changed = dataclasses.replace(digits, inputs=digits.inputs.clone())
-    splits = make_splits(digits, 0, train_size=60, fitness_size=30, accept_size=10, test_size=20)
-    for part in (splits.fitness, splits.accept, splits.test):
-        changed.inputs[part] = 255
-    data = cut(changed, splits, CPU).data
-    assert (data.mean, data.std) == channel_statistics(digits.inputs[splits.train])
-    assert (data.mean, data.std) != (digits.mean, digits.std)
-
-
-def test_sgd_all_sees_fitness_and_accept_examples_but_never_the_test(parts: Parts) -> None:
-    assert parts.gradients(training_of()) is parts.train
-    everything = parts.gradients(training_of(arms="sgd-all"))
-    assert len(everything) == 160
-    expected = torch.cat([parts.train.images, parts.fitness.images, parts.accept.images])
-    assert torch.equal(everything.images, expected)
-    expected = torch.cat([parts.train.targets, parts.fitness.targets, parts.accept.targets])
-    assert torch.equal(everything.targets, expected)
 
 
 # Optimizers and batches
@@ -246,117 +172,3 @@ def test_training_mode_is_on_whatever_it_was(parts: Parts) -> None:
     run_epoch(model, parts)
     assert model.training
     assert not all(torch.equal(a, b) for a, b in zip(before, model.buffers(), strict=True))
-
-
-# Looking
-
-
-def test_look_is_what_plain_evaluation_gives_and_leaves_no_trace(parts: Parts) -> None:
-    model = fresh("small-cnn")
-    run_epoch(model, parts, lr=0.1)
-    before = {name: t.clone() for name, t in model.state_dict().items()}
-    seen = evaluate(model, parts.test, parts.data, Options(metric="macro-f1"))
-    assert model.training
-    assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
-    with torch.no_grad():
-        logits = model.eval()(parts.data.normalise(parts.test.images))
-    targets = parts.test.targets
-    assert seen.keys() == {"accuracy", "loss", "macro-f1"}
-    assert seen["accuracy"] == pytest.approx(float((logits.argmax(1) == targets).float().mean()))
-    assert seen["loss"] == pytest.approx(float(F.cross_entropy(logits, targets)), rel=1e-5)
-    from sklearn.metrics import f1_score
-
-    labels = sorted({*targets.tolist(), *logits.argmax(1).tolist()})
-    expected = f1_score(targets, logits.argmax(1), average="macro", labels=labels)
-    assert seen["macro-f1"] == pytest.approx(expected, abs=1e-6)
-
-
-def test_looking_in_batches_is_looking_at_once(parts: Parts, digits: ImageData) -> None:
-    model = fresh("small-cnn").eval()
-    part = Part(digits.inputs[:1100], digits.targets[:1100])  # three batches
-    with torch.no_grad():
-        logits = model(parts.data.normalise(part.images))
-    expected = float((logits.argmax(1) == part.targets).double().mean())
-    assert evaluate(model, part, parts.data, Options())["accuracy"] == expected
-
-
-def test_looking_at_no_examples_gives_nothing(parts: Parts, digits: ImageData) -> None:
-    empty = Part(digits.inputs[:0], digits.targets[:0])
-    assert evaluate(fresh(), empty, parts.data, Options()) == {}
-
-
-METRICS = """
-import torch
-
-class Error:
-    higher_is_better = False
-
-    def __init__(self):
-        self.reset()
-
-    def reset(self):
-        self.wrong = self.n = 0
-
-    def update(self, outputs, targets):
-        self.wrong += int((outputs.argmax(1) != targets).sum())
-        self.n += len(targets)
-
-    def compute(self):
-        return self.wrong / self.n
-
-    def to(self, device):
-        return self
-
-class Undirected(Error):
-    higher_is_better = None
-
-class Picky:
-    def __init__(self, classes):
-        pass
-
-def worst_class(outputs, targets):
-    right = (outputs.argmax(1) == targets).double()
-    return min(float(right[targets == c].mean()) for c in targets.unique())
-
-ready = Error()
-"""
-
-
-@pytest.fixture
-def metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    (tmp_path / "metrics_of_training.py").write_text(METRICS)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "metrics_of_training", raising=False)
-    return "metrics_of_training"
-
-
-def test_a_metric_of_ones_own_comes_so_that_higher_is_better(metrics: str, parts: Parts) -> None:
-    model = fresh()
-    for name in ("Error", "ready"):
-        path = f"{metrics}:{name}"
-        seen = evaluate(model, parts.test, parts.data, Options(metric=path))
-        assert seen[path] == pytest.approx(seen["accuracy"] - 1)
-        fitness = make_fitness(model, parts.test, parts.data, Options(metric=path))
-        assert fitness() == pytest.approx(seen[path])
-
-
-def test_a_function_is_a_metric(metrics: str, parts: Parts) -> None:
-    path = f"{metrics}:worst_class"
-    seen = evaluate(fresh(), parts.test, parts.data, Options(metric=path))
-    assert 0 <= seen[path] <= seen["accuracy"]
-
-
-def test_metrics_that_cannot_be_made_are_refused(metrics: str) -> None:
-    assert resolve_metric("accuracy") == "accuracy"
-    with pytest.raises(InputError, match=f"{metrics}:Picky cannot be made without arguments.*clas"):
-        resolve_metric(f"{metrics}:Picky")
-    with pytest.raises(InputError, match="did you mean worst_class"):
-        resolve_metric(f"{metrics}:worst_clas")
-
-
-def test_fitness_is_the_metric_on_its_own_examples(parts: Parts) -> None:
-    model = fresh()
-    for part in (parts.fitness, parts.accept):
-        fitness = make_fitness(model, part, parts.data, Options())
-        assert fitness() == evaluate(model, part, parts.data, Options())["accuracy"]
-        assert len(fitness.examples(0, 0)) == len(part)

@@ -18,9 +18,9 @@ from evostep.errors import InputError
 from evostep.lab.comparison import compare as compare_module
 from evostep.lab.comparison.compare import check_directory, compare, describe_plan, finished_runs
 from evostep.lab.comparison.plan import Plan, make_plan
-from evostep.lab.comparison.storage import History, read_json, write_json
 from evostep.lab.options import Options
 from evostep.lab.report.page import ReportPaths
+from evostep.lab.storage import History, read_json, write_json
 
 ARMS = ("sgd", "sgd-all", "mutation", "openai-es")
 TINY: dict[str, Any] = {
@@ -148,6 +148,7 @@ def test_the_configuration_and_the_machine_are_written_down(results: dict[str, A
     assert config["seeds"] == [0, 1]
     assert config["epochs"] == 3
     assert [arm["label"] for arm in config["arms"]] == list(ARMS)
+    assert [arm["control"] for arm in config["arms"]] == [True, True, False, False]
     assert config["arms"][3]["strategy"]["population"] == 4
     environment = results["environment"]
     assert environment.keys() >= {"command", "date", "evostep", "torch", "python", "cpu", "threads"}

@@ -12,15 +12,17 @@ import torch
 from safetensors.torch import load_file
 
 from evostep.errors import InputError
-from evostep.lab.arms import epochs as epochs_module
+from evostep.lab.arms import recording
+from evostep.lab.arms.budget import arm_cost
+from evostep.lab.arms.evaluation import evaluate
 from evostep.lab.arms.methods import METHODS
 from evostep.lab.arms.seed_run import SeedRun, Watch, run_directory, trunk_directory
-from evostep.lab.arms.training import cut, evaluate
 from evostep.lab.comparison import run as run_module
 from evostep.lab.comparison.plan import Plan, make_plan
 from evostep.lab.comparison.run import run_arm, run_trunk
-from evostep.lab.comparison.storage import History, load_checkpoint, save_checkpoint
+from evostep.lab.data.parts import cut
 from evostep.lab.options import Options
+from evostep.lab.storage import History, load_checkpoint, save_checkpoint
 from evostep.optimizer import Evolved
 
 CPU = torch.device("cpu")
@@ -51,7 +53,7 @@ def plan() -> Plan:
     return plan_of()
 
 
-def setting_of(plan: Plan, directory: Path, watch: Watch | None = None) -> SeedRun:
+def seed_run_of(plan: Plan, directory: Path, watch: Watch | None = None) -> SeedRun:
     directory.mkdir(parents=True, exist_ok=True)
     history = History(directory / "history.jsonl")
     seed = plan.seeds[0]
@@ -61,7 +63,7 @@ def setting_of(plan: Plan, directory: Path, watch: Watch | None = None) -> SeedR
 
 def run(plan: Plan, directory: Path, label: str, watch: Watch | None = None) -> dict[str, Any]:
     """The trunk of one arm, and the arm, as a comparison runs them."""
-    seed_run = setting_of(plan, directory, watch)
+    seed_run = seed_run_of(plan, directory, watch)
     arm = next(arm for arm in plan.arms if arm.label == label)
     trunk = run_trunk(seed_run, arm.training, plan.trunks[arm.training.key][1])
     return run_arm(seed_run, arm, trunk, plan.budgets[label])
@@ -88,7 +90,7 @@ def weights_of(plan: Plan, directory: Path, label: str) -> bytes:
 def test_a_trunk_keeps_the_weights_of_each_epoch_and_the_last_state(
     plan: Plan, tmp_path: Path
 ) -> None:
-    seed_run, training = setting_of(plan, tmp_path), plan.arms[0].training
+    seed_run, training = seed_run_of(plan, tmp_path), plan.arms[0].training
     checkpoint = run_trunk(seed_run, training, ["sgd", "mutation"])
     folder = trunk_directory(tmp_path, training, 0)
     assert sorted(p.name for p in folder.iterdir()) == [
@@ -111,17 +113,17 @@ def test_a_trunk_keeps_the_weights_of_each_epoch_and_the_last_state(
 
 def test_a_finished_trunk_is_not_trained_again(plan: Plan, tmp_path: Path) -> None:
     training = plan.arms[0].training
-    checkpoint = run_trunk(setting_of(plan, tmp_path), training, ["sgd"])
+    checkpoint = run_trunk(seed_run_of(plan, tmp_path), training, ["sgd"])
     before = (checkpoint.read_bytes(), checkpoint.stat().st_mtime_ns, lines(tmp_path))
     told: list[int] = []
-    run_trunk(setting_of(plan, tmp_path, Watch(advance=told.append)), training, ["sgd"])
+    run_trunk(seed_run_of(plan, tmp_path, Watch(advance=told.append)), training, ["sgd"])
     assert (checkpoint.read_bytes(), checkpoint.stat().st_mtime_ns, lines(tmp_path)) == before
     assert sum(told) == 600  # what is there already counts as progress
 
 
 def test_a_trunk_of_no_epochs_is_the_model_as_it_was_made(tmp_path: Path) -> None:
     plan = plan_of(evolve_from=0)
-    seed_run = setting_of(plan, tmp_path)
+    seed_run = seed_run_of(plan, tmp_path)
     checkpoint = run_trunk(seed_run, plan.arms[0].training, ["sgd"])
     state = load_checkpoint(checkpoint, CPU)
     fresh = seed_run.build().state_dict()
@@ -237,7 +239,7 @@ def test_without_a_budget_an_arm_ends_with_its_last_epoch(label: str, tmp_path: 
 def test_what_was_tested_is_what_was_saved(label: str, tmp_path: Path) -> None:
     plan = plan_of(model="small-cnn", accept_size=20)
     result = run(plan, tmp_path, label)
-    seed_run = setting_of(plan, tmp_path)
+    seed_run = seed_run_of(plan, tmp_path)
     model = seed_run.build()
     model.load_state_dict(
         load_file(run_directory(tmp_path, label, 0) / "model.safetensors"), strict=True
@@ -246,7 +248,7 @@ def test_what_was_tested_is_what_was_saved(label: str, tmp_path: Path) -> None:
     parts = seed_run.parts
     for name, part in (
         ("test", parts.test),
-        ("train", parts.gradients(arm.training)),
+        ("train", parts.gradients(arm.training.all_data)),
         ("fitness", parts.fitness),
         ("accept", parts.accept),
     ):
@@ -257,7 +259,7 @@ def test_what_was_tested_is_what_was_saved(label: str, tmp_path: Path) -> None:
 def test_the_test_examples_are_read_once_at_the_end(
     plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seed_run = setting_of(plan, tmp_path)
+    seed_run = seed_run_of(plan, tmp_path)
     seen: list[tuple[str, int]] = []
 
     def spy(model: Any, part: Any, data: Any, options: Any) -> Any:
@@ -267,7 +269,7 @@ def test_the_test_examples_are_read_once_at_the_end(
         return evaluate(model, part, data, options)
 
     monkeypatch.setattr(run_module, "evaluate", spy)
-    monkeypatch.setattr(epochs_module, "evaluate", spy)
+    monkeypatch.setattr(recording, "evaluate", spy)
     arm = plan.arms[2]
     trunk = run_trunk(seed_run, arm.training, [])
     run_arm(seed_run, arm, trunk, plan.budgets[arm.label])
@@ -440,12 +442,31 @@ def test_every_method_ends_at_its_budget_and_can_be_stopped_on_the_way(
     )
 
 
+@pytest.mark.parametrize("label", list(METHODS))
+def test_no_method_costs_more_than_its_procedure_says(label: str, tmp_path: Path) -> None:
+    for accept_size in (0, 20):
+        plan = plan_of(
+            model="small-cnn", arms=[label], sigma=None, accept_size=accept_size, equal_budget=False
+        )
+        (arm,) = plan.arms
+        result = run(plan, tmp_path / str(accept_size), label)
+        cost = arm_cost(arm, plan.sizes)
+        if arm.mixes and arm.accept.every == "phase":
+            # not reckoned: the statistics of where each generation's step leads
+            cost += result["generations"] * plan.sizes.calibration
+        if METHODS[label].evolves:
+            # what is saved: candidates that were never scored, statistics of none, short searches
+            assert cost / 2 < result["sample_forwards"] <= cost
+        else:
+            assert result["sample_forwards"] == cost
+
+
 # What is corrupt
 
 
 def test_a_truncated_checkpoint_is_named_and_what_to_do(plan: Plan, tmp_path: Path) -> None:
     training = plan.arms[0].training
-    checkpoint = run_trunk(setting_of(plan, tmp_path), training, ["sgd"])
+    checkpoint = run_trunk(seed_run_of(plan, tmp_path), training, ["sgd"])
     checkpoint.write_bytes(checkpoint.read_bytes()[:500])
     with pytest.raises(InputError, match=r"corrupt.*delete it") as caught:
         run(plan, tmp_path, "sgd")

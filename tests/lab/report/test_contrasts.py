@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from evostep.lab.arms.methods import METHODS
 from evostep.lab.report.contrasts import (
     arm_table,
     contrast_table,
@@ -209,3 +210,20 @@ def test_finish_fills_arms_and_contrasts_and_changes_nothing_else() -> None:
 def test_metric_that_no_run_has_gives_way_to_accuracy() -> None:
     results = {"config": {"metric": "neg-loss"}, "runs": [run("sgd", 0, 0.5)]}
     assert main_metric(results) == "accuracy"
+
+
+def test_an_arm_says_itself_whether_it_is_a_control_and_the_table_where_it_does_not() -> None:
+    arms = [
+        {"label": "mean", "method": "swa"},
+        {"label": "es", "method": "openai-es"},
+        {"label": "later", "method": "not-yet-invented", "control": True},
+        {"label": "plain", "method": "sgd", "control": True},
+        {"label": "not", "method": "sgd-all", "control": False},
+    ]
+    results = {"config": {"arms": arms}, "runs": [run("sgd", 0, 0.5), run("other", 0, 0.5)]}
+    assert control_labels(results) == ["plain", "sgd", "mean", "later"]
+
+
+def test_controls_are_those_of_the_table_of_methods() -> None:
+    results = {"runs": [run(name, 0, 0.5) for name in reversed(METHODS)]}
+    assert control_labels(results) == ["sgd", "sgd-all", "swa"]

@@ -5,13 +5,17 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from evostep.lab.report.figures import draw_figures
+import matplotlib.style
+
+from evostep.lab.report.curves import draw_curves
+from evostep.lab.report.drawing import STYLE, Drawing, looks
+from evostep.lab.report.generations import draw_generations
 
 LABELS = ("sgd", "mutation")
 
 
-def draw(ends: dict[str, int], start: int, budget: int | None = 9000) -> dict[str, Any]:
-    """Draw the figures of arms that branch at epoch `start` and end after so many epochs."""
+def draw(name: str, ends: dict[str, int], start: int, budget: int | None = 9000) -> Drawing:
+    """Draw one figure of arms that branch at epoch `start` and end after so many epochs."""
     history: list[dict[str, Any]] = []
 
     def epoch(arm: str, number: int, **more: Any) -> None:
@@ -30,7 +34,13 @@ def draw(ends: dict[str, int], start: int, budget: int | None = 9000) -> dict[st
                                 "parent": 0.5, "candidate": 0.75, "accepted": True})  # fmt: skip
     arms = [{"label": arm, "method": arm} for arm in ends]
     results = {"config": {"arms": arms, "budget": budget}, "runs": []}
-    return {drawing.name: drawing for drawing in draw_figures(results, history)}
+    with matplotlib.style.context(["default", STYLE]):
+        if name == "evolution":
+            drawing = draw_generations(history, looks(results), "accuracy")
+        else:
+            drawing = draw_curves(results, history, looks(results), name)
+    assert drawing is not None
+    return drawing
 
 
 def texts(drawing: Any) -> list[str]:
@@ -38,7 +48,7 @@ def texts(drawing: Any) -> list[str]:
 
 
 def test_arms_that_end_early_are_enlarged_and_the_budget_explains_why() -> None:
-    drawing = draw({"sgd": 143, "mutation": 9}, start=5)["accuracy"]
+    drawing = draw("accuracy", {"sgd": 143, "mutation": 9}, start=5)
     written = texts(drawing)
     assert "fitness examples" in written
     assert (
@@ -46,43 +56,41 @@ def test_arms_that_end_early_are_enlarged_and_the_budget_explains_why() -> None:
     )  # the trunk's end, and no epoch of sgd alone
     assert written.count("epochs of gradient descent") == 4
     assert "A dot is the end of an arm. Budgets are equal in sample-forwards" in drawing.caption
-    without = draw({"sgd": 143, "mutation": 9}, start=5, budget=None)["accuracy"]
+    without = draw("accuracy", {"sgd": 143, "mutation": 9}, start=5, budget=None)
     assert "A dot is the end of an arm." in without.caption
     assert "Budgets" not in without.caption
 
 
 def test_arms_of_one_length_get_no_dots_and_a_long_trunk_is_cut_off() -> None:
-    drawing = draw({"sgd": 30, "mutation": 30}, start=20)["loss"]
+    drawing = draw("loss", {"sgd": 30, "mutation": 30}, start=20)
     assert "fitness examples: epochs 18 to 30" in texts(drawing)
     assert "dot" not in drawing.caption
 
 
 def test_nothing_is_enlarged_where_evolution_is_all_there_is() -> None:
     for ends in ({"sgd": 6, "mutation": 6}, {"mutation": 1}):
-        written = texts(draw(ends, start=0)["accuracy"])
+        written = texts(draw("accuracy", ends, start=0))
         assert written.count("epochs of gradient descent") == 2
         assert not any(": epochs" in text for text in written)
 
 
 def test_epochs_count_from_one_as_the_progress_does() -> None:
-    written = texts(draw({"sgd": 4}, start=1)["accuracy"])
+    written = texts(draw("accuracy", {"sgd": 4}, start=1))
     assert {"1", "2", "3", "4"} <= set(written)
     assert not {"0", "5"} & set(written)
 
 
 def test_scores_are_percent_where_the_metric_is() -> None:
-    drawing = draw({"mutation": 3}, start=1)["evolution"]
+    drawing = draw("evolution", {"mutation": 3}, start=1)
     assert "accuracy (%)" in texts(drawing)
     assert "mutation 2 of 2" in drawing.caption
 
 
 def test_the_legend_stays_within_the_figure() -> None:
     long = {f"an arm with a long name {i}": 9 for i in range(7)}
-    for drawing in draw(long, start=5).values():
-        width = float(re.search(r'viewBox="0 0 ([\d.]+)', drawing.svg)[1])
-        starts = re.findall(
-            r"<text[^>]*(?:x=\"|translate\()([\d.]+)[^>]*>(an arm[^<]*)<", drawing.svg
-        )
-        assert len(starts) >= 7
-        for left, text in starts:
-            assert float(left) + 5.5 * len(text) < width, (drawing.name, text)
+    svg = draw("accuracy", long, start=5).svg
+    width = float(re.search(r'viewBox="0 0 ([\d.]+)', svg)[1])
+    starts = re.findall(r"<text[^>]*(?:x=\"|translate\()([\d.]+)[^>]*>(an arm[^<]*)<", svg)
+    assert len(starts) >= 7
+    for left, text in starts:
+        assert float(left) + 5.5 * len(text) < width, text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from PIL import Image
 
 from evostep.errors import InputError
+from evostep.lab.report import page as page_module
 from evostep.lab.report.page import write_report
 
 METHODS = ("sgd", "sgd-all", "mutation", "openai-es", "snes", "cma-es", "swa", "random-search")
@@ -111,6 +113,12 @@ def written(tmp_path_factory):
     return directory, write_report(directory)
 
 
+@pytest.fixture
+def without_figures(monkeypatch) -> None:
+    """Figures take seconds, and these tests read table and page alone."""
+    monkeypatch.setattr(page_module, "draw_figures", lambda results, history: [])
+
+
 def test_all_files_are_written_and_nothing_else(written) -> None:
     directory, paths = written
     names = {f"{n}.{e}" for n in ("accuracy", "loss", "gap", "contrasts", "evolution")
@@ -183,7 +191,7 @@ def test_figures_are_told_to_who_cannot_see_them(written) -> None:
 
 
 def test_the_same_records_give_the_same_bytes(tmp_path) -> None:
-    results, history = records(("sgd", "openai-es"), seeds=2, epochs=3, start=1)
+    results, history = records(("mutation",), seeds=1, epochs=2, start=1)
     files = []
     for name in "ab":
         paths = write_report(write(tmp_path / name, results, history))
@@ -191,6 +199,7 @@ def test_the_same_records_give_the_same_bytes(tmp_path) -> None:
     assert files[0] == files[1]
 
 
+@pytest.mark.usefixtures("without_figures")
 @pytest.mark.parametrize(
     ("effects", "headline"),
     [
@@ -212,6 +221,7 @@ def test_verdict_is_the_computed_one(tmp_path, effects, headline) -> None:
     assert ("Worse: mutation" in page.text) == (effects.get("mutation", 0) < 0)
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_one_seed_gives_no_verdict(tmp_path) -> None:
     paths = write_report(write(tmp_path, *records(seeds=1, epochs=3, start=1)))
     text = Page(paths.page).text
@@ -229,9 +239,9 @@ def test_partial_runs_and_missing_history(tmp_path) -> None:
     assert "| openai-es | 2 |" in paths.table.read_text()
 
 
-def test_figures_of_an_earlier_report_are_removed(tmp_path) -> None:
-    results, history = records(("sgd", "mutation"), seeds=2, epochs=3, start=1)
-    assert len(write_report(write(tmp_path, results, history)).figures) == 10
+def test_figures_of_an_earlier_report_are_removed(written, tmp_path) -> None:
+    shutil.copytree(written[0], tmp_path, dirs_exist_ok=True)
+    assert len(list((tmp_path / "figures").iterdir())) == 10
     (tmp_path / "figures" / "own.svg").write_text("a file that somebody else put there")
     (tmp_path / "history.jsonl").unlink()
     paths = write_report(tmp_path)
@@ -240,6 +250,7 @@ def test_figures_of_an_earlier_report_are_removed(tmp_path) -> None:
     assert set((tmp_path / "figures").iterdir()) == kept
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_a_metric_that_is_no_fraction_is_said_to_be_higher_is_better(tmp_path) -> None:
     results, _ = records(("sgd", "mutation"), seeds=2)
     told = "Higher is better in test neg-loss"
@@ -258,12 +269,14 @@ def test_no_runs_yet(tmp_path) -> None:
     assert "accuracy.svg" in {path.name for path in paths.figures}
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_no_control_among_the_arms(tmp_path) -> None:
     results, _ = records(("mutation", "openai-es"))
     paths = write_report(write(tmp_path, results, None))
     assert "No verdict: none of the arms is a control." in Page(paths.page).text
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_broken_lines_of_history_are_skipped_and_counted(tmp_path) -> None:
     results, history = records(("sgd",), seeds=1, epochs=2, start=1)
     directory = write(tmp_path, results, history)
@@ -298,6 +311,7 @@ def test_diverged_and_incomplete_runs_are_shown(tmp_path) -> None:
     assert "nan" not in paths.table.read_text().lower()
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_another_metric_decides_and_accuracy_stays(tmp_path) -> None:
     results, _ = records()
     results["config"]["metric"] = "macro-f1"

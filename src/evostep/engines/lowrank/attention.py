@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from evostep.engines.lowrank.interception import Call
 from evostep.engines.lowrank.operators import merged_attention, thin_linear
-
-if TYPE_CHECKING:
-    from evostep.engines.lowrank.interception import Call
 
 
 def attention(

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from evostep.engines.lowrank.interception import Call, Thin
 from evostep.engines.lowrank.operators import thin_convolution, thin_linear
-
-if TYPE_CHECKING:
-    from evostep.engines.lowrank.interception import Call, Thin
 
 
 def convolution(dimensions: int) -> Callable[..., Any]:

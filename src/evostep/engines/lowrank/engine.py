@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from evostep.engines.base import CannotScore
 from evostep.engines.lowrank.interception import Layouts, Thin, ThinLayers
+from evostep.engines.lowrank.rules import RULES
 from evostep.engines.stacked import (
     Drawn,
     MemoryLayout,
@@ -208,6 +209,7 @@ class _Shared:
             layers = ThinLayers(
                 [Thin(name, live[name], A, B) for name, (A, B) in thin.items()],
                 replaced,
+                RULES,
                 self._layouts,
                 contiguous=self._known.contiguous,
             )

@@ -2,7 +2,8 @@
 
 The parameter itself stays in the model. Within `ThinLayers` every function of torch that receives
 it is stopped: a linear, convolution, embedding or attention function is computed from the shared
-weight and the thin factors (`thin`), any other is refused, never run with the shared weight alone.
+weight and the thin factors, by the rule that there is for it (`rules`); any other is refused, never
+run with the shared weight alone.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from evostep.engines.base import CannotScore
-from evostep.engines.lowrank.rules import RULES
 from evostep.engines.swap import HARMLESS
 
 
@@ -58,6 +58,8 @@ class ThinLayers(TorchFunctionMode):
         thin: the weights that members share, with one member's factors.
         replaced: the parameters for which the model holds a member's own tensor; that one of them
             is used nevertheless means that the model reaches it by another way.
+        rules: function of torch -> how it is computed, ``(call, *args, **kwargs)``; what gives
+            NotImplemented is computed as torch does.
         layouts: of the shared weights, for all calls.
         contiguous: whether convolutions give contiguous tensors; else channels are last in
             memory, which is faster, but some views are impossible.
@@ -70,6 +72,7 @@ class ThinLayers(TorchFunctionMode):
         self,
         thin: Iterable[Thin],
         replaced: Mapping[str, Tensor],
+        rules: Mapping[Any, Callable[..., Any]],
         layouts: Layouts,
         *,
         contiguous: bool = False,
@@ -79,6 +82,7 @@ class ThinLayers(TorchFunctionMode):
         self.layouts = layouts
         self.contiguous = contiguous
         self.widest = 0
+        self._rules = rules
         self._watched = {id(tensor): name for name, tensor in replaced.items()}
         self._watched |= {key: one.name for key, one in self.thin.items()}
 
@@ -88,7 +92,7 @@ class ThinLayers(TorchFunctionMode):
         """Compute a call; raises CannotScore where that is impossible."""
         kwargs = kwargs or {}
         call = Call(self, func, self._among((*args, *kwargs.values())))
-        rule = RULES.get(func)
+        rule = self._rules.get(func)
         out = rule(call, *args, **kwargs) if rule is not None else NotImplemented
         if out is NotImplemented:
             if call.uses and func not in HARMLESS:

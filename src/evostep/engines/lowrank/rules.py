@@ -6,7 +6,7 @@ Each rule has the arguments of the functions that it stands for; NotImplemented:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,10 +14,8 @@ from torch.nn import functional as F
 
 from evostep.engines.lowrank.attention import attention, multi_head_attention
 from evostep.engines.lowrank.convolution import convolution, each
+from evostep.engines.lowrank.interception import Call
 from evostep.engines.lowrank.operators import thin_embedding, thin_linear
-
-if TYPE_CHECKING:
-    from evostep.engines.lowrank.interception import Call
 
 
 def _linear(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from evostep.acceptance import Always, Improves, Ladder, PairedTest, Rule
-from evostep.errors import InputError, unknown_name, warn_renamed
-from evostep.lab.arms.methods import METHODS, Method, Procedure, read_setting
-from evostep.lab.options import ArmEntry, Options, check_type
+from evostep.acceptance import Rule
+from evostep.acceptance.table import RULES
+from evostep.errors import InputError, unknown_name, warn, warn_renamed
+from evostep.lab.arms.methods import METHODS, Method, read_setting, setting_kinds
+from evostep.lab.options import Options, check_type, flag, read_arms
 from evostep.schedule import Alternate
 from evostep.spaces.base import Space
 from evostep.spaces.span import Span
@@ -22,16 +22,13 @@ from evostep.strategies.base import Strategy
 from evostep.strategies.random_mutation import RandomMutation
 
 _TRAINING = ("optimizer", "lr", "momentum", "weight_decay", "batch", "augment")
-_EVOLUTION = ("sigma", "population", "generations", "every", "accept", "space")
-_RULES: dict[str, Rule] = {
-    "improves": Improves(),
-    "always": Always(),
-    "improves-phase": Improves(every="phase"),
-    "mcnemar": PairedTest(kind="mcnemar"),
-    "t": PairedTest(kind="t"),
-    "permutation": PairedTest(kind="permutation"),
-    "ladder": Ladder(),
-}
+_SHARED = ("sigma", "population")  # settings of a strategy that are options for all methods, too
+_OF_STRATEGY = ("sigma", "accept", "space")
+# what an arm may set for itself: how it is told, and options
+_FORM = ("method", "label", "strategy")
+_OPTIONS = (*_TRAINING, *_SHARED, "generations", "every", "accept", "space")
+# settings that were called otherwise, and are still read: old name -> name
+OLD_NAMES: dict[type[Strategy], dict[str, str]] = {RandomMutation: {"children": "population"}}
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,7 @@ class Arm:
     Attributes:
         label: unique within the comparison.
         method: its name among `METHODS`.
-        course: what it does besides plain epochs.
+        procedure: how it trains: see `evostep.lab.arms.procedures`.
         training: how gradients are used.
         strategy: how it evolves; None where it does not.
         schedule: when it evolves.
@@ -86,12 +83,11 @@ class Arm:
         at_end: whether it evolves once only, where its budget ends.
         epochs: how many it has where there is no budget.
         population: sizes of ESGD's population.
-        settings: what of this was set for the arm itself, as it was written.
     """
 
     label: str
     method: str
-    procedure: Procedure
+    procedure: str
     training: Training
     strategy: Strategy | None
     schedule: Alternate
@@ -100,7 +96,6 @@ class Arm:
     at_end: bool
     epochs: int
     population: PopulationSizes = PopulationSizes()
-    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def mixes(self) -> bool:
@@ -133,44 +128,53 @@ class Arm:
 
 
 def make_arms(options: Options) -> list[Arm]:
-    """Make the arms that the options ask for.
+    """Make the arms that the options ask for; warn of an option that every one of them overrides.
 
     Raises:
         InputError: an unknown method or setting, two arms with one label, a value that a strategy
             refuses.
     """
-    entries: list[ArmEntry]
-    if isinstance(options.arms, str):
-        entries = [part.strip() for part in options.arms.split(",") if part.strip()]
-    else:
-        entries = list(options.arms)
-    if not entries:
-        raise InputError(f"--arms is empty: choose from {', '.join(METHODS)}")
+    entries = read_arms(options.arms, METHODS)
     arms = [_make_arm(entry, options) for entry in entries]
     labels = [arm.label for arm in arms]
     for label in labels:
         if labels.count(label) > 1:
             raise InputError(f"two arms are called {label!r}: give each its own label in YAML")
+    for name in _OPTIONS:
+        concerned = [entry for entry in entries if _concerns(name, METHODS[entry["method"]])]
+        overridden = concerned and all(name in _own_names(e, options) for e in concerned)
+        if overridden and name in options.given and getattr(options, name) is not None:
+            warn(
+                f"{flag(name)} has no effect: every arm sets its own {name}",
+            )
     return arms
 
 
-def _make_arm(entry: ArmEntry, options: Options) -> Arm:
-    settings: dict[str, Any] = {"method": entry} if isinstance(entry, str) else dict(entry)
-    method_name = settings.pop("method", None)
-    if not isinstance(method_name, str):
-        raise InputError(f"an arm needs a method ({', '.join(METHODS)}), got {entry!r}")
-    if method_name not in METHODS:
-        raise unknown_name("arm", method_name, METHODS)
-    method = METHODS[method_name]
-    label = str(settings.pop("label", method_name))
-    if not re.fullmatch(r"[\w.+=-]+", label):
+def _concerns(name: str, method: Method) -> bool:
+    """Return whether an option matters to a method at all."""
+    if name in _OF_STRATEGY:
+        return method.strategy is not None
+    return name in _TRAINING or method.evolves
+
+
+def _own_names(entry: Mapping[str, Any], options: Options) -> set[str]:
+    """Return the general options that an arm, or its method, overrides."""
+    own = {name for name in _OPTIONS if entry.get(name) is not None}
+    particular = {*options.strategies.get(entry["method"], ()), *entry.get("strategy", ())}
+    return own | {name for name in _SHARED if name in particular}
+
+
+def _make_arm(entry: Mapping[str, Any], options: Options) -> Arm:
+    method = METHODS[entry["method"]]
+    label = entry.get("label", entry["method"])
+    if label is None or not re.fullmatch(r"[\w.+=-]+", str(label)):
         raise InputError(f"label {label!r} may hold letters, digits and the signs . + = - _ only")
-    own_strategy = settings.pop("strategy", {})
-    check_type(f"strategy of arm {label!r}", own_strategy, Mapping)
+    label = str(label)
+    check_type(f"strategy of arm {label!r}", entry.get("strategy", {}), Mapping)
+    settings = {name: entry[name] for name in entry if name not in _FORM}
     for name in settings:
-        if name not in (*_TRAINING, *_EVOLUTION):
-            known = ("method", "label", "strategy", *_TRAINING, *_EVOLUTION)
-            raise unknown_name(f"setting of arm {label!r}", name, known)
+        if name not in _OPTIONS:
+            raise unknown_name(f"setting of arm {label!r}", str(name), (*_FORM, *_OPTIONS))
     try:  # the arm's own settings are checked as the options are
         chosen = dataclasses.replace(options, **settings)
     except InputError as error:
@@ -185,17 +189,16 @@ def _make_arm(entry: ArmEntry, options: Options) -> Arm:
         sizes = dataclasses.replace(sizes, offspring=chosen.population)
     return Arm(
         label=label,
-        method=method_name,
+        method=entry["method"],
         procedure=method.procedure,
         training=training,
-        strategy=_make_strategy(method_name, label, options, settings, own_strategy),
+        strategy=_make_strategy(entry, label, options),
         schedule=_make_schedule(method, chosen, options),
-        accept=_RULES[chosen.accept or method.accept],
+        accept=RULES[chosen.accept or method.accept],
         space=make_space(chosen.space or method.space or "all"),
         at_end=method.phases == "end",
         epochs=_epochs(method, options, sizes),
         population=sizes,
-        settings=settings,
     )
 
 
@@ -215,59 +218,47 @@ def _epochs(method: Method, options: Options, sizes: PopulationSizes) -> int:
     return options.epochs
 
 
-def _make_strategy(
-    method_name: str,
-    label: str,
-    options: Options,
-    of_arm: Mapping[str, Any],
-    own: Mapping[str, Any],
-) -> Strategy | None:
-    """Apply, in rising order: --sigma and --population, the method's options, the arm's own."""
-    method = METHODS[method_name]
-    if method.strategy is None:
-        if own:
-            raise InputError(f"arm {label!r} has a strategy, but {method_name!r} does not evolve")
+def _make_strategy(entry: Mapping[str, Any], label: str, options: Options) -> Strategy | None:
+    strategy = METHODS[entry["method"]].strategy
+    if strategy is None:
+        if entry.get("strategy"):
+            raise InputError(
+                f"arm {label!r} has a strategy, but {entry['method']!r} does not evolve"
+            )
         return None
-    kinds = typing.get_type_hints(type(method.strategy))
-    fields = {f.name for f in dataclasses.fields(method.strategy)}  # type: ignore[arg-type]
-    general = {"sigma": options.sigma, "population": options.population}
-    # the command line gives every option of a method: only those that say something new count
-    of_method: Mapping[str, Any] = {
-        name: value
-        for name, value in options.strategies.get(method_name, {}).items()
-        if read_setting(name, value) != getattr(method.strategy, name, None)
-    }
-    own = _current_names(own, method.strategy, label)
-    of_method = _current_names(of_method, method.strategy, label)
-    of_arm = {"sigma": of_arm.get("sigma"), "population": of_arm.get("population")}
-    settings: dict[str, Any] = {}
-    for source in (general, of_method, of_arm):
-        settings |= {name: value for name, value in source.items() if value is not None}
-    settings |= own
+    kinds, settings = setting_kinds(strategy), _resolve(entry, options)
+    for old, new in OLD_NAMES.get(type(strategy), {}).items():
+        if old in entry.get("strategy", {}):
+            warn_renamed(f"{old} of arm {label!r}", new)
+            if new in entry["strategy"]:
+                raise InputError(
+                    f"arm {label!r}: {new} and {old}, its old name, are both given: leave {old} out"
+                )
+            settings[new] = settings.pop(old)
     for name, value in settings.items():
-        if name not in fields:
-            raise unknown_name(f"strategy setting of arm {label!r}", name, fields)
+        if name not in kinds:
+            raise unknown_name(f"strategy setting of arm {label!r}", str(name), kinds)
         settings[name] = read_setting(name, value)
         check_type(f"{name} of arm {label!r}", settings[name], kinds[name])
     try:
-        return dataclasses.replace(method.strategy, **settings)  # type: ignore[type-var]
+        return dataclasses.replace(strategy, **settings)  # type: ignore[type-var]
     except ValueError as error:
         raise InputError(f"arm {label!r}: {error}") from error
 
 
-def _current_names(
-    settings: Mapping[str, Any], strategy: Strategy, label: str
-) -> Mapping[str, Any]:
-    """Read a mutation's `children`, as its population was called, with a warning."""
-    if "children" not in settings or not isinstance(strategy, RandomMutation):
-        return settings
-    if "population" in settings:
-        raise InputError(
-            f"arm {label!r}: population and children, its old name, are both given: "
-            "leave children out"
-        )
-    warn_renamed(f"children of arm {label!r}", "population")
-    return {"population" if key == "children" else key: settings[key] for key in settings}
+def _resolve(entry: Mapping[str, Any], options: Options) -> dict[str, Any]:
+    """Return the settings of an arm's strategy: whatever is more specific wins.
+
+    The options for all methods, then those of its method, then its own. Where the command line and
+    a file set one and the same option, the command line has won already.
+    """
+    general = {name: getattr(options, name) for name in _SHARED}
+    of_method = options.strategies.get(entry["method"], {})
+    of_arm = {name: entry.get(name) for name in _SHARED}
+    settings = {name: value for name, value in general.items() if value is not None}
+    settings |= of_method
+    settings |= {name: value for name, value in of_arm.items() if value is not None}
+    return settings | dict(entry.get("strategy", {}))
 
 
 def _plain(value: Any) -> Any:

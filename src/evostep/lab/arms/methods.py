@@ -6,10 +6,10 @@ import dataclasses
 import re
 import types
 import typing
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal
 
-from evostep.lab.options import AcceptName
+from evostep.lab.arms.procedures import PROCEDURES
 from evostep.noise import LowRank
 from evostep.strategies.base import Strategy
 from evostep.strategies.cmaes import CMAES
@@ -20,8 +20,6 @@ from evostep.strategies.random_search import RandomSearch
 from evostep.strategies.safe import Safe
 from evostep.strategies.snes import SNES
 
-Procedure = Literal["plain", "alternating", "averaging", "population"]
-
 
 @dataclass(frozen=True)
 class Method:
@@ -30,122 +28,126 @@ class Method:
     Attributes:
         summary: one line.
         source: where it is from.
+        control: whether other arms are measured against it.
+        procedure: how a run trains: a name in `evostep.lab.arms.procedures.PROCEDURES`.
         strategy: the strategy with its defaults; None where there is none.
         space: which weights evolve, as ``--space`` says it; None: what ``--space`` says.
-        course: what a run does besides plain epochs: see `evostep.lab.arms.procedures`.
-        all_data: whether it trains on the fitness and accept examples, too.
-        gradient_noise: eta of the noise on gradients; 0: none.
         accept: when a new center replaces its parent, unless ``--accept`` says otherwise.
         phases: ``"schedule"``: evolution as ``--every`` says; ``"end"``: one phase, after the last
             epoch, with as many generations.
+        all_data: whether it trains on the fitness and accept examples, too.
+        gradient_noise: eta of the noise on gradients; 0: none.
     """
 
     summary: str
     source: str
+    _: KW_ONLY
+    control: bool = False
+    procedure: str = "plain"
     strategy: Strategy | None = None
     space: str | None = None
-    procedure: Procedure = "plain"
+    accept: str = "improves"
+    phases: Literal["schedule", "end"] = "schedule"
     all_data: bool = False
     gradient_noise: float = 0.0
-    accept: AcceptName = "improves"
-    phases: Literal["schedule", "end"] = "schedule"
 
     @property
     def evolves(self) -> bool:
         """Whether it has generations, and so needs fitness examples."""
-        return self.strategy is not None or self.procedure == "population"
-
-
-def _evolving(
-    summary: str,
-    source: str,
-    strategy: Strategy,
-    space: str | None = None,
-    phases: Literal["schedule", "end"] = "schedule",
-) -> Method:
-    # single steps of CMA-ES are small, so it is the whole phase that is judged
-    accept: AcceptName = "improves-phase" if isinstance(strategy, CMAES) else "improves"
-    return Method(
-        summary, source, strategy, space, procedure="alternating", accept=accept, phases=phases
-    )
+        return PROCEDURES[self.procedure].evolves
 
 
 _ARTICLE = "Spartan neural network training, 2020"
 
 METHODS: dict[str, Method] = {
-    "sgd": Method("the base optimizer alone", "control"),
+    "sgd": Method("the base optimizer alone", "control", control=True),
     "sgd-all": Method(
         "the base optimizer alone, trained on the fitness and accept examples, too",
         "control for the data that evolution sees",
+        control=True,
         all_data=True,
     ),
     "swa": Method(
         "mean of the weights of the epochs from --evolve-from on, BatchNorm estimated again",
         "arXiv 1803.05407; control for mixing",
+        control=True,
         procedure="averaging",
     ),
     "gradient-noise": Method(
         "annealed noise on the gradients", "arXiv 1511.06807", gradient_noise=0.01
     ),
-    "mutation": _evolving(
+    "mutation": Method(
         "random mutations of all weights, the best one kept if it is better",
         f"{_ARTICLE}, method 1",
-        RandomMutation(sigma=0.02, population=16),
+        procedure="alternating",
+        strategy=RandomMutation(sigma=0.02, population=16),
     ),
-    "mutation-safe": _evolving(
+    "mutation-safe": Method(
         "mutations scaled by the sensitivity of the outputs (SM-G-SUM)",
         "arXiv 1712.06563",
-        RandomMutation(sigma=0.03, population=16, scale="safe"),
+        procedure="alternating",
+        strategy=RandomMutation(sigma=0.03, population=16, scale="safe"),
     ),
-    "openai-es": _evolving(
+    "openai-es": Method(
         "OpenAI-ES on all weights",
         f"arXiv 1703.03864; {_ARTICLE}, method 2",
-        OpenAIES(sigma=0.02, lr=0.004, population=16),
+        procedure="alternating",
+        strategy=OpenAIES(sigma=0.02, lr=0.004, population=16),
     ),
-    "openai-es-adam": _evolving(
+    "openai-es-adam": Method(
         "OpenAI-ES whose steps go through Adam",
         "arXiv 1703.03864, section 2",
-        OpenAIES(sigma=0.02, lr=0.01, population=16, optimizer="Adam"),
+        procedure="alternating",
+        strategy=OpenAIES(sigma=0.02, lr=0.01, population=16, optimizer="Adam"),
     ),
-    "low-rank-es": _evolving(
+    "low-rank-es": Method(
         "OpenAI-ES with noise of rank 1",
         "arXiv 2511.16652",
-        OpenAIES(sigma=0.02, lr=0.004, population=16, noise=LowRank(1)),
+        procedure="alternating",
+        strategy=OpenAIES(sigma=0.02, lr=0.004, population=16, noise=LowRank(1)),
     ),
-    "guided-es": _evolving(
+    "guided-es": Method(
         "evolution along the base optimizer's gradients and momentum, and around them",
         "arXiv 1806.10230",
-        GuidedES(sigma=0.01, lr=0.001, population=16),
+        procedure="alternating",
+        strategy=GuidedES(sigma=0.01, lr=0.001, population=16),
     ),
-    "snes-head": _evolving(
+    "snes-head": Method(
         "separable natural evolution strategy on the last layer",
         "Schaul, Glasmachers, Schmidhuber 2011, doi 10.1145/2001576.2001692",
-        SNES(sigma=0.1, population=16),
+        procedure="alternating",
+        strategy=SNES(sigma=0.1, population=16),
         space="head",
     ),
-    "snes-norm": _evolving(
+    "snes-norm": Method(
         "separable natural evolution strategy on the normalisation layers",
         "Schaul, Glasmachers, Schmidhuber 2011, doi 10.1145/2001576.2001692",
-        SNES(sigma=0.05, population=16),
+        procedure="alternating",
+        strategy=SNES(sigma=0.05, population=16),
         space="norm",
     ),
-    "soup-cmaes": _evolving(
+    "soup-cmaes": Method(
         "mixing of the run's checkpoints by CMA-ES, once, after the last epoch",
         "arXiv 2203.05482 with CMA-ES (package cma)",
-        CMAES(sigma=0.1, population=16, scale="absolute"),
+        procedure="alternating",
+        strategy=CMAES(sigma=0.1, population=16, scale="absolute"),
         space="span",
+        accept="improves-phase",  # single steps of CMA-ES are small
         phases="end",
     ),
-    "soup-cycle": _evolving(
+    "soup-cycle": Method(
         "mixing of the run's checkpoints by CMA-ES in every phase, training goes on from there",
         f"{_ARTICLE}: its loop, in the space of checkpoints",
-        CMAES(sigma=0.1, population=16, scale="absolute"),
+        procedure="alternating",
+        strategy=CMAES(sigma=0.1, population=16, scale="absolute"),
         space="span",
+        accept="improves-phase",
     ),
-    "random-search": _evolving(
+    "random-search": Method(
         "random mixtures of the run's checkpoints, the best one kept if it is better",
         "control for every space (--space)",
-        RandomSearch(sigma=0.1, population=16, scale="absolute"),
+        procedure="alternating",
+        strategy=RandomSearch(sigma=0.1, population=16, scale="absolute"),
         space="span",
     ),
     "esgd": Method(
@@ -154,6 +156,17 @@ METHODS: dict[str, Method] = {
         procedure="population",
     ),
 }
+
+
+def setting_kinds(strategy: Strategy) -> dict[str, Any]:
+    """Return the type of each setting of an arm's strategy, objects included.
+
+    Example:
+        >>> setting_kinds(CMAES(sigma=0.1))["population"]  # budgets need it: None will not do
+        <class 'int'>
+    """
+    kinds = {**typing.get_type_hints(type(strategy)), "population": int}
+    return {f.name: kinds[f.name] for f in dataclasses.fields(strategy)}  # type: ignore[arg-type]
 
 
 def strategy_settings(strategy: Strategy) -> dict[str, tuple[Any, Any]]:
@@ -165,7 +178,7 @@ def strategy_settings(strategy: Strategy) -> dict[str, tuple[Any, Any]]:
         >>> strategy_settings(RandomMutation(sigma=0.02))["population"]
         (<class 'int'>, 16)
     """
-    kinds = typing.get_type_hints(type(strategy))
+    kinds = setting_kinds(strategy)
     settings = {}
     for field in dataclasses.fields(strategy):  # type: ignore[arg-type]
         kind, default = kinds[field.name], getattr(strategy, field.name)
@@ -199,25 +212,6 @@ def write_setting(value: Any) -> str | None:
     if isinstance(value, LowRank):
         return f"low-rank-{value.rank}"
     return None if value is None else str(value)
-
-
-def list_methods() -> str:
-    """List every method: one line, then its source and defaults."""
-    lines = []
-    for name, method in METHODS.items():
-        lines.append(f"{name}: {method.summary}")
-        lines.append(f"    source: {method.source}")
-        defaults = []
-        if method.strategy is not None:
-            settings = strategy_settings(method.strategy)
-            values = ", ".join(f"{key}={value}" for key, (_, value) in settings.items())
-            defaults.append(f"{type(method.strategy).__name__}({values})")
-            defaults.append(f"space {method.space or 'all'}, accept {method.accept}")
-        if method.gradient_noise:
-            defaults.append(f"eta {method.gradient_noise}")
-        if defaults:
-            lines.append(f"    defaults: {'; '.join(defaults)}")
-    return "\n".join(lines)
 
 
 def _is_plain(kind: Any) -> bool:

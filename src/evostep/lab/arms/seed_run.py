@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from evostep.lab.arms.arm import Training
-from evostep.lab.arms.budget import Sizes
-from evostep.lab.arms.training import Parts
-from evostep.lab.comparison.storage import History
 from evostep.lab.data.images import ImageData
+from evostep.lab.data.parts import Parts, Sizes
 from evostep.lab.models import build_model
 from evostep.lab.options import Options
+from evostep.lab.storage import History
+
+if TYPE_CHECKING:
+    from evostep.lab.arms.arm import Training
 
 
 def make_model(options: Options, data: ImageData, seed: int, device: torch.device) -> nn.Module:
@@ -60,7 +61,7 @@ class Counters:
     lines: int = 0
 
     def left(self, budget: int | None) -> int | None:
-        """Sample-forwards that may still be spent; None: no budget."""
+        """Return the sample-forwards that may still be spent; None: no budget."""
         return None if budget is None else max(0, budget - self.forwards)
 
 
@@ -88,10 +89,10 @@ class SeedRun:
 
 
 def trunk_directory(directory: Path, training: Training, seed: int) -> Path:
-    """Where the trunk of all arms with this training is kept."""
+    """Return where the trunk of all arms with this training is kept."""
     return directory / "trunks" / f"{training.key}-seed{seed}"
 
 
 def run_directory(directory: Path, label: str, seed: int) -> Path:
-    """Where a run of an arm is kept."""
+    """Return where a run of an arm is kept."""
     return directory / "runs" / f"{label}-seed{seed}"

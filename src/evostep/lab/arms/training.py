@@ -1,89 +1,25 @@
-"""Gradient descent for one epoch, and looking at a model: the plain parts of a run."""
+"""Gradient descent: the base optimizer, its batches, and one epoch."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from evostep.errors import InputError, reason
-from evostep.lab.arms.arm import Training
-from evostep.lab.arms.budget import PER_GRADIENT_EXAMPLE
-from evostep.lab.data.images import ImageData, augment, channel_statistics
-from evostep.lab.data.splits import Splits
-from evostep.lab.options import Options
+from evostep.lab.data.images import ImageData, augment
+from evostep.lab.data.parts import Part
 from evostep.noise import derive_seed, make_generator
-from evostep.scoring.fitness import Fitness
 from evostep.scoring.isolation import preserved_rng, seed_everything
-from evostep.scoring.metrics import accuracy, make_metric
+from evostep.scoring.metrics import accuracy
 
-LOOK_BATCH = 500
+if TYPE_CHECKING:
+    from evostep.lab.arms.arm import Training
 
-
-@dataclass(frozen=True)
-class Part:
-    """Some examples of the data: images as they are stored, and their classes."""
-
-    images: Tensor  # (n, channels, height, width) uint8
-    targets: Tensor  # (n,) int64
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def spread(self, n: int) -> Part:
-        """Take `n` examples, evenly spaced: data may be sorted by class."""
-        n = min(n, len(self))
-        chosen = torch.arange(n, device=self.targets.device) * len(self) // max(n, 1)
-        return Part(self.images[chosen], self.targets[chosen])
-
-    def to(self, device: torch.device) -> Part:
-        """Move to a device."""
-        return Part(self.images.to(device), self.targets.to(device))
-
-
-@dataclass(frozen=True)
-class Parts:
-    """The data of one seed, cut into parts that do not overlap."""
-
-    data: ImageData
-    train: Part
-    fitness: Part
-    accept: Part
-    test: Part
-
-    def gradients(self, training: Training) -> Part:
-        """What the gradients of an arm see."""
-        if not training.all_data:
-            return self.train
-        parts = (self.train, self.fitness, self.accept)
-        return Part(
-            torch.cat([part.images for part in parts]), torch.cat([part.targets for part in parts])
-        )
-
-
-def cut(data: ImageData, splits: Splits, device: torch.device) -> Parts:
-    """Cut the data as the splits say, and move it to the device.
-
-    Images are normalised by the statistics of the training part alone.
-    """
-    mean, std = channel_statistics(data.inputs[splits.train])
-    data = dataclasses.replace(data, mean=mean, std=std)
-
-    def take(indices: Tensor) -> Part:
-        return Part(data.inputs[indices], data.targets[indices]).to(device)
-
-    if splits.official_test:
-        assert data.test_inputs is not None
-        assert data.test_targets is not None
-        test = Part(data.test_inputs[splits.test], data.test_targets[splits.test]).to(device)
-    else:
-        test = take(splits.test)
-    return Parts(data, take(splits.train), take(splits.fitness), take(splits.accept), test)
+PER_GRADIENT_EXAMPLE = 3  # sample-forwards: one forward, and a backward that counts as two
 
 
 def make_optimizer(training: Training, model: nn.Module) -> torch.optim.Optimizer:
@@ -171,76 +107,3 @@ def train_epoch(
             if max_forwards is not None and forwards >= max_forwards:
                 break
     return {"accuracy": right / seen, "loss": lost / seen}, forwards
-
-
-def make_fitness(
-    model: nn.Module,
-    part: Part,
-    data: ImageData,
-    options: Options,
-    calibration: list[tuple[Tensor, Tensor]] | None = None,
-) -> Fitness:
-    """Make the fitness of a part of the data: the reported metric."""
-    return Fitness(
-        model,
-        evaluation_batches(part, data),
-        resolve_metric(options.metric),
-        higher_is_better=options.higher_is_better,
-        calibration=calibration,
-    )
-
-
-def resolve_metric(name: str) -> object:
-    """Return a metric by name, or what an import path names; a class is called without arguments.
-
-    Raises:
-        InputError: it cannot be imported, or made.
-    """
-    if ":" not in name:
-        return name
-    from evostep.lab.imports import load_attribute
-
-    metric = load_attribute(name)
-    if not isinstance(metric, type):
-        return metric
-    try:
-        return metric()
-    except Exception as error:  # a user's class may raise anything
-        raise InputError(
-            f"{name} cannot be made without arguments ({reason(error)}): name a metric that is "
-            "made already, or a function on (outputs, targets)"
-        ) from error
-
-
-def evaluate(model: nn.Module, part: Part, data: ImageData, options: Options) -> dict[str, float]:
-    """Measure accuracy, cross-entropy and the chosen metric in eval mode.
-
-    Returns:
-        ``{"accuracy", "loss", <metric>}``; a metric of which less is better comes negated, as
-        evolution sees it. Empty where the part is.
-    """
-    if not len(part):
-        return {}
-    outputs = Fitness(model, evaluation_batches(part, data), "accuracy")
-    logits = outputs.score(outputs.examples(), keep_outputs=True).outputs
-    values = {
-        "accuracy": float(accuracy(logits, part.targets).mean()),
-        "loss": float(F.cross_entropy(logits, part.targets)),
-    }
-    if options.metric not in values:
-        metric = make_metric(
-            resolve_metric(options.metric), higher_is_better=options.higher_is_better
-        )()
-        metric.update(logits, part.targets)
-        values[options.metric] = float(metric.compute()[0])
-    return values
-
-
-def evaluation_batches(part: Part, data: ImageData) -> list[tuple[Tensor, Tensor]]:
-    """Return a part in batches, in its own order, images normalised."""
-    return [
-        (data.normalise(images), targets)
-        for images, targets in zip(
-            part.images.split(LOOK_BATCH), part.targets.split(LOOK_BATCH), strict=True
-        )
-    ]

@@ -9,17 +9,18 @@ from typing import Any
 from rich.console import Console
 
 from evostep.errors import InputError, reason
-from evostep.lab.arms.budget import arm_cost, epoch_cost
+from evostep.lab.arms.budget import arm_cost, trunk_cost
+from evostep.lab.arms.methods import METHODS
 from evostep.lab.arms.seed_run import SeedRun, run_directory
-from evostep.lab.arms.training import cut
 from evostep.lab.comparison.environment import describe_environment
 from evostep.lab.comparison.estimate import estimate
 from evostep.lab.comparison.plan import Plan
 from evostep.lab.comparison.progress import show_progress
 from evostep.lab.comparison.run import run_arm, run_trunk
-from evostep.lab.comparison.storage import History, read_json, write_json
+from evostep.lab.data.parts import cut
 from evostep.lab.report.contrasts import finish
 from evostep.lab.report.page import ReportPaths, write_report
+from evostep.lab.storage import History, read_json, write_json
 
 _OF_A_RESULT = {"arm", "seed", "test", "train", "sample_forwards", "seconds"}
 
@@ -124,7 +125,9 @@ def write_results(plan: Plan, directory: Path, runs: dict[tuple[str, int], dict[
     config = {
         **described["options"],
         "seeds": seeds,
-        "arms": list(described["arms"].values()),
+        "arms": [
+            {**arm, "control": METHODS[arm["method"]].control} for arm in described["arms"].values()
+        ],
         "budget": max((b for b in plan.budgets.values() if b is not None), default=None),
     }
     splits = read_json(directory / "splits.json")
@@ -208,12 +211,10 @@ def _other_splits(plan: Plan, directory: Path) -> str:
 
 def _total_forwards(plan: Plan, runs: dict[tuple[str, int], dict[str, Any]]) -> int:
     """What is to be spent: trunks once for each seed, and each arm from its trunk on."""
-    options, total = plan.options, 0
+    total = 0
     for seed in plan.seeds:
         missing = [arm for arm in plan.arms if (arm.label, seed) not in runs]
-        shared = {
-            arm.training.key: options.evolve_from * epoch_cost(arm, plan.sizes) for arm in missing
-        }
+        shared = {arm.training.key: trunk_cost(arm, plan.sizes) for arm in missing}
         total += sum(shared.values())
         for arm in missing:
             whole = plan.budgets[arm.label] or arm_cost(arm, plan.sizes)

@@ -9,10 +9,13 @@ from dataclasses import dataclass
 import torch
 
 from evostep.lab.arms.arm import Arm
-from evostep.lab.arms.budget import PER_GRADIENT_EXAMPLE, arm_cost, epoch_cost
+from evostep.lab.arms.budget import arm_cost, trunk_cost
+from evostep.lab.arms.evaluation import make_fitness
+from evostep.lab.arms.procedures.base import descent_cost
 from evostep.lab.arms.seed_run import make_model
-from evostep.lab.arms.training import Parts, cut, make_fitness, make_optimizer, train_epoch
+from evostep.lab.arms.training import PER_GRADIENT_EXAMPLE, make_optimizer, train_epoch
 from evostep.lab.comparison.plan import Plan
+from evostep.lab.data.parts import Parts, cut
 
 _PROBE_BATCHES = 3
 
@@ -47,21 +50,23 @@ def estimate(plan: Plan) -> Estimate:
     forward = _time_forwards(plan, model, parts)
 
     def hours(arm: Arm) -> float:
-        """Of a run from the trunk on: gradient steps, what is scored, and looking."""
-        trunk = options.evolve_from * epoch_cost(arm, sizes)
+        """Return those of a run from the trunk on: gradient steps, scoring, evaluation."""
+        trunk = trunk_cost(arm, sizes)
         own = max(1, arm_cost(arm, sizes) - trunk)
-        descents = min(own, (options.epochs - options.evolve_from) * epoch_cost(arm, sizes))
+        gradients = (options.epochs - options.evolve_from) * descent_cost(arm.training, sizes)
+        gradients = min(own, gradients)
         budget = plan.budgets[arm.label]
         longer = 1.0 if budget is None else (budget - trunk) / own
-        steps = descents / PER_GRADIENT_EXAMPLE * gradient + (own - descents) * forward
-        looking = sizes.test + sizes.training(arm)
-        looking += (arm.epochs - options.evolve_from) * sizes.fitness
-        return (longer * steps + looking * forward) / 3600
+        steps = gradients / PER_GRADIENT_EXAMPLE * gradient + (own - gradients) * forward
+        evaluated = sizes.test + sizes.gradients(arm.training.all_data)
+        evaluated += (arm.epochs - options.evolve_from) * sizes.fitness
+        return (longer * steps + evaluated * forward) / 3600
 
-    trunk_hours = sum(
-        options.evolve_from * (sizes.training(arm) * gradient + sizes.fitness * forward) / 3600
-        for arm in {arm.training.key: arm for arm in plan.arms}.values()
+    epoch_seconds = (
+        sizes.gradients(training.all_data) * gradient + sizes.fitness * forward
+        for training, _ in plan.trunks.values()
     )
+    trunk_hours = options.evolve_from * sum(epoch_seconds) / 3600
     runs = {
         arm.label: (plan.budgets[arm.label] or arm_cost(arm, sizes), hours(arm))
         for arm in plan.arms

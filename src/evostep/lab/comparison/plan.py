@@ -13,17 +13,18 @@ import torch
 from evostep.errors import InputError
 from evostep.genome.slots import slots_of_module
 from evostep.lab.arms.arm import Arm, Training, make_arms
-from evostep.lab.arms.budget import Sizes, budgets
+from evostep.lab.arms.budget import budgets
+from evostep.lab.arms.evaluation import resolve_metric
 from evostep.lab.arms.methods import METHODS
 from evostep.lab.arms.seed_run import make_model
-from evostep.lab.arms.training import resolve_metric
 from evostep.lab.data.images import ImageData, load_data
+from evostep.lab.data.parts import Sizes
 from evostep.lab.data.splits import Splits, make_splits
 from evostep.lab.options import Options
 from evostep.scoring.metrics import make_metric
 
 # Options that a directory of results may be continued with, whatever they were before
-_FREE = ("arms", "seeds", "threads", "device", "data_dir", "strategies")
+_FREE = ("arms", "seeds", "threads", "device", "data_dir", "strategies", "given")
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from torch import nn
 
 from evostep.errors import InputError
 from evostep.lab.arms.arm import Arm, Training
-from evostep.lab.arms.epochs import descend
-from evostep.lab.arms.procedures import Base, make_procedure
+from evostep.lab.arms.evaluation import evaluate
+from evostep.lab.arms.procedures import PROCEDURES
+from evostep.lab.arms.procedures.base import Learner
 from evostep.lab.arms.seed_run import Counters, SeedRun, run_directory, trunk_directory
-from evostep.lab.arms.training import evaluate
-from evostep.lab.comparison.storage import load_checkpoint, save_checkpoint, save_weights
+from evostep.lab.storage import load_checkpoint, save_checkpoint, save_weights
 
 
 class _Saved(Protocol):
@@ -35,17 +35,17 @@ def run_trunk(seed_run: SeedRun, training: Training, labels: list[str]) -> Path:
     checkpoint = folder / "last.pt"
     name = f"trunk:{training.key}"
     counters = Counters()
-    base = Base(seed_run, training)
+    learner = Learner(seed_run, training)
     if checkpoint.exists():
-        counters = _restore(seed_run, checkpoint, base)
+        counters = _restore(seed_run, checkpoint, learner)
     seed_run.history.cut(name, seed, counters.lines)
     seed_run.watch.advance(counters.forwards)
     while counters.epoch < options.evolve_from:
-        descend(seed_run, name, training, base.model, base.optimizer, counters, arms=labels)
-        save_weights(folder / f"epoch-{counters.epoch}.safetensors", base.model)
-        _save(checkpoint, base, counters)
+        learner.descend(name, counters, arms=labels)
+        save_weights(folder / f"epoch-{counters.epoch}.safetensors", learner.model)
+        _save(checkpoint, learner, counters)
     if not checkpoint.exists():  # evolution from the first epoch on
-        _save(checkpoint, base, counters)
+        _save(checkpoint, learner, counters)
     return checkpoint
 
 
@@ -64,11 +64,11 @@ def run_arm(seed_run: SeedRun, arm: Arm, trunk: Path, budget: int | None) -> dic
     """
     folder = run_directory(seed_run.directory, arm.label, seed_run.seed)
     checkpoint = folder / "checkpoint.pt"
-    base = Base(seed_run, arm.training)
-    counters = _restore(seed_run, trunk, base)
+    learner = Learner(seed_run, arm.training)
+    counters = _restore(seed_run, trunk, learner)
     shared = counters.forwards
     counters.lines = 0
-    procedure = make_procedure(seed_run, arm, base.state())
+    procedure = PROCEDURES[arm.procedure](seed_run, arm, learner.state())
     if checkpoint.exists():
         counters = _restore(seed_run, checkpoint, procedure)
     seed_run.history.cut(arm.label, seed_run.seed, counters.lines)
@@ -87,13 +87,13 @@ def _finished(counters: Counters, arm: Arm, budget: int | None) -> bool:
 
 
 def _conclude(seed_run: SeedRun, arm: Arm, model: nn.Module, counters: Counters) -> dict[str, Any]:
-    """Look at the final model: the only time that the test examples are read."""
+    """Measure the final model: the only time that the test examples are read."""
     parts, options = seed_run.parts, seed_run.options
     return {
         "arm": arm.label,
         "seed": seed_run.seed,
         "test": evaluate(model, parts.test, parts.data, options),
-        "train": evaluate(model, parts.gradients(arm.training), parts.data, options),
+        "train": evaluate(model, parts.gradients(arm.training.all_data), parts.data, options),
         "fitness": evaluate(model, parts.fitness, parts.data, options),
         "accept": evaluate(model, parts.accept, parts.data, options),
         "sample_forwards": counters.forwards,

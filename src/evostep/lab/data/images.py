@@ -1,11 +1,10 @@
-"""Real images for the lab, as uint8 tensors: built-in data, image folders, any Dataset.
+"""Real images for the lab, as uint8 tensors: loading by name, normalising, augmenting.
 
-Each of them is read in a file of its own, under `evostep.lab.data.sources`.
+Where they are from is the matter of `evostep.lab.data.sources`, a file for each source.
 """
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from evostep.errors import InputError, unknown_name
-from evostep.lab.data.sources import Source, cifar10, dataset, digits, fashion_mnist, image_folder
+from evostep.errors import InputError, unknown_name, warn
+from evostep.lab.data.sources import find_reader
 
-DATA_NAMES = ("digits", "fashion-mnist", "cifar10")
 AUGMENTATIONS = ("none", "shift", "flip-shift")
 
 
@@ -47,7 +45,7 @@ class ImageData:
     std: tuple[float, ...]
 
     def normalise(self, inputs: Tensor) -> Tensor:
-        """Turn images `(n, c, h, w)` uint8 into float32 with mean 0 and deviation 1 per channel.
+        """Return images `(n, c, h, w)` uint8 as float32 with mean 0 and deviation 1 per channel.
 
         Raises:
             InputError: the images are not uint8 (normalised twice, perhaps).
@@ -60,7 +58,7 @@ class ImageData:
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel of `(n, c, h, w)` uint8 images, in [0, 1] units.
+    """Return mean and deviation of each channel of `(n, c, h, w)` uint8 images, in [0, 1] units.
 
     Counted from the exact histogram, so neither order nor number of threads matters. A constant
     channel has deviation 1, so that dividing by it is harmless.
@@ -107,13 +105,13 @@ def load_data(name: str, folder: Path | None = None, *, image_size: int | None =
     """
     if image_size is not None and image_size < 1:
         raise InputError(f"image size {image_size} is not positive: give pixels, such as 32")
-    if folder is not None and name not in ("fashion-mnist", "cifar10"):
-        warnings.warn(
-            f"the data folder {str(folder)!r} has no effect on {name!r}: leave it out", stacklevel=2
-        )
-    source = _source(name, folder, image_size)
+    reader = find_reader(name)
+    if folder is not None and "folder" not in reader.takes:
+        warn(f"the data folder {str(folder)!r} has no effect on {name!r}: leave it out")
+    given = {"name": name, "folder": folder, "image_size": image_size}
+    source = reader.load(**{key: given[key] for key in reader.takes})
     native = source.train[0].shape[-1]
-    if name in DATA_NAMES and image_size not in (None, native):
+    if "image_size" not in reader.takes and image_size not in (None, native):
         raise InputError(
             f"image size {image_size} does not fit {name}, whose images are {native} pixels "
             f"wide: leave the image size out"
@@ -130,21 +128,6 @@ def load_data(name: str, folder: Path | None = None, *, image_size: int | None =
         mean=mean,
         std=std,
     )
-
-
-def _source(name: str, folder: Path | None, image_size: int | None) -> Source:
-    if name == "digits":
-        return digits.load()
-    if name == "fashion-mnist":
-        return fashion_mnist.load(folder)
-    if name == "cifar10":
-        return cifar10.load(folder)
-    if name.startswith("folder:"):
-        return image_folder.load(name, image_size)
-    if ":" in name:
-        return dataset.load(name, image_size)
-    choices = f"{', '.join(DATA_NAMES)}, folder:PATH, package.module:attribute"
-    raise unknown_name("data", name, (*DATA_NAMES, "folder:PATH"), choices=choices)
 
 
 def augment(images: Tensor, generator: torch.Generator, *, kind: str) -> Tensor:

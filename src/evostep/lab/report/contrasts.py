@@ -15,8 +15,9 @@ from typing import Any
 
 from scipy import stats
 
+from evostep.lab.arms.methods import METHODS
+
 __all__ = [
-    "CONTROL_METHODS",
     "Contrast",
     "Summary",
     "arm_labels",
@@ -30,9 +31,6 @@ __all__ = [
     "strongest_control",
     "summarise",
 ]
-
-CONTROL_METHODS = ("sgd", "sgd-all", "swa")
-"""Methods that other arms are measured against: plain training, training on all data, averaging."""
 
 CONFIDENCE = 0.95
 
@@ -239,14 +237,22 @@ def arm_labels(results: Mapping[str, Any]) -> list[str]:
 
 
 def control_labels(results: Mapping[str, Any]) -> list[str]:
-    """Labels of the arms whose method is a control, plainest method first.
+    """Labels of the arms that others are measured against, plainest method first.
 
-    The method of an arm that the configuration does not list is its label.
+    An arm of the configuration says itself whether it is a control; where it does not, as in files
+    written before, and for an arm that the configuration does not list, the table of methods does.
+    The method of an arm without one is its label.
     """
-    methods = {label: label for label in arm_labels(results)}
-    for arm in results.get("config", {}).get("arms", []):
-        methods[arm["label"]] = arm.get("method", arm["label"])
-    return [label for control in CONTROL_METHODS for label in methods if methods[label] == control]
+    arms = {label: {"label": label} for label in arm_labels(results)}
+    arms |= {arm["label"]: arm for arm in results.get("config", {}).get("arms", [])}
+    order = list(METHODS)
+    found: list[tuple[int, str]] = []
+    for label, arm in arms.items():
+        name = arm.get("method", label)
+        method = METHODS.get(name)
+        if arm.get("control", method is not None and method.control):
+            found.append((order.index(name) if method is not None else len(order), label))
+    return [label for _, label in sorted(found, key=lambda pair: pair[0])]
 
 
 def main_metric(results: Mapping[str, Any]) -> str:

@@ -14,9 +14,9 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from evostep.errors import InputError
-from evostep.lab.comparison.storage import write_bytes
 from evostep.lab.report import contrasts, wording
 from evostep.lab.report.figures import FIGURE_NAMES, draw_figures
+from evostep.lab.storage import write_bytes
 
 __all__ = ["ReportPaths", "read_records", "write_report"]
 

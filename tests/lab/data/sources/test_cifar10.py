@@ -25,7 +25,7 @@ from evostep.lab.data.sources import cifar10
 
 Refused = Callable[..., None]
 JPEG_CIFAR = Path(__file__).resolve().parents[5] / "shared" / "data" / "cifar10"
-WITHIN = "a/b/src/evostep/lab/sources/cifar10.py"  # a module of another project
+WITHIN = "a/b/src/evostep/lab/data/sources/cifar10.py"  # a module of another project
 
 
 def encoded(pixels: np.ndarray[Any, Any], kind: str = "PNG") -> bytes:

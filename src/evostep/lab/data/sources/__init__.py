@@ -1,32 +1,71 @@
-"""Where images come from, one source to a file; `evostep.lab.data.images` chooses among them.
+"""Sources of data: one source, one file with a function `load`, and a row in the table.
 
-Each source has a function `load` that gives a `Source`. They share `places` (where files are
-looked for), `cache` (what took long to decode) and `pixels` (decoding).
+They share `places` (where files are looked for), `cache` (what took long to decode) and `pixels`
+(decoding).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
-from torch import Tensor
+from evostep.errors import unknown_name
+from evostep.lab.data.sources import cifar10, dataset, digits, fashion_mnist, image_folder
+from evostep.lab.data.sources.base import Source
 
-Part = tuple[Tensor, Tensor]
-"""Images `(n, c, h, w)` uint8 and their targets `(n,)` int64."""
+__all__ = ["SOURCES", "Reader", "find_reader"]
 
 
-@dataclass(frozen=True, eq=False)
-class Source:
-    """What a source gives.
+@dataclass(frozen=True)
+class Reader:
+    """How a source is read.
 
     Attributes:
-        title: the name for people, in tables and figures.
-        train: images to split.
-        test: the official test set, or None where there is none.
-        classes: the names of the classes; targets are below their number.
+        load: called with what it takes, by keyword.
+        summary: one line.
+        takes: what of the name as written, the folder of its files, and the size to which images
+            are scaled.
     """
 
-    title: str
-    train: Part
-    test: Part | None
-    classes: Sequence[str]
+    load: Callable[..., Source]
+    summary: str
+    takes: tuple[Literal["name", "folder", "image_size"], ...] = ()
+
+
+_FOLDER, _IMPORT_PATH = "folder:PATH", "package.module:attribute"
+
+SOURCES: dict[str, Reader] = {
+    "digits": Reader(digits.load, "1,797 digits of 8x8 pixels that scikit-learn carries with it"),
+    "fashion-mnist": Reader(
+        fashion_mnist.load, "clothes in 28x28 grey pixels, from IDX files", takes=("folder",)
+    ),
+    "cifar10": Reader(
+        cifar10.load, "32x32 coloured pixels, from parquet or pickled files", takes=("folder",)
+    ),
+    _FOLDER: Reader(
+        image_folder.load, "a folder of images for each class", takes=("name", "image_size")
+    ),
+    _IMPORT_PATH: Reader(
+        dataset.load, "a torch Dataset of (image, label)", takes=("name", "image_size")
+    ),
+}
+
+
+def find_reader(name: str) -> Reader:
+    """Return how the data of a name is read.
+
+    Raises:
+        InputError: no source has this name; the nearest is suggested.
+
+    Example:
+        >>> find_reader("folder:pets").summary
+        'a folder of images for each class'
+    """
+    if name in SOURCES:
+        return SOURCES[name]
+    if name.startswith("folder:"):
+        return SOURCES[_FOLDER]
+    if ":" in name:
+        return SOURCES[_IMPORT_PATH]
+    raise unknown_name("data", name, SOURCES, choices=", ".join(SOURCES))

@@ -6,14 +6,13 @@ import contextlib
 import hashlib
 import os
 import uuid
-import warnings
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
 
-from evostep.errors import reason
+from evostep.errors import reason, warn
 
 
 def cache_directory() -> Path:
@@ -63,10 +62,9 @@ def write_cache(path: Path, tensors: dict[str, Tensor], title: str) -> None:
         save_file(tensors, temporary, {"title": title, "checksum": _checksum(tensors)})
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
-        warnings.warn(
+        warn(
             f"cannot write the cache {path} ({reason(error)}): CIFAR-10 will be decoded again "
             f"next time; set EVOSTEP_CACHE to a folder that can be written",
-            stacklevel=2,
         )
     finally:
         with contextlib.suppress(OSError):  # it is not there after success

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evostep.errors import InputError, reason
-from evostep.lab.data.sources import Source
+from evostep.lab.data.sources.base import Source
 from evostep.lab.data.sources.cache import cache_directory, fingerprint, read_cache, write_cache
 from evostep.lab.data.sources.pixels import decode_rgb
 from evostep.lab.data.sources.places import download, not_found, places_of
@@ -44,7 +44,7 @@ def load(folder: Path | None) -> Source:
         InputError: a file is missing, truncated or malformed.
     """
     beside = Path("shared", "data", "cifar10")
-    roots = [Path(__file__).resolve().parents[4], Path.cwd()]
+    roots = [Path(__file__).resolve().parents[5], Path.cwd()]
     usual = list(dict.fromkeys(root.parent / beside for root in roots))
     places = places_of("cifar10", folder, *usual)
     correction = (

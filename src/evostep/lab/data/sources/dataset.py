@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from evostep.errors import InputError, reason
-from evostep.lab.data.sources import Part, Source
+from evostep.lab.data.sources.base import Part, Source
 from evostep.lab.data.sources.pixels import refuse_deep, to_bytes
 from evostep.lab.imports import load_attribute
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from evostep.lab.data.sources import Source
+from evostep.lab.data.sources.base import Source
 
 
 def load() -> Source:

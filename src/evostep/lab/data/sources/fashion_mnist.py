@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from evostep.errors import InputError, reason
-from evostep.lab.data.sources import Part, Source
+from evostep.lab.data.sources.base import Part, Source
 from evostep.lab.data.sources.cache import cache_directory
 from evostep.lab.data.sources.places import download, not_found, places_of
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from evostep.errors import InputError, reason
-from evostep.lab.data.sources import Part, Source
+from evostep.lab.data.sources.base import Part, Source
 from evostep.lab.data.sources.pixels import decode_rgb
 
 

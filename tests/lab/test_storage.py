@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from evostep.errors import InputError
-from evostep.lab.comparison import storage
-from evostep.lab.comparison.storage import (
+from evostep.lab import storage
+from evostep.lab.storage import (
     History,
     load_checkpoint,
     read_json,

@@ -1,0 +1,39 @@
+"""``evostep methods``: every method that can be an arm, with its defaults and source."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from evostep.cli.schema import read_schema
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+SUMMARY = "list every method that can be an arm"
+DESCRIPTION = "List every method that can be an arm, with its defaults and source."
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add nothing: the command has no arguments."""
+
+
+def run(_: Any) -> None:
+    """Run the command."""
+    print(list_methods())
+
+
+def list_methods() -> str:
+    """Return every method: one line, then its source and defaults."""
+    lines = []
+    for name, method in read_schema()["methods"].items():
+        lines += [f"{name}: {method['summary']}", f"    source: {method['source']}"]
+        defaults = []
+        if method["strategy"]:
+            settings = method["settings"].items()
+            values = ", ".join(f"{key}={setting['default']}" for key, setting in settings)
+            defaults.append(f"{method['strategy']}({values})")
+            defaults.append(f"space {method['space'] or 'all'}, accept {method['accept']}")
+        if method["gradient_noise"]:
+            defaults.append(f"eta {method['gradient_noise']}")
+        lines += [f"    defaults: {'; '.join(defaults)}"] if defaults else []
+    return "\n".join(lines)

@@ -1,0 +1,48 @@
+"""``evostep train``: one arm with one seed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from evostep.cli.compare import run_plan
+from evostep.cli.options import add_options, make_options
+from evostep.errors import InputError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+SUMMARY = "train one arm with one seed"
+DESCRIPTION = "Train one arm with one seed."
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the command's arguments."""
+    add_options(parser, skip=("arms", "seeds"))
+    parser.add_argument("--arm", type=str | dict[str, Any], default="openai-es", help="method")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the run")
+    parser.add_argument(
+        "--resume",
+        type=bool,
+        nargs="?",
+        const=True,
+        default=False,
+        help="go on from the last checkpoint in --out",
+    )
+
+
+def run(parsed: Any) -> None:
+    """Run the command."""
+    seed, out = parsed.get("seed", 0), parsed.out
+    if seed < 0:
+        raise InputError(f"--seed must be at least 0, got {seed}")
+    options = make_options(parsed, arms=[parsed.get("arm", "openai-es")], seeds=[seed])
+    from evostep.lab.comparison.compare import check_directory
+    from evostep.lab.comparison.plan import make_plan
+
+    plan = make_plan(options)
+    check_directory(plan, out)
+    if (out / "plan.json").exists() and not parsed.get("resume"):
+        raise InputError(f"{out} holds a run already: add --resume, or choose another --out")
+    if parsed.get("resume") and not (out / "plan.json").exists():
+        raise InputError(f"{out} holds no run to resume: leave --resume out")
+    run_plan(plan, out)

@@ -1,0 +1,75 @@
+"""How a model is measured: the fitness of evolution, and the numbers of records and tables."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from evostep.errors import InputError, reason
+from evostep.lab.data.images import ImageData
+from evostep.lab.data.parts import Part
+from evostep.lab.imports import load_attribute
+from evostep.lab.options import Options
+from evostep.scoring.fitness import Fitness
+from evostep.scoring.metrics import accuracy, make_metric
+
+
+def make_fitness(
+    model: nn.Module,
+    part: Part,
+    data: ImageData,
+    options: Options,
+    calibration: list[tuple[Tensor, Tensor]] | None = None,
+) -> Fitness:
+    """Return the fitness of a part of the data: the metric that is reported."""
+    return Fitness(
+        model,
+        part.batches(data),
+        resolve_metric(options.metric),
+        higher_is_better=options.higher_is_better,
+        calibration=calibration,
+    )
+
+
+def resolve_metric(name: str) -> object:
+    """Return a metric by name, or what an import path names; a class is called without arguments.
+
+    Raises:
+        InputError: it cannot be imported, or made.
+    """
+    if ":" not in name:
+        return name
+    metric = load_attribute(name)
+    if not isinstance(metric, type):
+        return metric
+    try:
+        return metric()
+    except Exception as error:  # a user's class may raise anything
+        raise InputError(
+            f"{name} cannot be made without arguments ({reason(error)}): name a metric that is "
+            "made already, or a function on (outputs, targets)"
+        ) from error
+
+
+def evaluate(model: nn.Module, part: Part, data: ImageData, options: Options) -> dict[str, float]:
+    """Measure accuracy, cross-entropy and the chosen metric in eval mode.
+
+    Returns:
+        ``{"accuracy", "loss", <metric>}``; a metric of which less is better is negated, as
+        evolution sees it. Empty where the part is.
+    """
+    if not len(part):
+        return {}
+    outputs = Fitness(model, part.batches(data), "accuracy")
+    logits = outputs.score(outputs.examples(), keep_outputs=True).outputs
+    values = {
+        "accuracy": float(accuracy(logits, part.targets).mean()),
+        "loss": float(F.cross_entropy(logits, part.targets)),
+    }
+    if options.metric not in values:
+        metric = make_metric(
+            resolve_metric(options.metric), higher_is_better=options.higher_is_better
+        )()
+        metric.update(logits, part.targets)
+        values[options.metric] = float(metric.compute()[0])
+    return values

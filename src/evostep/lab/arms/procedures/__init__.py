@@ -1,0 +1,21 @@
+"""Procedures: how a run trains from the trunk on. One procedure, one file, and a row in the table.
+
+A procedure owns its epoch, what follows it, the model that it ends with, its state, and its cost.
+"""
+
+from __future__ import annotations
+
+from evostep.lab.arms.procedures.alternating import Alternating
+from evostep.lab.arms.procedures.averaging import Averaging
+from evostep.lab.arms.procedures.base import Procedure
+from evostep.lab.arms.procedures.plain import Plain
+from evostep.lab.arms.procedures.population import Population
+
+__all__ = ["PROCEDURES"]
+
+PROCEDURES: dict[str, type[Procedure]] = {
+    "plain": Plain,
+    "averaging": Averaging,
+    "alternating": Alternating,
+    "population": Population,
+}

@@ -1,0 +1,117 @@
+"""Gradient descent and evolution in turns."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from evostep.lab.arms.evaluation import make_fitness
+from evostep.lab.arms.procedures.base import Procedure
+from evostep.lab.arms.recording import note_generation, warn_of_failures
+from evostep.lab.arms.seed_run import Counters, SeedRun
+from evostep.lab.data.parts import Sizes
+from evostep.optimizer import Evolved
+from evostep.spaces.span import Span
+
+if TYPE_CHECKING:
+    from evostep.lab.arms.arm import Arm
+
+
+class Alternating(Procedure):
+    """Gradient descent and evolution in turns: `Evolved`, driven by the arm's schedule.
+
+    An arm that evolves at the end has one phase, after the last epoch that its budget allows.
+    """
+
+    evolves: ClassVar[bool] = True
+
+    def __init__(self, seed_run: SeedRun, arm: Arm, trunk: dict[str, Any]) -> None:
+        super().__init__(seed_run, arm, trunk)
+        assert arm.strategy is not None, "only an arm that evolves alternates"
+        parts, options, model = seed_run.parts, seed_run.options, self.learner.model
+        self.evolved = Evolved(
+            self.learner.optimizer,
+            arm.strategy,
+            space=arm.space,
+            accept=arm.accept,
+            model=model,
+            seed=seed_run.seed,
+            engine=options.engine,
+        )
+        self.learner.optimizer = self.evolved
+        if isinstance(arm.space, Span):
+            self.evolved.remember()  # where the trunk ended: a first phase has two to mix
+        calibration = None
+        if arm.mixes:
+            calibration = parts.train.spread(options.calibration_size).batches(parts.data)
+        self.fitness = make_fitness(model, parts.fitness, parts.data, options, calibration)
+        self.accept_on = None
+        if len(parts.accept) and arm.accept.needs_scores:
+            self.accept_on = make_fitness(model, parts.accept, parts.data, options)
+
+    @classmethod
+    def generation_cost(cls, arm: Arm, sizes: Sizes) -> int:
+        """Return the most sample-forwards of a generation: members, parent, and candidate."""
+        strategy, rule = arm.strategy, arm.accept
+        assert strategy is not None, "only an arm that evolves alternates"
+        calibration = sizes.calibration if arm.mixes else 0  # the parent is scored as it stands
+        cost = strategy.size * (sizes.fitness + calibration) + sizes.fitness
+        cost += strategy.measuring_cost(sizes.fitness, sizes.classes)
+        if rule.needs_scores and rule.every == "generation":
+            if sizes.accept:
+                cost += 2 * sizes.accept + calibration
+            elif not strategy.selects:  # the candidate is no member, so it has no score yet
+                cost += sizes.fitness + calibration
+        return cost
+
+    @classmethod
+    def phase_cost(cls, arm: Arm, sizes: Sizes, generations: int) -> int:
+        """Return the most sample-forwards of a phase: its start, generations, and verdict."""
+        if not generations:
+            return 0
+        cost = generations * cls.generation_cost(arm, sizes)
+        calibration = sizes.calibration if arm.mixes else 0
+        if arm.mixes:  # the average and the weights as they stand are both tried
+            cost += 2 * sizes.fitness + calibration
+        if arm.accept.needs_scores and arm.accept.every == "phase":
+            cost += 2 * (sizes.accept or sizes.fitness) + calibration
+        return cost
+
+    def epoch(self, counters: Counters, budget: int | None) -> None:
+        """Train for one epoch; remember its weights where a `Span` mixes them; evolve when due."""
+        arm = self.arm
+        generations, descent_ends = arm.schedule.generations(counters.epoch), budget
+        if arm.at_end and budget is not None:  # gradients have what the one phase leaves
+            whole = arm.schedule.evolution
+            descent_ends = budget - self.phase_cost(arm, self.seed_run.sizes, whole)
+            generations = 0
+        if descent_ends is None or counters.forwards < descent_ends:
+            self.learner.descend(arm.label, counters, descent_ends)
+            if isinstance(arm.space, Span):
+                self.evolved.remember()
+        if arm.at_end and descent_ends is not None and counters.forwards >= descent_ends:
+            # the phase was reckoned at its most: what is left over goes into a further one
+            generations = arm.schedule.evolution
+        if generations and counters.left(budget) != 0:
+            self._evolve(generations, counters, budget)
+
+    def _evolve(self, generations: int, counters: Counters, budget: int | None) -> None:
+        """Evolve for one phase (less, where the budget ends), a line of history each generation."""
+        seed_run, label, epoch = self.seed_run, self.arm.label, counters.epoch - 1
+        records = self.evolved.evolve(
+            self.fitness,
+            generations,
+            accept_on=self.accept_on,
+            max_forwards=counters.left(budget),
+            on_generation=lambda record: note_generation(seed_run, label, record, counters, epoch),
+        )
+        kept = sum(record.accepted for record in records)
+        verdict = records[-1].verdict
+        if verdict is not None and not verdict.accepted:  # what the generations gained is undone
+            counters.accepted -= kept
+            kept = 0
+        where = f"{label} seed {seed_run.seed} epoch {counters.epoch}"
+        seed_run.watch.say(
+            f"{where}: {len(records)} generations, {kept} accepted, "
+            f"fitness {records[0].parent:.4f} -> {self.fitness():.4f}"
+        )
+        warn_of_failures(seed_run, where, records)

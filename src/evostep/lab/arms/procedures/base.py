@@ -1,0 +1,131 @@
+"""What every procedure is, and the gradient descent that they share with the trunk."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import nn
+
+from evostep.gradient_noise import GradientNoise
+from evostep.lab.arms.recording import note_epoch
+from evostep.lab.arms.seed_run import Counters, SeedRun
+from evostep.lab.arms.training import PER_GRADIENT_EXAMPLE, make_optimizer, train_epoch
+from evostep.lab.data.parts import Sizes
+
+if TYPE_CHECKING:
+    from evostep.lab.arms.arm import Arm, Training
+
+
+class Learner:
+    """A model and the optimizer that trains it: the trunk, and what every procedure begins with."""
+
+    def __init__(self, seed_run: SeedRun, training: Training) -> None:
+        self.seed_run, self.training = seed_run, training
+        self.model = seed_run.build()
+        self.optimizer = make_optimizer(training, self.model)
+        self.noise: GradientNoise | None = None
+        if training.gradient_noise:
+            self.noise = GradientNoise(
+                self.optimizer, eta=training.gradient_noise, seed=seed_run.seed
+            )
+
+    def descend(
+        self, name: str, counters: Counters, budget: int | None = None, **extra: Any
+    ) -> None:
+        """Train for one epoch (less, where the budget ends) and write its line of history.
+
+        Args:
+            name: of the arm or trunk, for the history.
+            counters: of the run; they count the epoch.
+            budget: sample-forwards at which the run ends; None: there is no end.
+            extra: what else the line of history says.
+        """
+        seed_run = self.seed_run
+        began = time.perf_counter()
+        running, forwards = train_epoch(
+            self.model,
+            self.optimizer,
+            seed_run.parts.gradients(self.training.all_data),
+            seed_run.parts.data,
+            self.training,
+            seed=seed_run.seed,
+            epoch=counters.epoch,
+            max_forwards=counters.left(budget),
+            on_step=seed_run.watch.advance,
+        )
+        counters.seconds += time.perf_counter() - began
+        counters.forwards += forwards
+        note_epoch(seed_run, name, self.model, counters, running, **extra)
+
+    def state(self) -> dict[str, Any]:
+        """Return what is saved: plain tensors and numbers."""
+        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return state if self.noise is None else {**state, "noise": self.noise.state_dict()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was saved."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.noise is not None:
+            self.noise.load_state_dict(state["noise"])
+
+
+def descent_cost(training: Training, sizes: Sizes) -> int:
+    """Return the sample-forwards of one epoch of gradient descent."""
+    return PER_GRADIENT_EXAMPLE * sizes.gradients(training.all_data)
+
+
+class Procedure(ABC):
+    """What a run does from the trunk on: epoch by epoch, up to the model that is tested.
+
+    What a run costs is told beforehand, in sample-forwards, by `epoch_cost`, `phase_cost` and
+    `finish_cost`: pure functions of the arm and of the sizes of the data's parts.
+
+    Attributes:
+        evolves: whether it has generations, and so needs fitness examples.
+
+    Args:
+        seed_run: what the runs of its seed share.
+        arm: what is run.
+        trunk: the state of the `Learner` that trained the trunk.
+    """
+
+    evolves: ClassVar[bool] = False
+
+    def __init__(self, seed_run: SeedRun, arm: Arm, trunk: dict[str, Any]) -> None:
+        self.seed_run, self.arm = seed_run, arm
+        self.learner = Learner(seed_run, arm.training)
+        self.learner.load(trunk)
+
+    @classmethod
+    def epoch_cost(cls, arm: Arm, sizes: Sizes) -> int:
+        """Return the sample-forwards of one epoch, without the generations that follow it."""
+        return descent_cost(arm.training, sizes)
+
+    @classmethod
+    def phase_cost(cls, arm: Arm, sizes: Sizes, generations: int) -> int:
+        """Return the most sample-forwards that a phase of so many generations takes."""
+        return 0
+
+    @classmethod
+    def finish_cost(cls, arm: Arm, sizes: Sizes) -> int:
+        """Return the most sample-forwards that `finish` takes."""
+        return 0
+
+    @abstractmethod
+    def epoch(self, counters: Counters, budget: int | None) -> None:
+        """Do one epoch, and what follows it; stop where the budget is reached."""
+
+    def finish(self, counters: Counters) -> nn.Module:
+        """Return the model that is tested."""
+        return self.learner.model
+
+    def state(self) -> dict[str, Any]:
+        """Return what is saved after each epoch: plain tensors and numbers."""
+        return self.learner.state()
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was saved."""
+        self.learner.load(state)

@@ -1,0 +1,28 @@
+"""What every source of data returns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+Part = tuple[Tensor, Tensor]
+"""Images `(n, c, h, w)` uint8 and their targets `(n,)` int64."""
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Images from one source, before they are split.
+
+    Attributes:
+        title: the name for people, in tables and figures.
+        train: images to split.
+        test: the official test set, or None where there is none.
+        classes: the names of the classes; targets are below their number.
+    """
+
+    title: str
+    train: Part
+    test: Part | None
+    classes: Sequence[str]

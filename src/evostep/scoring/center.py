@@ -1,0 +1,121 @@
+"""The center: weights, and the BatchNorm statistics that belong to them, moved as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from evostep.genome.point import Coordinates, Tensors
+from evostep.scoring.evaluator import Evaluator, Round
+from evostep.scoring.scores import Scores
+from evostep.spaces.workspace import Workspace
+
+
+class Center:
+    """Where a model stands within a phase, and where it may be put back.
+
+    An interrupt on the way of a move finds either all moved or nothing.
+
+    Args:
+        workspace: writes weights into the model.
+        evaluator: whose fitness estimates statistics, and whose state puts buffers back.
+        second: of another fitness on the same model, which puts them back, too.
+    """
+
+    def __init__(
+        self, workspace: Workspace, evaluator: Evaluator, second: Evaluator | None = None
+    ) -> None:
+        self.workspace = workspace
+        self._evaluator = evaluator
+        self._states = [e.state for e in (evaluator, second) if e is not None and e.state]
+
+    def copy(self) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """Return copies of the coordinates and of the buffers."""
+        state = self._evaluator.state
+        coordinates = {name: z.clone() for name, z in self.workspace.genome.center.items()}
+        return coordinates, state.values() if state is not None else []
+
+    def try_out(
+        self, coordinates: Coordinates, round: Round
+    ) -> tuple[list[Tensor] | None, Scores | None]:
+        """Write weights and estimate their statistics; return these, or why there are none."""
+        self.workspace.write(coordinates)
+        evaluator = self._evaluator
+        if not evaluator.calibrates:
+            return None, None
+        try:
+            evaluator.calibrate(round)
+        except Exception as error:
+            return None, Scores.failure(error)
+        assert evaluator.state is not None, "a Fitness knows its model"
+        return evaluator.state.values(), None
+
+    def commit(self, coordinates: Coordinates, statistics: list[Tensor] | None) -> None:
+        """Move to what was last written, with the statistics that belong to it."""
+        try:
+            self.workspace.accept(coordinates)
+            self._keep(statistics)
+        except BaseException:
+            if not self.workspace.dirty:  # the weights have moved
+                self._keep(statistics)
+            raise
+
+    def write(self, coordinates: Mapping[str, Tensor], buffers: list[Tensor]) -> None:
+        """Write weights and buffers into the model, to be scored."""
+        self.workspace.write(Tensors(coordinates))
+        if self._evaluator.state is not None:
+            self._evaluator.state.write(buffers)
+
+    def move(self, coordinates: Mapping[str, Tensor], buffers: list[Tensor]) -> None:
+        """Move to what `copy` returned."""
+        try:
+            self._move(coordinates, buffers)
+        except BaseException:  # an interrupt on the way: once more, from the start
+            self._move(coordinates, buffers)
+            raise
+
+    def _move(self, coordinates: Mapping[str, Tensor], buffers: list[Tensor]) -> None:
+        self.workspace.write(Tensors(coordinates))
+        self.workspace.genome.move(Tensors(coordinates))
+        self.workspace.restore()
+        if self._evaluator.state is not None:
+            self._evaluator.state.write(buffers)
+        self._hold()
+
+    def restore(self, *, buffers: bool = True) -> None:
+        """Write the center back, bit for bit, if anything else was written since."""
+        self.workspace.restore()
+        for state in self._states if buffers else ():
+            state.restore()
+
+    def _keep(self, statistics: list[Tensor] | None) -> None:
+        if statistics is not None and self._evaluator.state is not None:
+            self._evaluator.state.write(statistics)
+            self._hold()
+
+    def _hold(self) -> None:
+        for state in self._states:
+            state.hold()
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> list[int]:
+    """Return a checksum of each tensor's bits, which tells other weights from the same.
+
+    Example:
+        >>> w = torch.tensor([1.0, 2.0])
+        >>> fingerprint({"w": w}) == fingerprint({"w": w.flip(0)})
+        False
+    """
+    return [_checksum(tensor) for tensor in tensors.values()]
+
+
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@torch.no_grad()
+def _checksum(tensor: Tensor) -> int:
+    bits = tensor.detach().contiguous().flatten().view(_INTEGERS[tensor.element_size()]).cpu()
+    # sums of products wrap around; odd factors lose no bit
+    return int((bits.long() * torch.arange(1, 2 * len(bits), 2)).sum())
