@@ -1,4 +1,4 @@
-"""The evaluator: the same examples and random numbers for everyone, no trace, each forward counted."""
+"""The evaluator: the same for everyone, no trace, and each forward counted."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def opened(**options: Any) -> tuple[nn.Sequential, Evaluator, list[int]]:
 
 def test_a_round_is_a_pure_function_of_seed_and_generation() -> None:
     _, evaluator, _ = opened(batches_per_generation=1)
-    rounds = [evaluator.round(3, generation) for generation in (0, 1, 2, 3, 4, 5, 6, 7, 0)]
+    rounds = [evaluator.round(0, generation) for generation in (0, 1, 2, 3, 4, 5, 6, 7, 0)]
     assert rounds[0].examples is not None
     assert rounds[-1].examples is not None
     assert torch.equal(rounds[0].examples.batches[0][0], rounds[-1].examples.batches[0][0])
