@@ -288,6 +288,8 @@ def test_survival_is_m_elitist(scores: list[float], data: st.DataObject) -> None
     finite = sorted((s for s in scores if not math.isnan(s)), reverse=True)
     kept = [scores[i] for i in alive]
     assert kept[: min(elite, len(finite))] == finite[:elite]
+    first = sorted(range(len(scores)), key=lambda i: (math.isnan(scores[i]), -scores[i], i))
+    assert alive[: min(elite, len(finite))] == first[: min(elite, len(finite))]  # of equals
     # nobody who failed survives while somebody sound dies
     assert sum(not math.isnan(s) for s in kept) == min(size, len(finite))
 
