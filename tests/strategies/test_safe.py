@@ -57,9 +57,9 @@ def batches_of(digits: tuple[Tensor, Tensor], size: int = 40, count: int = 100) 
 def network_of(model: nn.Module, fitness: Fitness) -> Probe:
     slots = slots_of_module(model)
     genome = AllWeights().open(slots)
-    evaluator = Evaluator(fitness, ModuleState(model), seed=0)
-    evaluator.begin(0)
-    return Probe(Workspace(AllWeights(), genome, slots.tensors), evaluator, 0)
+    evaluator = Evaluator(fitness, ModuleState(model))
+    workspace = Workspace(AllWeights(), genome, slots.tensors)
+    return Probe(workspace, evaluator, evaluator.round(0, 0))
 
 
 def center_of(model: nn.Module) -> dict[str, Tensor]:
@@ -135,7 +135,7 @@ def test_equal_a_loop_of_autograd(
     assert list(found) == list(expected)
     for key in expected:
         torch.testing.assert_close(found[key], expected[key], rtol=2e-3, atol=1e-4)
-    assert probe.sample_forwards == 6 * (1 + 2 * 10)
+    assert probe._evaluator.spent == 6 * (1 + 2 * 10)
 
 
 @pytest.mark.parametrize("kind", ["sum", "abs"])
