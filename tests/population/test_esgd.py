@@ -502,8 +502,9 @@ def steps(esgd: ESGD) -> Iterator[None]:
             yield
 
 
-@pytest.mark.parametrize("name", FITNESSES)
-@pytest.mark.parametrize("stop", [1, 2, 4, 6])
+@pytest.mark.parametrize(
+    ("name", "stop"), [(name, stop + i) for i, name in enumerate(FITNESSES) for stop in (1, 4)]
+)
 def test_resume_gives_the_same_bits(name: str, stop: int) -> None:
     esgd = population(fitness=FITNESSES[name](), offspring=8)
     for i, _ in enumerate(steps(esgd), start=1):
