@@ -1,4 +1,4 @@
-"""The evaluator: the same examples and random numbers for everyone, no trace, each forward counted."""
+"""The evaluator: the same examples and streams for everyone, no trace, each forward counted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The probe: the network as a function of coordinates, measured without a trace, each pass counted."""
+"""The probe: the network as a function of coordinates, without a trace, each pass counted."""
 
 from __future__ import annotations
 

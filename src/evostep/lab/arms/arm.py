@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from evostep.acceptance import Rule
-from evostep.acceptance.table import RULES
+from evostep.acceptance import RULES, Rule
 from evostep.errors import InputError, unknown_name, warn, warn_renamed
 from evostep.lab.arms.methods import METHODS, Method, read_setting, setting_kinds
 from evostep.lab.options import Options, check_type, flag, read_arms
