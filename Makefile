@@ -17,7 +17,7 @@ BIN = $(VENV)/bin
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint types unit slow format pins clean
+.PHONY: help demo test lint types unit slow format schema pins clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
@@ -44,6 +44,9 @@ slow: $(STAMP) ## the slow tests alone
 format: $(STAMP) ## mend what ruff can mend
 	"$(BIN)/ruff" check --fix .
 	"$(BIN)/ruff" format .
+
+schema: $(STAMP) ## write what the command line knows of methods, rules, engines and options
+	"$(BIN)/python" -m evostep.cli.schema --write
 
 # CUDA wheels are left out: torch itself requires exact versions of them where it needs them.
 pins: $(STAMP) ## write the environment's versions to constraints.txt

@@ -34,7 +34,7 @@ import evostep
 from evostep.engines.base import Engine
 from evostep.engines.inplace import InPlace
 from evostep.engines.racing import Racing
-from evostep.engines.racing.engine import margin
+from evostep.engines.racing.session import margin
 from evostep.genome.point import Tensors
 from evostep.genome.slots import slots_of_module
 from evostep.lab.data.images import load_data

@@ -1,5 +1,6 @@
 """The package as it is installed: what it imports, what it ships, what it pins."""
 
+import importlib
 import importlib.metadata
 import json
 import re
@@ -20,17 +21,19 @@ PACKAGE = ROOT / "src" / "evostep"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
-@pytest.fixture(scope="module")
-def imported() -> set[str]:
-    """The top-level modules that `import evostep` adds to those of `import torch`."""
-    program = (
-        "import json, sys, torch; before = set(sys.modules); import evostep;"
-        "print(json.dumps(sorted(set(sys.modules) - before)))"
-    )
+def modules_after(program: str) -> set[str]:
+    """The top-level modules that a fresh process has imported after a program."""
+    program += "; import json, sys; print(json.dumps(sorted(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
     )
-    return {name.partition(".")[0] for name in json.loads(done.stdout)} - {"evostep", "torch"}
+    return {name.partition(".")[0] for name in json.loads(done.stdout)}
+
+
+@pytest.fixture(scope="module")
+def imported() -> set[str]:
+    """The top-level modules that all public names add to those of `import torch`."""
+    return modules_after("from evostep import *") - modules_after("import torch") - {"evostep"}
 
 
 def requirements() -> list[Requirement]:
@@ -48,7 +51,7 @@ def test_importing_the_library_imports_torch_alone(imported: set[str]) -> None:
         if "extra ==" not in line
     }
     foreign = {name for name in imported if name not in sys.stdlib_module_names} - torchs
-    assert not foreign, f"import evostep also imports {sorted(foreign)}"
+    assert not foreign, f"evostep also imports {sorted(foreign)}"
 
 
 def test_the_experiments_extras_are_not_imported(imported: set[str]) -> None:
@@ -70,7 +73,41 @@ def test_the_command_exists() -> None:
     assert callable(script.load())
 
 
+def test_torch_waits_until_a_name_is_asked_for() -> None:
+    assert "torch" not in modules_after("import evostep, evostep.errors, evostep.lab.options")
+    assert "torch" in modules_after("import evostep; evostep.OpenAIES")
+
+
+def test_names_and_modules_are_found_as_attributes() -> None:
+    program = "import evostep; evostep.noise.draw; evostep.scoring; evostep.Evolved"
+    assert "torch" in modules_after(program)
+    assert set(evostep.__all__) <= set(dir(evostep))
+    assert not hasattr(evostep, "nothing")
+    assert not hasattr(evostep, "_nothing")
+
+
+EACH_FIRST = """
+import importlib, pkgutil, sys, torch, evostep
+found = [m.name for m in pkgutil.walk_packages(evostep.__path__, "evostep.")]
+for name in found:
+    if name != "evostep.__main__":
+        for other in [other for other in sys.modules if other.split(".")[0] == "evostep"]:
+            del sys.modules[other]
+        importlib.import_module(name)
+"""
+
+
+def test_every_module_can_be_the_first_to_be_imported() -> None:
+    command = [sys.executable, "-W", "error", "-c", EACH_FIRST]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
 def test_every_public_name_is_there() -> None:
+    public = importlib.import_module("evostep._public")
+    assert {name for name in vars(public) if name[0] != "_"} | {"__version__"} == set(
+        evostep.__all__
+    )
     assert [name for name in evostep.__all__ if not hasattr(evostep, name)] == []
     assert len(set(evostep.__all__)) == len(evostep.__all__)
 

@@ -136,6 +136,24 @@ def test_so_it_is_where_the_weights_are_changed_behind_torchs_counter(how: str) 
         assert torch.equal(written, member.tensor("0.weight"))
 
 
+def test_so_it_is_where_a_forward_changes_them() -> None:
+    seen: list[Tensor] = []
+
+    class Clamping(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(self.weight.detach().clone())
+            with torch.no_grad():
+                self.weight.clamp_(-0.1, 0.1)
+            return super().forward(x)
+
+    model = Clamping(6, 3)
+    fitness = Fitness(model, [(X, Y)], "neg-loss")
+    found, workspace, evaluator = opened(model, OpenAIES(0.1, population=6), fitness)
+    InPlace().score(found, workspace, evaluator)
+    for member, written in zip(found, seen, strict=True):
+        assert torch.equal(written, member.tensor("weight"))
+
+
 def test_weights_made_in_inference_mode_are_refused_outside_of_it() -> None:
     with torch.inference_mode():
         model = nn.Linear(6, 3)

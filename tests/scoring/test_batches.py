@@ -43,7 +43,7 @@ def test_leaves_are_those_that_are_mapped_in_order() -> None:
 
 
 def test_nests_of_different_lengths_are_refused() -> None:
-    with pytest.raises(ValueError, match="longer"):
+    with pytest.raises(ValueError, match=r"shorter|longer"):
         map_leaves(lambda a, b: a, (1, 2), (1, 2, 3))
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from evostep.cli.schema import kind_of, read_schema
 from evostep.errors import InputError, unknown_name, warn_renamed
-from evostep.lab.options import Options, flag, read_arms
+from evostep.lab.options import Options, check_type, flag, read_arms
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -48,8 +48,10 @@ def make_options(parsed: Any, **fixed: Any) -> Options:
     _check_names(values)
     strategies = {}
     for name, method in schema["methods"].items():
-        if settings := vars(parsed.get(name.replace("-", "_")) or object):
-            strategies[name] = _current_names(name, dict(settings), method["renamed"])
+        if (key := name.replace("-", "_")) in parsed:
+            settings = _plain(parsed[key])
+            check_type(name, settings, dict)
+            strategies[name] = _current_names(name, settings, method["renamed"])
     return Options(**values, strategies=strategies, given=frozenset(values))
 
 

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evostep.errors import InputError, reason, unknown_name, warn
+from evostep.errors import InputError, reason, unknown_name
 from evostep.lab.imports import load_attribute
+from evostep.lab.weights import find_head, load_weights
 
 MODEL_NAMES = ("mlp", "small-cnn")
 
@@ -81,12 +82,12 @@ def build_model(
         if name not in MODEL_NAMES:
             _try_out(name, model, channels, classes, image_size)
     if init_from is not None:
-        _load_weights(model, Path(init_from), classes)
+        load_weights(model, Path(init_from), classes)
     return model.train()
 
 
 def parameter_count(model: nn.Module) -> int:
-    """The number of trainable and frozen parameters; tied weights count once, buffers do not.
+    """Return the number of parameters, frozen ones too; tied ones count once, buffers do not.
 
     Example:
         >>> parameter_count(nn.Linear(3, 2))
@@ -127,7 +128,7 @@ def _small_cnn(channels: int, classes: int, image_size: int) -> nn.Module:
 def _from_torchvision(
     name: str, channels: int, classes: int, image_size: int, pretrained: bool
 ) -> nn.Module:
-    """One of torchvision's classification models, unmodified but for a pretrained one's head."""
+    """Return one of torchvision's classifiers, unmodified but for a pretrained one's head."""
     import torchvision
 
     known = torchvision.models.list_models(module=torchvision.models)
@@ -175,17 +176,8 @@ def _torchvision_model(name: str, **options: Any) -> nn.Module:
     return model
 
 
-def _head(model: nn.Module, classes: int) -> tuple[str, nn.Linear | nn.Conv2d] | None:
-    """The last linear layer or convolution with one output per class, by name."""
-    found = None
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | nn.Conv2d) and module.weight.shape[0] == classes:
-            found = name, module
-    return found
-
-
 def _replace_head(model: nn.Module, old_classes: int, classes: int) -> None:
-    head = _head(model, old_classes)
+    head = find_head(model, old_classes)
     assert head is not None, "every torchvision classifier ends in a layer of its classes"
     name, old = head
     bias = old.bias is not None
@@ -237,66 +229,3 @@ def _try_out(name: str, model: nn.Module, channels: int, classes: int, image_siz
         raise InputError(
             f"{name} gives {shape} for one {size} image: it must give logits (1, {classes})"
         )
-
-
-def _load_weights(model: nn.Module, path: Path, classes: int) -> None:
-    """Load a safetensors file in place: all of it or nothing, but for a head of other classes."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not path.is_file():
-        raise InputError(f"no file {path}: give --init-from a .safetensors file")
-    try:
-        given = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise InputError(
-            f"cannot read {path} ({reason(error)}): give a whole .safetensors file"
-        ) from error
-    own = model.state_dict()
-    fresh = _head_of_other_classes(model, own, given, classes)
-    if fresh:
-        shapes = f"{tuple(given[fresh[0]].shape)} in the file, {tuple(own[fresh[0]].shape)} here"
-        warn(
-            f"{path} has a head for other classes ({fresh[0]}: {shapes}): left as initialised",
-        )
-        given = {key: value for key, value in given.items() if key not in fresh}
-    # Of tied weights a safetensors file may hold one name only.
-    there = {(own[key].data_ptr(), own[key].shape) for key in own.keys() & given.keys()}
-    missing = [
-        key
-        for key, value in own.items()
-        if key not in given and key not in fresh and (value.data_ptr(), value.shape) not in there
-    ]
-    problems = {
-        "missing": missing,
-        "unexpected": [key for key in given if key not in own],
-        "misshaped": [
-            f"{key} {tuple(given[key].shape)} for {tuple(value.shape)}"
-            for key, value in own.items()
-            if key in given and given[key].shape != value.shape
-        ],
-    }
-    told = [
-        f"{kind} {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if names[3:] else "")
-        for kind, names in problems.items()
-        if names
-    ]
-    if told:
-        raise InputError(f"{path} does not fit the model: {'; '.join(told)}: give its own weights")
-    model.load_state_dict(given, strict=False)
-
-
-def _head_of_other_classes(
-    model: nn.Module, own: dict[str, Tensor], given: dict[str, Tensor], classes: int
-) -> list[str]:
-    """The names of the head's weights, if the file has that head with other outputs, else none."""
-    head = _head(model, classes)
-    if head is None:
-        return []
-    prefix = f"{head[0]}." if head[0] else ""
-    names = [f"{prefix}{kind}" for kind in ("weight", "bias") if f"{prefix}{kind}" in own]
-    if not all(name in given for name in names):
-        return []
-    same_inputs = all(given[name].shape[1:] == own[name].shape[1:] for name in names)
-    other_outputs = given[names[0]].shape[:1] != own[names[0]].shape[:1]
-    return names if same_inputs and other_outputs else []

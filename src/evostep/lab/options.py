@@ -119,7 +119,7 @@ class Options:
 
 def option_kinds() -> dict[str, Any]:
     """Return the type of each option; what it chooses among is what the tables hold."""
-    from evostep.acceptance.table import RULES  # these import torch
+    from evostep.acceptance import RULES  # these import torch
     from evostep.engines import ENGINES
     from evostep.lab.data.images import AUGMENTATIONS
 
@@ -147,12 +147,13 @@ def read_arms(arms: str | list[ArmEntry], methods: Iterable[str]) -> list[dict[s
     """Return arms as mappings, each with its `method`.
 
     Raises:
-        InputError: none; one without a method, or with one that is not among `methods`.
+        InputError: none, or one without a method that is among `methods`.
 
     Example:
         >>> read_arms("sgd, mutation", ["sgd", "mutation"])
         [{'method': 'sgd'}, {'method': 'mutation'}]
     """
+    check_type("--arms", arms, str | list)
     methods = list(methods)
     entries: list[Any] = list(arms)
     if isinstance(arms, str):

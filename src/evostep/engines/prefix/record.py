@@ -154,7 +154,7 @@ class Recorder(TorchDispatchMode):
             return tensor
         if type(tensor) is not Tensor:
             raise TypeError(f"a {type(tensor).__name__}, a kind of tensor of its own")
-        return Placeholder(tensor, block, call, self._report)
+        return Placeholder(tensor, block, call)
 
     def _keep(self, tensor: Tensor, *, write: bool) -> None:
         """Keep the memory of a tensor that is used after the last call, as it is before."""
@@ -192,7 +192,7 @@ class Recorder(TorchDispatchMode):
         if self._idle:
             return Recording()
         outputs = [tensor.detach().clone() for tensor in outputs]
-        return Recording((), (), tuple(self._calls), tuple(self._kept), outputs)
+        return Recording(tuple(self._calls), tuple(self._kept), outputs)
 
     def _check_streams(self) -> None:
         with torch._C._DisableTorchDispatch():

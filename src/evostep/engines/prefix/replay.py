@@ -55,7 +55,7 @@ class Placeholder(Tensor):
         like: the tensor.
         block: its memory.
         call: name of the call that gave it.
-        fail: called when it is read.
+        fail: called when it is read; what it returns is raised.
     """
 
     block: Block
@@ -64,7 +64,9 @@ class Placeholder(Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
-    def __new__(cls, like: Tensor, block: Block, call: str, fail: Fail) -> Placeholder:
+    def __new__(
+        cls, like: Tensor, block: Block, call: str, fail: Fail = CannotScore
+    ) -> Placeholder:
         """Make one."""
         form: dict[str, Any] = {"strides": like.stride(), "storage_offset": like.storage_offset()}
         form |= {"dtype": like.dtype, "device": like.device}
@@ -107,18 +109,18 @@ class Recording:
     """The calls of one pass that are the same for all members; none where it has no room.
 
     Attributes:
-        inputs: held so that their id is not given to others.
-        versions: of the inputs, counting what is written to them.
         calls: in their order.
         kept: the blocks that are read after the last call.
         outputs: what the pass gave in the end, until a replay has given the same.
+        inputs: held so that their id is not given to others.
+        versions: of the inputs, counting what is written to them.
     """
 
-    inputs: Any = None
-    versions: tuple[int, ...] = ()
     calls: tuple[Call, ...] = ()
     kept: tuple[Block, ...] = ()
     outputs: list[Tensor] | None = None
+    inputs: Any = None
+    versions: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         storages = [(b.kept, b.private) for b in self.kept if b.kept is not None]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -206,9 +205,8 @@ class PrefixSession(Session[Engine]):
         result = self._through(recorder, model, inputs, targets)
         recording = recorder.finish(result)
         if self.failure is None:
-            self.recordings[id(inputs)] = replace(
-                recording, inputs=inputs, versions=_versions(inputs)
-            )
+            recording.inputs, recording.versions = inputs, _versions(inputs)
+            self.recordings[id(inputs)] = recording
         return result
 
     def _room(self, nbytes: int) -> bool:

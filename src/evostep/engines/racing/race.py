@@ -10,10 +10,10 @@ from torch import Tensor
 
 from evostep.engines.base import CannotScore
 from evostep.engines.racing.bounds import Strata, behind, falling, share_out
-from evostep.scoring.scores import Outcome, Pending, Scores, read
+from evostep.scoring.scores import Scores, read
 
 # (who, numbers of examples) -> their outcomes, and the numbers in the order of per_example
-Score = Callable[[Sequence[int], Tensor], tuple[list[Outcome], Tensor]]
+Score = Callable[[Sequence[int], Tensor], tuple[list[Scores], Tensor]]
 
 
 class Race:
@@ -50,10 +50,10 @@ class Race:
         self._of_parent = parent.per_example.cpu()  # (n,)
         self._of_members = self._of_parent[:0]  # (members, n), NaN where not seen
         self._alive: list[int] = []
-        self._gone: dict[int, Outcome] = {}  # that were dropped or failed
+        self._gone: dict[int, Scores] = {}  # that were dropped or failed
         self._outrun: list[int] = []  # that were dropped because a member was better
 
-    def run(self, members: int, stops: Sequence[int]) -> list[Outcome]:
+    def run(self, members: int, stops: Sequence[int]) -> list[Scores]:
         """Race so many members; give their outcomes.
 
         Args:
@@ -80,9 +80,9 @@ class Race:
         parts: list[Tensor] = []
         alive: list[int] = []
         for i, outcome in zip(self._alive, outcomes, strict=True):
-            scores = outcome.scores.per_example
+            scores = outcome.per_example
             if outcome.failed:
-                self._gone[i] = Outcome(Scores(math.nan), outcome.error, seen)
+                self._gone[i] = Scores.failure(outcome.error or "", seen=seen)
             elif scores is None or len(scores) != len(order):
                 raise CannotScore(f"the metric has no score for each of {len(order)} examples")
             else:
@@ -101,11 +101,11 @@ class Race:
         outcomes, order = self._score(back, self.strata.rows)
         for i, outcome in zip(back, outcomes, strict=True):
             del self._gone[i]
-            if outcome.failed or outcome.scores.per_example is None:
+            if outcome.failed or outcome.per_example is None:
                 error = outcome.error or "no score for each example"
-                self._gone[i] = Outcome(Scores(math.nan), error, len(self.strata.rows))
+                self._gone[i] = Scores.failure(error, seen=len(self.strata.rows))
             else:
-                self._of_members[i, order] = outcome.scores.per_example.cpu().double()
+                self._of_members[i, order] = outcome.per_example.cpu().double()
                 alive.append(i)
         return sorted(alive)
 
@@ -133,22 +133,22 @@ class Race:
             if not (outrun[k] or useless[k]):
                 alive.append(i)
                 continue
-            self._gone[i] = Outcome(Scores(float(estimates[k])), seen=len(rows))
+            self._gone[i] = Scores(float(estimates[k]), seen=len(rows))
             if not useless[k]:
                 self._outrun.append(i)
         self._alive = alive
         return usual
 
-    def _outcomes(self, members: int) -> list[Outcome]:
+    def _outcomes(self, members: int) -> list[Scores]:
         """Return what was scored in full, in the order of the examples, and what was not."""
         assert self.parent.per_example is not None
         device = self.parent.per_example.device
         whole = [self._of_members[i].to(device) for i in self._alive]
-        read_now = read([Pending(values.mean(), values) for values in whole])
+        read_now = read([Scores(values.mean(), values) for values in whole])
         found = {**self._gone, **dict(zip(self._alive, read_now, strict=True))}
-        best = max((o.scores.value for o in read_now if not o.failed), default=self.parent.value)
+        best = max((o.value for o in read_now if not o.failed), default=self.parent.value)
         below = math.nextafter(best, -math.inf)
         for i, outcome in self._gone.items():
-            if not outcome.failed and outcome.scores.value > below:
-                found[i] = Outcome(Scores(below), seen=outcome.seen)
+            if not outcome.failed and outcome.value > below:
+                found[i] = Scores(below, seen=outcome.seen)
         return [found[i] for i in range(members)]

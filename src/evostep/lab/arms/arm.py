@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from evostep.acceptance import Rule
-from evostep.acceptance.table import RULES
+from evostep.acceptance import RULES, Rule
 from evostep.errors import InputError, unknown_name, warn, warn_renamed
 from evostep.lab.arms.methods import METHODS, Method, read_setting, setting_kinds
 from evostep.lab.options import Options, check_type, flag, read_arms
@@ -229,11 +228,11 @@ def _make_strategy(entry: Mapping[str, Any], label: str, options: Options) -> St
     kinds, settings = setting_kinds(strategy), _resolve(entry, options)
     for old, new in OLD_NAMES.get(type(strategy), {}).items():
         if old in entry.get("strategy", {}):
-            warn_renamed(f"{old} of arm {label!r}", new)
             if new in entry["strategy"]:
                 raise InputError(
                     f"arm {label!r}: {new} and {old}, its old name, are both given: leave {old} out"
                 )
+            warn_renamed(f"{old} of arm {label!r}", new)
             settings[new] = settings.pop(old)
     for name, value in settings.items():
         if name not in kinds:

@@ -2,7 +2,7 @@
 
 One example forward through the network is one sample-forward; its backward counts as two more.
 Acceptance is paid for; evaluation (the curves by epoch, the test at the end) is not, for any arm.
-What the parts of a run cost is the procedure's to say (`evostep.lab.arms.procedures`); a run ends
+What the parts of a run cost, its procedure knows (`evostep.lab.arms.procedures`); a run ends
 with the step or generation that reaches its budget (`evostep.lab.comparison.run`).
 """
 

@@ -195,7 +195,7 @@ def read_setting(name: str, value: Any) -> Any:
         >>> read_setting("noise", "low-rank-4")
         LowRank(rank=4)
     """
-    if isinstance(value, str) and name == "noise" and re.fullmatch(r"low-rank-\d+", value):
+    if isinstance(value, str) and name == "noise" and re.fullmatch(r"low-rank-[1-9]\d*", value):
         return LowRank(int(value.rpartition("-")[2]))
     if isinstance(value, str) and name == "scale" and value in ("safe-sum", "safe-abs"):
         return Safe("sum" if value == "safe-sum" else "abs")

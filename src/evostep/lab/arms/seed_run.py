@@ -35,12 +35,12 @@ def make_model(options: Options, data: ImageData, seed: int, device: torch.devic
 
 @dataclass(frozen=True)
 class Watch:
-    """Who is told how a run goes.
+    """What is called as a run goes on.
 
     Attributes:
-        advance: told sample-forwards as they are spent.
-        say: told one line of text after each epoch and phase.
-        warn: told one line of text that must not be missed.
+        advance: with sample-forwards as they are spent.
+        say: with one line of text after each epoch and phase.
+        warn: with one line of text that must not be missed.
     """
 
     advance: Callable[[int], None] = lambda _: None

@@ -78,7 +78,7 @@ def train_epoch(
         seed: of the run.
         epoch: counted from 0.
         max_forwards: sample-forwards after which the epoch ends early; None: it does not.
-        on_step: told the sample-forwards of each step.
+        on_step: called with the sample-forwards of each step.
 
     Returns:
         Accuracy and loss as measured on the way, and the sample-forwards spent.

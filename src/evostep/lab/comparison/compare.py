@@ -18,7 +18,7 @@ from evostep.lab.comparison.plan import Plan
 from evostep.lab.comparison.progress import show_progress
 from evostep.lab.comparison.run import run_arm, run_trunk
 from evostep.lab.data.parts import cut
-from evostep.lab.report.contrasts import finish
+from evostep.lab.report.contrasts import with_statistics
 from evostep.lab.report.page import ReportPaths, write_report
 from evostep.lab.storage import History, read_json, write_json
 
@@ -142,7 +142,7 @@ def write_results(plan: Plan, directory: Path, runs: dict[tuple[str, int], dict[
         "splits": splits["summary"],
         "runs": ordered,
     }
-    write_json(directory / "results.json", finish(results))
+    write_json(directory / "results.json", with_statistics(results))
 
 
 def describe_plan(plan: Plan, console: Console) -> None:
@@ -210,7 +210,7 @@ def _other_splits(plan: Plan, directory: Path) -> str:
 
 
 def _total_forwards(plan: Plan, runs: dict[tuple[str, int], dict[str, Any]]) -> int:
-    """What is to be spent: trunks once for each seed, and each arm from its trunk on."""
+    """Return what is to be spent: trunks once for each seed, and each arm from its trunk on."""
     total = 0
     for seed in plan.seeds:
         missing = [arm for arm in plan.arms if (arm.label, seed) not in runs]
@@ -255,5 +255,5 @@ def _difference(known: dict[str, Any], new: dict[str, Any], prefix: str) -> str:
 
 
 def _budget(described: dict[str, Any]) -> Any:
-    """The common budget; the arms of a plan all have the same."""
+    """Return the common budget; the arms of a plan all have the same."""
     return next(iter(described["arms"].values()))["budget"]

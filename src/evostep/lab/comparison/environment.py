@@ -49,7 +49,7 @@ def _cpu_name() -> str:
 
 
 def _commit() -> str | None:
-    """The commit of the source, with a plus where files differ from it; None outside git."""
+    """Return the commit of the source, with a plus where files differ from it; None outside git."""
     folder = Path(__file__).parent
     try:
         done = subprocess.run(

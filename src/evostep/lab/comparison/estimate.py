@@ -78,7 +78,7 @@ def estimate(plan: Plan) -> Estimate:
 
 
 def _time_gradients(plan: Plan, model: torch.nn.Module, parts: Parts) -> float:
-    """Seconds for one example of a gradient step."""
+    """Return the seconds of one example of a gradient step."""
     training = plan.arms[0].training
     optimizer = make_optimizer(training, model)
     took = 0.0
@@ -100,7 +100,7 @@ def _time_gradients(plan: Plan, model: torch.nn.Module, parts: Parts) -> float:
 
 
 def _time_forwards(plan: Plan, model: torch.nn.Module, parts: Parts) -> float:
-    """Seconds for one example scored."""
+    """Return the seconds of one example scored."""
     probe = parts.fitness if len(parts.fitness) else parts.test
     fitness = make_fitness(model, probe, plan.data, plan.options)
     took = 0.0

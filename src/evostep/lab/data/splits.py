@@ -51,7 +51,7 @@ class Splits:
         }
 
     def indices(self) -> dict[str, list[int]]:
-        """The indices of each part as plain lists, by name."""
+        """Return the indices of each part as plain lists, by name."""
         return {part: getattr(self, part).tolist() for part in PARTS}
 
 

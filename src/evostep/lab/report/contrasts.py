@@ -1,134 +1,22 @@
-"""Means, intervals and paired contrasts over seeds.
+"""Tables over seeds: every arm's mean, and its paired contrast with every control.
 
 Arms of a comparison share their seeds (splits, initial weights, trunk), so arms are compared by the
-differences within seeds: the spread between seeds, often larger than any effect, cancels. Intervals
-and p-values are Student's, two-sided, and not corrected for the number of contrasts.
+differences within seeds: the spread between seeds, often larger than any effect, cancels.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
-from scipy import stats
-
 from evostep.lab.arms.methods import METHODS
-
-__all__ = [
-    "Contrast",
-    "Summary",
-    "arm_labels",
-    "arm_table",
-    "contrast_table",
-    "control_labels",
-    "finish",
-    "higher_is_better",
-    "main_metric",
-    "paired_contrast",
-    "strongest_control",
-    "summarise",
-]
-
-CONFIDENCE = 0.95
-
-# Accuracies are fractions of whole examples: 0.52 - 0.51 and 0.62 - 0.61 are the same difference,
-# though their last bits differ. Spreads below this share of the values are rounding.
-ROUNDING = 1e-12
-
-
-@dataclass(frozen=True)
-class Summary:
-    """Values of one arm over seeds, in the unit of the values.
-
-    `sd` has ddof 1. With one value `sd` and `ci95` are None; with equal values `ci95` is None.
-    """
-
-    n: int
-    mean: float
-    sd: float | None
-    ci95: tuple[float, float] | None
-
-
-@dataclass(frozen=True)
-class Contrast:
-    """Mean of arm minus control over paired seeds, in the unit of the values.
-
-    Positive: the arm has the larger values. With one pair, or with differences that are all equal,
-    `ci95` and `p` are None.
-    """
-
-    n: int
-    mean: float
-    ci95: tuple[float, float] | None
-    p: float | None
-
-
-def summarise(values: Sequence[float]) -> Summary:
-    """Mean, standard deviation and 95% t interval of the mean.
-
-    Equal values give `sd` 0 and no interval: a spread of zero says that the measure is too coarse
-    for so few seeds, and an interval of no width would claim certainty.
-
-    Args:
-        values: one finite number per seed; the order does not matter.
-
-    Raises:
-        ValueError: no values, or one that is not finite.
-
-    Example:
-        >>> summary = summarise([0.50, 0.52, 0.54])
-        >>> round(summary.mean, 3), round(summary.sd, 3), [round(x, 3) for x in summary.ci95]
-        (0.52, 0.02, [0.47, 0.57])
-    """
-    values = _finite_numbers(values, "values")
-    mean = fmean(values)
-    if len(values) == 1:
-        return Summary(1, mean, None, None)
-    if _all_equal(values, scale=max(map(abs, values))):
-        return Summary(len(values), mean, 0.0, None)
-    low, high = stats.ttest_1samp(values, 0.0).confidence_interval(CONFIDENCE)
-    return Summary(len(values), mean, stdev(values), (float(low), float(high)))
-
-
-def paired_contrast(arm_values: Sequence[float], control_values: Sequence[float]) -> Contrast:
-    """Mean difference arm - control, with the paired t-test and its 95% interval.
-
-    Differences that are all equal (zero or not) have no spread to measure them by; then there is
-    no test: `ci95` and `p` are None rather than a p of 0 that no three seeds can support.
-
-    Args:
-        arm_values: one finite number per seed.
-        control_values: the control's numbers for the same seeds, in the same order.
-
-    Raises:
-        ValueError: sequences of unequal length, empty, or with a value that is not finite.
-
-    Example:
-        >>> contrast = paired_contrast([0.51, 0.53, 0.55], [0.50, 0.51, 0.52])
-        >>> round(contrast.mean, 3), [round(x, 3) for x in contrast.ci95], round(contrast.p, 3)
-        (0.02, [-0.005, 0.045], 0.074)
-    """
-    if len(arm_values) != len(control_values):
-        raise ValueError(
-            f"got {len(arm_values)} arm values and {len(control_values)} control values: "
-            "give one of each per seed, in the same order"
-        )
-    arm = _finite_numbers(arm_values, "arm_values")
-    control = _finite_numbers(control_values, "control_values")
-    differences = [a - c for a, c in zip(arm, control, strict=True)]
-    n, mean = len(differences), fmean(differences)
-    if n == 1 or _all_equal(differences, scale=max(map(abs, arm + control))):
-        return Contrast(n, mean, None, None)
-    test = stats.ttest_1samp(differences, 0.0)  # the paired t-test is the one-sample test of these
-    low, high = test.confidence_interval(CONFIDENCE)
-    return Contrast(n, mean, (float(low), float(high)), float(test.pvalue))
+from evostep.lab.report.statistics import is_finite, paired_contrast, summarise
 
 
 def arm_table(runs: Sequence[Mapping[str, Any]], metric: str) -> list[dict[str, Any]]:
-    """One row per arm: its test values of `metric`, summarised over seeds.
+    """Return one row per arm: its test values of `metric`, summarised over seeds.
 
     Args:
         runs: records with "arm", "seed" and "test" (a mapping from metric to value); runs without
@@ -159,7 +47,7 @@ def arm_table(runs: Sequence[Mapping[str, Any]], metric: str) -> list[dict[str, 
 def contrast_table(
     runs: Sequence[Mapping[str, Any]], metrics: str | Iterable[str], controls: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Paired contrasts of every arm against every control, on the seeds that both have.
+    """Return paired contrasts of every arm against every control, on the seeds that both have.
 
     Controls are compared with the controls before them (sgd-all with sgd, never both ways).
 
@@ -192,7 +80,7 @@ def contrast_table(
 def strongest_control(
     runs: Sequence[Mapping[str, Any]], metric: str, controls: Sequence[str], *, higher: bool = True
 ) -> str | None:
-    """The control with the best mean test value, over the seeds that all controls share.
+    """Return the control with the best mean test value, over the seeds that all controls share.
 
     A control with a diverged run ranks last. Without a common seed each has its own mean. None
     when no control has finished.
@@ -211,8 +99,8 @@ def strongest_control(
     return max(present, key=strength, default=None)
 
 
-def finish(results: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of `results` with "arms" and "contrasts" computed from its runs.
+def with_statistics(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of `results` with "arms" and "contrasts" computed from its runs.
 
     Rows for accuracy, loss and the metric of the configuration, where the runs have them. Arms
     come in the order of the configuration. The input is not changed.
@@ -231,13 +119,13 @@ def finish(results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def arm_labels(results: Mapping[str, Any]) -> list[str]:
-    """Labels of all arms: those of the configuration in its order, then any other that has run."""
+    """Return the labels of all arms: the configured ones in their order, then others that ran."""
     configured = [arm["label"] for arm in results.get("config", {}).get("arms", [])]
     return list(dict.fromkeys(configured + [run["arm"] for run in results["runs"]]))
 
 
 def control_labels(results: Mapping[str, Any]) -> list[str]:
-    """Labels of the arms that others are measured against, plainest method first.
+    """Return the labels of the arms that others are measured against, plainest method first.
 
     An arm of the configuration says itself whether it is a control; where it does not, as in files
     written before, and for an arm that the configuration does not list, the table of methods does.
@@ -256,7 +144,7 @@ def control_labels(results: Mapping[str, Any]) -> list[str]:
 
 
 def main_metric(results: Mapping[str, Any]) -> str:
-    """The test metric that decides: the configured one where the runs have it, else accuracy.
+    """Return the test metric that decides: the configured one, or accuracy where no run has it.
 
     Runs store it as the score that evolution maximised, higher is better: a metric of which less
     is better stands there negated. Only "loss", which stands beside it, is lower-is-better.
@@ -266,7 +154,7 @@ def main_metric(results: Mapping[str, Any]) -> str:
 
 
 def higher_is_better(metric: str) -> bool:
-    """Direction of a key of `runs[].test`: higher is better for all of them but "loss".
+    """Return the direction of a key of `runs[].test`: higher is better for all of them but "loss".
 
     What the configuration calls the metric is stored as a score; see `main_metric`.
 
@@ -277,7 +165,7 @@ def higher_is_better(metric: str) -> bool:
 
 
 def _by_arm(runs: Sequence[Mapping[str, Any]], metric: str) -> dict[str, dict[int, float | None]]:
-    """{arm: {seed: value}}; None for a value that is missing its number."""
+    """Return {arm: {seed: value}}; None for a value that is no finite number."""
     table: dict[str, dict[int, float | None]] = {}
     for run in runs:
         if metric not in run["test"]:
@@ -288,7 +176,7 @@ def _by_arm(runs: Sequence[Mapping[str, Any]], metric: str) -> dict[str, dict[in
                 f"arm {run['arm']!r} has seed {run['seed']} twice: keep one of the runs"
             )
         value = run["test"][metric]
-        seeds[run["seed"]] = float(value) if _is_finite(value) else None
+        seeds[run["seed"]] = float(value) if is_finite(value) else None
     return table
 
 
@@ -309,23 +197,6 @@ def _contrast_row(
         "ci95": _as_list(contrast.ci95),
         "p": contrast.p,
     }
-
-
-def _finite_numbers(values: Sequence[float], name: str) -> list[float]:
-    if not values:
-        raise ValueError(f"{name} is empty: give at least one number")
-    for value in values:
-        if not _is_finite(value):
-            raise ValueError(f"{name} holds {value!r}: leave out or repeat runs without a number")
-    return [float(value) for value in values]
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
-
-
-def _all_equal(values: Sequence[float], scale: float) -> bool:
-    return max(values) - min(values) <= ROUNDING * scale
 
 
 def _as_list(interval: tuple[float, float] | None) -> list[float] | None:

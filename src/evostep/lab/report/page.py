@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -13,12 +11,12 @@ from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
-from evostep.errors import InputError
 from evostep.lab.report import contrasts, wording
-from evostep.lab.report.figures import FIGURE_NAMES, draw_figures
+from evostep.lab.report.figures import FIGURES, draw_figures
+from evostep.lab.report.records import read_records
+from evostep.lab.report.statistics import is_finite
+from evostep.lab.report.verdict import sentence, verdict
 from evostep.lab.storage import write_bytes
-
-__all__ = ["ReportPaths", "read_records", "write_report"]
 
 PARTS = ("train", "fitness", "accept", "test")
 
@@ -67,102 +65,25 @@ def write_report(directory: Path) -> ReportPaths:
     files[page] = _render("report.html.j2", context).encode()
     for path, content in files.items():
         write_bytes(path, content)
-    for name in FIGURE_NAMES:  # what an earlier report drew and this one has no data for
+    for name in FIGURES:  # what an earlier report drew and this one has no data for
         for path in (directory / "figures" / f"{name}.svg", directory / "figures" / f"{name}.png"):
             if path not in files:
                 path.unlink(missing_ok=True)
     return ReportPaths(table, page, figures)
 
 
-def read_records(
-    directory: Path,
-) -> tuple[dict[str, Any], list[dict[str, Any]], int]:
-    """Read the records of a comparison.
-
-    Returns:
-        The results with "arms" and "contrasts" computed; the records of the history; and the number
-        of history lines that could not be read (a run that was killed leaves half a line).
-
-    Raises:
-        InputError: `results.json` is missing, malformed or of another format.
-    """
-    path = directory / "results.json"
-    try:
-        results = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise InputError(
-            f"no results.json in {str(directory)!r}: "
-            "give the directory that `evostep compare --out` wrote"
-        ) from None
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"cannot read {str(path)!r} ({reason}): {_REPAIR}") from None
-    _check_results(results, path)
-    try:
-        results = contrasts.finish(results)
-    except ValueError as error:
-        raise InputError(f"{str(path)!r}: {error}") from None
-    return results, *_read_history(directory / "history.jsonl")
-
-
-_REPAIR = "restore the file, or run `evostep compare --out` into a new directory"
-
-
-def _check_results(results: object, path: Path) -> None:
-    def refuse(what: str) -> InputError:
-        return InputError(f"{str(path)!r} {what}: {_REPAIR}")
-
-    if not isinstance(results, dict) or not isinstance(results.get("runs"), list):
-        raise refuse('has no list of "runs"')
-    for key in ("config", "environment", "data", "splits"):
-        if not isinstance(results.setdefault(key, {}), dict):
-            raise refuse(f'holds {results[key]!r:.40} for "{key}", not an object')
-    for arm in results["config"].get("arms") or []:
-        if not isinstance(arm, dict) or not isinstance(arm.get("label"), str):
-            raise refuse(f'holds the arm {arm!r:.40} without a "label"')
-    for run in results["runs"]:
-        good = isinstance(run, dict) and isinstance(run.get("arm"), str)
-        if (
-            not good
-            or not isinstance(run.get("seed"), int)
-            or not isinstance(run.get("test"), dict)
-        ):
-            raise refuse(f'holds the run {run!r:.40} without "arm", "seed" and "test"')
-
-
-def _read_history(path: Path) -> tuple[list[dict[str, Any]], int]:
-    records, skipped = [], 0
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-    for line in filter(str.strip, lines):
-        try:
-            record = json.loads(line)
-            complete = (
-                isinstance(record["arm"], str)
-                and isinstance(record["kind"], str)
-                and isinstance(record["seed"], int)
-                and isinstance(record["epoch"], (int, float))
-            )
-        except (ValueError, KeyError, TypeError):
-            complete = False
-        if complete:
-            records.append(record)
-        else:
-            skipped += 1
-    return records, skipped
-
-
 def _context(results: Mapping[str, Any], skipped: int) -> dict[str, Any]:
-    """What both templates show, as text: the numbers are worded once, here."""
+    """Return what both templates show, as text: the numbers are worded once, here."""
     config, environment = results["config"], results["environment"]
     metric = contrasts.main_metric(results)
     controls = contrasts.control_labels(results)
     strongest = contrasts.strongest_control(
         results["runs"], metric, controls, higher=contrasts.higher_is_better(metric)
     )
-    fraction = metric in wording.FRACTIONS
+    fraction = wording.is_fraction(metric)
     labels = [a for a in contrasts.arm_labels(results) if _runs_of(results, a)]
     used = [c for c in controls if any(row["control"] == c for row in results["contrasts"])]
-    sentences = [wording.sentence(row) for row in results["contrasts"] if row["metric"] == metric]
+    sentences = [sentence(row) for row in results["contrasts"] if row["metric"] == metric]
     seeds = config.get("seeds") or sorted({run["seed"] for run in results["runs"]})
     expected = len(contrasts.arm_labels(results)) * len(seeds)
     return {
@@ -177,7 +98,7 @@ def _context(results: Mapping[str, Any], skipped: int) -> dict[str, Any]:
         "contrast_unit": "points" if fraction else metric,
         "controls": used,
         "rows": [_row(results, label, metric, used, strongest) for label in labels],
-        "verdict": wording.verdict(results, metric, controls, strongest),
+        "verdict": verdict(results, metric, controls, strongest),
         "sentences": sentences,
         "splits": _splits(results["splits"]),
         "arms": [
@@ -235,9 +156,9 @@ def _row(
 
 
 def _mean(values: Any) -> float | None:
-    """The mean; None where a value is missing or not finite: a mean of the others misleads."""
+    """Return the mean; None where a value is missing or not finite: the others' would mislead."""
     found = list(values)
-    complete = all(isinstance(x, (int, float)) and math.isfinite(x) for x in found)
+    complete = all(map(is_finite, found))
     return fmean(found) if found and complete else None
 
 
@@ -250,7 +171,7 @@ def _find(rows: Sequence[dict[str, Any]], **keys: str) -> dict[str, Any] | None:
 
 
 def _splits(splits: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Per seed, the size and hash of each part, in the order of PARTS."""
+    """Return for each seed the size and hash of each part, in the order of PARTS."""
     table = []
     for seed, parts in splits.items():
         cells = [parts.get(p) if isinstance(parts, dict) else None for p in PARTS]

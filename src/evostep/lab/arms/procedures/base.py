@@ -40,7 +40,7 @@ class Learner:
             name: of the arm or trunk, for the history.
             counters: of the run; they count the epoch.
             budget: sample-forwards at which the run ends; None: there is no end.
-            extra: what else the line of history says.
+            extra: what else goes into the line of history.
         """
         seed_run = self.seed_run
         began = time.perf_counter()
@@ -80,7 +80,7 @@ def descent_cost(training: Training, sizes: Sizes) -> int:
 class Procedure(ABC):
     """What a run does from the trunk on: epoch by epoch, up to the model that is tested.
 
-    What a run costs is told beforehand, in sample-forwards, by `epoch_cost`, `phase_cost` and
+    What a run costs is known beforehand, in sample-forwards, from `epoch_cost`, `phase_cost` and
     `finish_cost`: pure functions of the arm and of the sizes of the data's parts.
 
     Attributes:

@@ -24,7 +24,7 @@ def cache_directory() -> Path:
 
 
 def fingerprint(paths: Sequence[Path]) -> str:
-    """A key for decoded files that changes when a source's name, size or time does."""
+    """Return a key for decoded files that changes when a source's name, size or time does."""
     facts = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
     return hashlib.sha256(repr(("v1", facts)).encode()).hexdigest()[:16]
 

@@ -99,7 +99,7 @@ def _label(label: Any, name: str, i: int) -> int:
 
 
 def _image(image: object, named: str, image_size: int | None) -> Tensor:
-    """One image of a user's Dataset as `(c, h, w)` uint8."""
+    """Return one image of a user's Dataset as `(c, h, w)` uint8."""
     from PIL import Image
 
     if isinstance(image, Image.Image):

@@ -46,7 +46,7 @@ def refuse_deep(image: Any, named: str) -> None:
 
 
 def to_bytes(image: Any, image_size: int | None) -> NDArray[np.uint8]:
-    """The `(c, h, w)` bytes of a PIL image: one channel if it is grey, else three."""
+    """Return the `(c, h, w)` bytes of a PIL image: one channel if it is grey, else three."""
     from PIL import Image, ImageOps
 
     if image.mode not in ("L", "RGB"):

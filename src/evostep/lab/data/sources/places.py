@@ -11,7 +11,7 @@ from evostep.lab.data.sources.cache import cache_directory
 
 
 def places_of(name: str, folder: Path | None, *usual: Path) -> list[Path]:
-    """Where to look: in the folder that was given alone, else in `$EVOSTEP_DATA` and as usual."""
+    """Return where to look: in the given folder alone, else in `$EVOSTEP_DATA` and as usual."""
     if folder is not None:
         return [Path(folder).expanduser()]
     root = os.environ.get("EVOSTEP_DATA")

@@ -13,17 +13,17 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from evostep.lab.report.drawing import (
+from evostep.lab.report.figures.drawing import (
     DASHES,
     INK,
     Drawing,
     Look,
     add_legend,
-    finish,
     number,
+    render,
     shortened,
 )
-from evostep.lab.report.wording import FRACTIONS
+from evostep.lab.report.wording import is_fraction
 
 TRUNK = "shared trunk"
 TRUNK_LOOK: Look = {"color": INK, "linestyle": DASHES[2], "linewidth": 1.5, "zorder": 3}
@@ -80,7 +80,7 @@ def draw_curves(
         keys.append(Patch(color=INK, alpha=0.12, linewidth=0))
         texts.append("evolution phase")
     add_legend(figure, keys, texts)
-    return finish(
+    return render(
         figure,
         metric,
         f"{metric.capitalize()} by epoch",
@@ -191,7 +191,7 @@ def _plot_lines(
 
 
 def _curve(records: Sequence[Record], part: str, metric: str) -> Curve:
-    factor = 100.0 if metric in FRACTIONS else 1.0
+    factor = 100.0 if is_fraction(metric) else 1.0
     curve: Curve = {}
     for record in records:
         value = number(record.get(part), metric)

@@ -13,13 +13,14 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from evostep.lab.report import contrasts
+from evostep.lab.report.statistics import is_finite
 
 INK, GRID = "#1b1b1a", "#d9d9d8"  # sentinels: the page replaces them by its own colours
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -73,7 +74,7 @@ class Drawing:
 
 
 def looks(results: Mapping[str, Any]) -> dict[str, Look]:
-    """Return each arm a look, in their order; dashes tell arms of one colour apart."""
+    """Return how each arm looks, in their order; dashes tell arms of one colour apart."""
     controls = contrasts.control_labels(results)
     others = [label for label in contrasts.arm_labels(results) if label not in controls]
     styles: dict[str, Look] = {}
@@ -86,7 +87,7 @@ def looks(results: Mapping[str, Any]) -> dict[str, Look]:
 
 
 def label_rows(axis: Axes, labels: Sequence[str]) -> None:
-    """Return each arm a row of its own, the first on top."""
+    """Label a row for each arm, the first on top."""
     axis.set_yticks(range(len(labels)), [shortened(label) for label in labels])
     axis.set_ylim(len(labels) - 0.5, -0.5)
     axis.grid(visible=False, axis="y")
@@ -101,7 +102,7 @@ def add_legend(figure: Figure, handles: Sequence[Artist], labels: Sequence[str])
     figure.legend(handles, labels, loc="outside lower center", ncols=columns)
 
 
-def finish(figure: Figure, name: str, title: str, alt: str, caption: str) -> Drawing:
+def render(figure: Figure, name: str, title: str, alt: str, caption: str) -> Drawing:
     """Turn a figure into bytes; the other arguments are attributes of `Drawing`."""
     svg, png = io.StringIO(), io.BytesIO()
     # No date and no version: the same records give the same file.
@@ -112,7 +113,7 @@ def finish(figure: Figure, name: str, title: str, alt: str, caption: str) -> Dra
 
 
 def _inline(svg: str, name: str, title: str, alt: str) -> str:
-    """The svg element alone, made to take the page's colours and to share it with others."""
+    """Return the svg element alone, made to take the page's colours and to share it with others."""
     body = re.sub(r"<metadata>.*?</metadata>\s*|<title>.*?</title>\s*", "", svg, flags=re.DOTALL)
     body = body[body.index("<svg") :].strip()
     body = re.sub(r'(\sid="|href="#|url\(#)', rf"\g<1>{name}-", body)
@@ -134,11 +135,6 @@ def number(record: object, key: str) -> float | None:
     """Return a number of a record; None where it is missing or not finite."""
     value = record.get(key) if isinstance(record, Mapping) else None
     return float(value) if is_finite(value) else None
-
-
-def is_finite(value: object) -> TypeGuard[float]:
-    """Return whether a value is a finite number."""
-    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def shortened(label: str) -> str:

@@ -6,7 +6,6 @@ import re
 from typing import Any
 
 import matplotlib.style
-
 from evostep.lab.report.curves import draw_curves
 from evostep.lab.report.drawing import STYLE, Drawing, looks
 from evostep.lab.report.generations import draw_generations

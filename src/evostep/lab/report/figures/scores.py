@@ -1,4 +1,4 @@
-"""Figure of the evolution: parent, members and candidate, generation by generation."""
+"""Figure of the evolution: scores of parent, members and candidate, generation by generation."""
 
 from __future__ import annotations
 
@@ -11,37 +11,38 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from evostep.lab.report.drawing import (
+from evostep.lab.report import contrasts
+from evostep.lab.report.figures.drawing import (
     INK,
     Drawing,
     Look,
     add_legend,
-    finish,
-    is_finite,
     number,
+    render,
     shortened,
 )
-from evostep.lab.report.wording import FRACTIONS
+from evostep.lab.report.statistics import is_finite
+from evostep.lab.report.wording import is_fraction
 
 SHOWN_SEEDS = 3
 
 Record = Mapping[str, Any]
 
 
-def draw_generations(
-    history: Sequence[Record], look: Mapping[str, Look], metric: str
+def draw_scores(
+    results: Record, history: Sequence[Record], look: Mapping[str, Look]
 ) -> Drawing | None:
     """Draw parent, best member and candidate of every generation, a panel for each arm and seed.
 
     Args:
-        history: scores in it are of `metric`, higher is better.
+        results: its configuration tells the metric that evolution maximises.
+        history: scores in it are of that metric, higher is better.
         look: of the arms, in their order.
-        metric: what evolution maximises.
 
     Returns:
         The drawing, or None where no generation has been recorded.
     """
-    records = _generation_records(history)
+    metric, records = contrasts.main_metric(results), _generation_records(history)
     labels = [label for label in look if any(r["arm"] == label for r in records)]
     seeds = sorted({r["seed"] for r in records})
     if not labels:
@@ -49,11 +50,11 @@ def draw_generations(
     shown = seeds[:SHOWN_SEEDS]
     figure = Figure(figsize=(max(5.6, 3.1 * len(shown)), 0.9 + 2.0 * len(labels)))
     grid = figure.subplots(len(labels), len(shown), sharex="row", sharey="row", squeeze=False)
-    factor, unit = (100.0, " (%)") if metric in FRACTIONS else (1.0, "")
+    factor, unit = (100.0, " (%)") if is_fraction(metric) else (1.0, "")
     for row, label in enumerate(labels):
         for column, seed in enumerate(shown):
             own = [r for r in records if r["arm"] == label and r["seed"] == seed]
-            _plot_generations(grid[row][column], own, look[label]["color"], factor)
+            _plot_scores(grid[row][column], own, look[label]["color"], factor)
             grid[row][column].set_title(f"{shortened(label)}, seed {seed}")
         grid[row][0].set_ylabel(f"{shortened(metric)}{unit}\non fitness examples", fontsize=9)
     for axis in grid[-1]:
@@ -74,7 +75,7 @@ def draw_generations(
         for label in labels
     )
     left_out = f" Seeds shown: {len(shown)} of {len(seeds)}." if len(shown) < len(seeds) else ""
-    return finish(
+    return render(
         figure,
         "evolution",
         "Evolution, generation by generation",
@@ -85,7 +86,7 @@ def draw_generations(
     )
 
 
-def _plot_generations(axis: Axes, records: Sequence[Record], colour: str, factor: float) -> None:
+def _plot_scores(axis: Axes, records: Sequence[Record], colour: str, factor: float) -> None:
     def scaled(value: float | None) -> float:
         return math.nan if value is None else factor * value
 

@@ -1,0 +1,126 @@
+"""Mean, interval and paired contrast of values over seeds.
+
+Intervals and p-values are Student's, two-sided, and not corrected for the number of contrasts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import TypeGuard
+
+from scipy import stats
+
+CONFIDENCE = 0.95
+
+# Accuracies are fractions of whole examples: 0.52 - 0.51 and 0.62 - 0.61 are the same difference,
+# though their last bits differ. Spreads below this share of the values are rounding.
+ROUNDING = 1e-12
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Values of one arm over seeds, in the unit of the values.
+
+    `sd` has ddof 1. With one value `sd` and `ci95` are None; with equal values `ci95` is None.
+    """
+
+    n: int
+    mean: float
+    sd: float | None
+    ci95: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Mean of arm minus control over paired seeds, in the unit of the values.
+
+    Positive: the arm has the larger values. With one pair, or with differences that are all equal,
+    `ci95` and `p` are None.
+    """
+
+    n: int
+    mean: float
+    ci95: tuple[float, float] | None
+    p: float | None
+
+
+def summarise(values: Sequence[float]) -> Summary:
+    """Return mean, standard deviation and 95% t interval of the mean.
+
+    Equal values give `sd` 0 and no interval: a spread of zero says that the measure is too coarse
+    for so few seeds, and an interval of no width would claim certainty.
+
+    Args:
+        values: one finite number per seed; the order does not matter.
+
+    Raises:
+        ValueError: no values, or one that is not finite.
+
+    Example:
+        >>> summary = summarise([0.50, 0.52, 0.54])
+        >>> round(summary.mean, 3), round(summary.sd, 3), [round(x, 3) for x in summary.ci95]
+        (0.52, 0.02, [0.47, 0.57])
+    """
+    values = _finite_numbers(values, "values")
+    mean = fmean(values)
+    if len(values) == 1:
+        return Summary(1, mean, None, None)
+    if _all_equal(values, scale=max(map(abs, values))):
+        return Summary(len(values), mean, 0.0, None)
+    low, high = stats.ttest_1samp(values, 0.0).confidence_interval(CONFIDENCE)
+    return Summary(len(values), mean, stdev(values), (float(low), float(high)))
+
+
+def paired_contrast(arm_values: Sequence[float], control_values: Sequence[float]) -> Contrast:
+    """Return the mean difference arm - control, with the paired t-test and its 95% interval.
+
+    Differences that are all equal (zero or not) have no spread to measure them by; then there is
+    no test: `ci95` and `p` are None rather than a p of 0 that no three seeds can support.
+
+    Args:
+        arm_values: one finite number per seed.
+        control_values: the control's numbers for the same seeds, in the same order.
+
+    Raises:
+        ValueError: sequences of unequal length, empty, or with a value that is not finite.
+
+    Example:
+        >>> contrast = paired_contrast([0.51, 0.53, 0.55], [0.50, 0.51, 0.52])
+        >>> round(contrast.mean, 3), [round(x, 3) for x in contrast.ci95], round(contrast.p, 3)
+        (0.02, [-0.005, 0.045], 0.074)
+    """
+    if len(arm_values) != len(control_values):
+        raise ValueError(
+            f"got {len(arm_values)} arm values and {len(control_values)} control values: "
+            "give one of each per seed, in the same order"
+        )
+    arm = _finite_numbers(arm_values, "arm_values")
+    control = _finite_numbers(control_values, "control_values")
+    differences = [a - c for a, c in zip(arm, control, strict=True)]
+    n, mean = len(differences), fmean(differences)
+    if n == 1 or _all_equal(differences, scale=max(map(abs, arm + control))):
+        return Contrast(n, mean, None, None)
+    test = stats.ttest_1samp(differences, 0.0)  # the paired t-test is the one-sample test of these
+    low, high = test.confidence_interval(CONFIDENCE)
+    return Contrast(n, mean, (float(low), float(high)), float(test.pvalue))
+
+
+def _finite_numbers(values: Sequence[float], name: str) -> list[float]:
+    if not values:
+        raise ValueError(f"{name} is empty: give at least one number")
+    for value in values:
+        if not is_finite(value):
+            raise ValueError(f"{name} holds {value!r}: leave out or repeat runs without a number")
+    return [float(value) for value in values]
+
+
+def is_finite(value: object) -> TypeGuard[float]:
+    """Return whether a value is a finite number."""
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _all_equal(values: Sequence[float], scale: float) -> bool:
+    return max(values) - min(values) <= ROUNDING * scale

@@ -1,0 +1,102 @@
+"""The verdict: which arms beat the strongest control, the only one that counts, in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from evostep.lab.report import contrasts
+from evostep.lab.report.wording import contrast_text
+
+OUTCOMES = {
+    "better": "Better: ",
+    "no difference shown": "No difference shown: ",
+    "worse": "Worse: ",
+    "one seed": "One seed, so a difference cannot be told from luck: ",
+    "equal": "The same difference on every seed, so no interval: ",
+    "diverged": "No number, since a run diverged: ",
+}
+
+
+def verdict(
+    results: Mapping[str, Any], metric: str, controls: Sequence[str], strongest: str | None
+) -> dict[str, Any]:
+    """Return in words whether arms beat the strongest control.
+
+    Args:
+        results: with "contrasts" filled by `contrasts.with_statistics`.
+        metric: the test metric that decides.
+        controls: labels of the controls.
+        strongest: the label of one of them, or None where none has finished.
+
+    Returns:
+        `headline`, one or two plain sentences, and `details`, a sentence for each outcome.
+    """
+    if not results["runs"]:
+        return {"headline": "No run has finished yet.", "details": []}
+    if strongest is None:
+        return {
+            "headline": "No verdict: none of the arms is a control.",
+            "details": ["Add `sgd` and `sgd-all` to the arms to learn whether evolution helps."],
+        }
+    rows = [
+        row
+        for row in results["contrasts"]
+        if row["metric"] == metric and row["control"] == strongest and row["arm"] not in controls
+    ]
+    if not rows:
+        return {
+            "headline": "No verdict yet: no other arm shares a seed with the strongest control, "
+            f"{strongest}.",
+            "details": [],
+        }
+    groups: dict[str, list[str]] = {}
+    for row in rows:
+        groups.setdefault(_outcome(row), []).append(f"{row['arm']} ({contrast_text(row)})")
+    details = [
+        start + "; ".join(groups[key]) + "." for key, start in OUTCOMES.items() if key in groups
+    ]
+    of = f"the strongest control, {strongest}, in test {metric}"
+    return {"headline": _headline(rows, of), "details": details}
+
+
+def _headline(rows: Sequence[Mapping[str, Any]], of: str) -> str:
+    if all(row["ci95"] is None for row in rows):
+        one_seed = rows[0]["n"] == 1
+        why = "one seed cannot tell a difference" if one_seed else "no interval for the difference"
+        return f"No verdict: {why} from {of}."
+    better = [row["arm"] for row in rows if _outcome(row) == "better"]
+    if not better and len(rows) == 1:
+        return f"The arm was not shown to beat {of}."
+    if not better:
+        return f"None of the {len(rows)} arms was shown to beat {of}."
+    headline = f"{_listed(better)} beat{'s' if len(better) == 1 else ''} {of}."
+    if len(better) < len(rows):
+        headline += f" That is {len(better)} of {len(rows)} arms."
+    return headline
+
+
+def _outcome(row: Mapping[str, Any]) -> str:
+    if row["mean"] is None:
+        return "diverged"
+    if row["ci95"] is None:
+        return "one seed" if row["n"] == 1 else "equal"
+    low, high = row["ci95"]
+    if low <= 0.0 <= high:
+        return "no difference shown"
+    return "better" if (low > 0.0) == contrasts.higher_is_better(row["metric"]) else "worse"
+
+
+def sentence(row: Mapping[str, Any]) -> dict[str, str]:
+    """Return arm and control of a row of "contrasts", and the difference in words."""
+    words = {"one seed": "one seed, no interval", "equal": "the same on every seed, no interval"}
+    outcome = _outcome(row)
+    return {
+        "arm": row["arm"],
+        "control": row["control"],
+        "text": f"{contrast_text(row)}: {words.get(outcome, outcome)}",
+    }
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
