@@ -232,6 +232,17 @@ def test_an_engine_that_is_right_is_checked_once(monkeypatch: pytest.MonkeyPatch
     assert_same_run(found)
 
 
+def test_one_member_more_goes_forward_where_an_engine_is_checked_and_is_not_counted() -> None:
+    for engine, more in ((Doubtful(), len(X)), ("inplace", 0)):  # the plain one needs no check
+        model = nn.Linear(6, 3)
+        rows: list[int] = []
+        model.register_forward_pre_hook(lambda m, inputs, rows=rows: rows.append(len(inputs[0])))
+        search = Evolution(model, ES, accept=Always(), engine=engine)
+        records = search.evolve(Fitness(model, [(X, Y)], "neg-loss"), 2)
+        assert [record.sample_forwards for record in records] == [45, 45]
+        assert sum(rows) == 90 + more
+
+
 def test_checking_is_not_counted_and_a_resumed_run_gives_the_same() -> None:
     torch.manual_seed(2)
     model = nn.Linear(6, 3)
