@@ -148,8 +148,8 @@ def test_so_it_is_where_a_forward_changes_them() -> None:
 
     model = Clamping(6, 3)
     fitness = Fitness(model, [(X, Y)], "neg-loss")
-    found, workspace, evaluator = opened(model, OpenAIES(0.1, population=6), fitness)
-    InPlace().score(found, workspace, evaluator)
+    session, round, found = opened(model, OpenAIES(0.1, population=6), fitness)
+    session.score(round, found)
     for member, written in zip(found, seen, strict=True):
         assert torch.equal(written, member.tensor("weight"))
 
