@@ -20,7 +20,7 @@ from cases import Case, Side
 from torch import Tensor, nn
 
 import evostep
-from evostep.engines.auto import make_engine
+from evostep.engines.auto import Auto
 from evostep.spaces.workspace import Workspace
 
 Batch = tuple[Tensor, Tensor]  # inputs, targets
@@ -123,7 +123,7 @@ def measure(case: Case, side: Side, threads: int) -> dict[str, Any]:
     torch.set_num_threads(threads)
     if side.engine != "inference":
         try:
-            make_engine(side.engine)
+            Auto.of(side.engine)
         except ValueError as error:
             return {"missing": str(error)}
     model, batches = make_task(case.task, case.examples, case.batch)

@@ -24,7 +24,7 @@ from cases import Side
 from engines_side import infer, make_generation, mlp
 from peers import describe_machine
 
-from evostep.engines.auto import make_engine
+from evostep.engines.auto import Auto
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def _available(names: list[str]) -> list[str]:
     found = []
     for name in names:
         try:
-            make_engine(name)
+            Auto.of(name)
         except ValueError as error:
             print(f"# {name}: not available: {error}")
             continue

@@ -22,7 +22,7 @@ import platform
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import evostep
-from evostep.engines.base import Engine
+from evostep.engines.base import Engine, Session
 from evostep.engines.inplace import InPlace
 from evostep.engines.racing import Racing
 from evostep.engines.racing.session import margin
@@ -39,9 +39,9 @@ from evostep.genome.point import Tensors
 from evostep.genome.slots import slots_of_module
 from evostep.lab.data.images import load_data
 from evostep.lab.models import build_model
-from evostep.scoring.evaluator import Competition, Evaluator
+from evostep.scoring.evaluator import Competition, Evaluator, Round
 from evostep.scoring.metrics import accuracy
-from evostep.scoring.scores import Outcome, Scores
+from evostep.scoring.scores import Scores
 from evostep.spaces.workspace import Workspace
 
 CHILDREN = 16
@@ -151,17 +151,22 @@ class FromTable(Engine):
     def __init__(self, table: Tensor, parent: Tensor) -> None:
         self.table, self.parent = table, parent
 
-    def score(
-        self, members: Sequence[Any], workspace: Workspace, evaluator: Evaluator
-    ) -> list[Outcome]:
+    def open(self, workspace: Workspace, evaluator: Evaluator) -> LookingUp:
+        """Start to work for one phase."""
+        return LookingUp(self, workspace, evaluator)
+
+
+class LookingUp(Session[FromTable]):
+    """Scores members by looking them up."""
+
+    def score(self, round: Round, members: Sequence[Any]) -> list[Scores]:
         """Look the scores up."""
-        assert evaluator.examples is not None
-        numbers = torch.cat([inputs for inputs, _ in evaluator.examples])
-        rows = [
-            self.parent if isinstance(member, Tensors) else self.table[member] for member in members
-        ]
+        assert round.examples is not None
+        numbers = torch.cat([inputs for inputs, _ in round.examples])
+        table, parent = self.engine.table, self.engine.parent
+        rows = [parent if isinstance(member, Tensors) else table[member] for member in members]
         found = [row[numbers].double() for row in rows]
-        return [Outcome(Scores(float(values.mean()), values)) for values in found]
+        return [Scores(float(values.mean()), values) for values in found]
 
 
 def decide(scores: Sequence[float], parent: float, beats_parent: bool) -> int | None:
@@ -176,14 +181,14 @@ def race(tables: Tables, metric: str, beats_parent: bool, count: int, seed: int)
     model = Lookup(tables.logits)
     numbers = torch.arange(n).split(BATCH)
     batches = [(part, tables.targets[part]) for part in numbers]
-    evaluator = Evaluator(evostep.Fitness(model, batches, metric), None, seed)
+    evaluator = Evaluator(evostep.Fitness(model, batches, metric))
     slots = slots_of_module(model)
     space = evostep.AllWeights()
     workspace = Workspace(space, space.open(slots), slots.tensors)
     table = tables.scores[metric]
     parent = evaluator.fitness.score(evaluator.fitness.examples()).per_example  # type: ignore[union-attr]
     assert parent is not None
-    racing = Racing(over=FromTable(table, parent))
+    racing = Racing(over=FromTable(table, parent)).open(workspace, evaluator)
     fresh = len(table) >= count * CHILDREN
     generator = torch.Generator().manual_seed(seed)
     shares: list[float] = []
@@ -192,17 +197,15 @@ def race(tables: Tables, metric: str, beats_parent: bool, count: int, seed: int)
         members = torch.randperm(len(table), generator=generator)[:CHILDREN].tolist()
         if fresh:
             members = list(range(generation * CHILDREN, (generation + 1) * CHILDREN))
-        evaluator.begin(generation)
-        evaluator.competition = Competition(beats_parent)
-        with racing.around_parent(workspace, evaluator):
-            evaluator.parent = evaluator()
-        outcomes = racing.score(members, workspace, evaluator)  # type: ignore[arg-type]
+        round = evaluator.round(seed, generation, Competition(beats_parent))
+        center = racing.parent(round, members)  # type: ignore[arg-type]
+        found = racing.score(replace(round, parent=center), members)  # type: ignore[arg-type]
         full = table[members].double().mean(1).tolist()
-        raced = [outcome.scores.value for outcome in outcomes]
-        wanted = decide(full, evaluator.parent.value, beats_parent)
-        same += decide(raced, evaluator.parent.value, beats_parent) == wanted
+        raced = [one.value for one in found]
+        wanted = decide(full, center.value, beats_parent)
+        same += decide(raced, center.value, beats_parent) == wanted
         stays += wanted is None
-        seen = sum(n if outcome.seen is None else outcome.seen for outcome in outcomes)
+        seen = sum(n if one.seen is None else one.seen for one in found)
         shares.append((n + seen) / (n * (1 + CHILDREN)))
     return {"same": same, "stays": stays, "shares": shares, "fresh": fresh}
 

@@ -5,6 +5,8 @@ once, what takes its place, and the tests that must fail then. Sources are chang
 
     python tests/mutants.py                          # all: some ten minutes
     python tests/mutants.py --only ladder-factor     # one; the option may come several times
+    python tests/mutants.py --check                  # whether all texts and tests are there
+    python tests/mutants.py --sound                  # first see that the tests pass without
     python tests/mutants.py --json results.json      # name -> "killed", "survived" or "broken"
 
 The exit status is 1 where a mutant survived, or where its text or its tests were not found.
@@ -66,8 +68,28 @@ def read_table(path: Path = TABLE) -> list[Mutant]:
     ]
 
 
-def run(mutants: Sequence[Mutant], root: Path = ROOT) -> dict[str, str]:
-    """Return what became of each mutant: "killed", "survived" or "broken"; tell it as it goes."""
+def check(one: Mutant, root: Path = ROOT) -> list[str]:
+    """Return what of a mutant is not there: its text, once in its file, or a test."""
+    path = root / "src" / "evostep" / one.file
+    times = path.read_text().count(one.old) if path.is_file() else 0
+    wrong = [] if times == 1 else [f"{one.name}: its text stands {times} times in {one.file}"]
+    for test in one.tests:
+        file, _, name = test.partition("::")
+        path = root / "tests" / file
+        head = f"def {name.partition('[')[0]}(" if name else ""
+        if not path.is_file() or head not in path.read_text():
+            wrong.append(f"{one.name}: there is no test {test}")
+    return wrong
+
+
+def run(mutants: Sequence[Mutant], root: Path = ROOT, *, sound: bool = False) -> dict[str, str]:
+    """Return what became of each mutant: "killed", "survived" or "broken"; tell it as it goes.
+
+    Args:
+        mutants: to try.
+        root: of the tree that has the library and its tests.
+        sound: whether to see first that all their tests pass without a mutant.
+    """
     results: dict[str, str] = {}
     for name in _PRELOADED:
         importlib.import_module(name)
@@ -75,7 +97,7 @@ def run(mutants: Sequence[Mutant], root: Path = ROOT) -> dict[str, str]:
         source = Path(folder) / "src"
         shutil.copytree(root / "src", source)
         tests = sorted({test for one in mutants for test in one.tests})
-        if _pytest(root, source, tests, expected=(0,)) != 0:
+        if sound and _pytest(root, source, tests, expected=(0,), seconds=None) != 0:
             raise SystemExit("the tests do not pass without a mutant: nothing can be told")
         for one in mutants:
             began = time.monotonic()
@@ -85,11 +107,12 @@ def run(mutants: Sequence[Mutant], root: Path = ROOT) -> dict[str, str]:
 
 
 def _try(one: Mutant, root: Path, source: Path) -> str:
-    path = source / "evostep" / one.file
-    text = path.read_text() if path.is_file() else ""
-    if text.count(one.old) != 1 or one.new == one.old:
-        print(f"{one.name}: its text stands {text.count(one.old)} times in {one.file}, not once")
+    wrong = check(one, root)
+    if wrong:
+        print(*wrong, sep="\n")
         return "broken"
+    path = source / "evostep" / one.file
+    text = path.read_text()
     path.write_text(text.replace(one.old, one.new))
     try:
         status = _pytest(root, source, one.tests)
@@ -100,7 +123,12 @@ def _try(one: Mutant, root: Path, source: Path) -> str:
 
 
 def _pytest(
-    root: Path, source: Path, tests: Sequence[str], expected: Sequence[int] = (0, 1)
+    root: Path,
+    source: Path,
+    tests: Sequence[str],
+    *,
+    expected: Sequence[int] = (0, 1),
+    seconds: float | None = SECONDS,
 ) -> int:
     """Run tests against the sources, and return pytest's exit status; show one not expected.
 
@@ -111,7 +139,7 @@ def _pytest(
             target=_child, args=(root, source, tests, output.fileno())
         )
         child.start()
-        child.join(SECONDS)
+        child.join(seconds)
         if child.is_alive():
             child.kill()
             child.join()
@@ -140,12 +168,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", action="append", metavar="NAME", help="run this one alone")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
+    parser.add_argument("--sound", action="store_true", help="first run the tests without a mutant")
+    parser.add_argument("--check", action="store_true", help="look for texts and tests, run none")
     asked = parser.parse_args()
     mutants = read_table()
     unknown = set(asked.only or ()) - {one.name for one in mutants}
     if unknown:
         parser.error(f"there is no mutant {', '.join(sorted(unknown))} in {TABLE.name}")
-    results = run([one for one in mutants if not asked.only or one.name in asked.only])
+    chosen = [one for one in mutants if not asked.only or one.name in asked.only]
+    if asked.check:
+        wrong = [line for one in chosen for line in check(one)]
+        print(*wrong, f"{len(chosen)} mutants, {len(wrong)} texts or tests missing", sep="\n")
+        return int(bool(wrong))
+    results = run(chosen, sound=asked.sound)
     if asked.json:
         asked.json.write_text(json.dumps(results, indent=1) + "\n")
     files = {one.file for one in mutants if one.name in results}

@@ -155,6 +155,7 @@ STATES: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (lambda s: s.update(strategy="SNES"), "saved by SNES, this evolution has RandomMutation"),
     (lambda s: s.update(names=["0.weight", "other"]), "other names .other where.*0.bias"),
     (lambda s: s["names"].pop(), "other names .5 where this evolution has 6 tensors"),
+    (lambda s: s.update(format=2), "has the format 2, this version of evostep reads 1"),
 ]
 
 
@@ -171,6 +172,23 @@ def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(
     with pytest.raises(ValueError, match=words):
         search.load_state_dict(state)
     assert search.state_dict() == before
+
+
+def test_a_state_of_before_it_had_a_number_is_still_read() -> None:
+    model = probe()
+    search = Evolution(model, STRATEGIES["openai-es"], accept=Always(), seed=4)
+    search.evolve(fitness_of(model), 2)
+    state, before = search.state_dict(), weights(model)
+    assert state["format"] == 1
+    old = {key: value for key, value in state.items() if key not in ("format", "engines")}
+    found = []
+    for saved in (state, old):
+        model.load_state_dict(before)
+        resumed = Evolution(model, STRATEGIES["openai-es"], accept=Always(), seed=99)
+        resumed.load_state_dict(through_a_file(saved))
+        found.append([numbers(record) for record in resumed.evolve(fitness_of(model), 2)])
+    assert found[0] == found[1]
+    assert resumed.state_dict()["format"] == 1
 
 
 # Budgets

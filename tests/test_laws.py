@@ -137,12 +137,12 @@ def test_law_4_the_expected_update_is_along_the_analytic_gradient(name: str, sig
     es = OpenAIES(sigma, lr=sigma, population=40, **options)
     search = Evolution({"w": w}, es, accept=Always())
     total = torch.zeros_like(w)
-    for _ in range(60):
+    for _ in range(30):
         search.evolve(lambda: -0.5 * float((curvature * w**2).sum()))
         total += w - start
         w.copy_(start)
     gradient = -curvature * start
-    assert float(F.cosine_similarity(total, gradient, dim=0)) > 0.95
+    assert float(F.cosine_similarity(total, gradient, dim=0)) > 0.9
 
 
 @each_strategy

@@ -21,17 +21,19 @@ PACKAGE = ROOT / "src" / "evostep"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
-@pytest.fixture(scope="module")
-def imported() -> set[str]:
-    """The top-level modules that all public names add to those of `import torch`."""
-    program = (
-        "import json, sys, torch; before = set(sys.modules); from evostep import *;"
-        "print(json.dumps(sorted(set(sys.modules) - before)))"
-    )
+def modules_after(program: str) -> set[str]:
+    """The top-level modules that a fresh process has imported after a program."""
+    program += "; import json, sys; print(json.dumps(sorted(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
     )
-    return {name.partition(".")[0] for name in json.loads(done.stdout)} - {"evostep", "torch"}
+    return {name.partition(".")[0] for name in json.loads(done.stdout)}
+
+
+@pytest.fixture(scope="module")
+def imported() -> set[str]:
+    """The top-level modules that all public names add to those of `import torch`."""
+    return modules_after("from evostep import *") - modules_after("import torch") - {"evostep"}
 
 
 def requirements() -> list[Requirement]:

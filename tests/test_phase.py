@@ -15,11 +15,17 @@ from torch import Tensor, nn
 
 from evostep import Always, Evolution, Evolved, Fitness, OpenAIES, RandomMutation, Scores
 from evostep.acceptance import Improves, Ladder, PairedTest, Rule
-from evostep.phase import fingerprint
-from evostep.record import Verdict
+from evostep.engines.auto import Auto
+from evostep.genome.slots import slots_of_module
+from evostep.phase import Phase
+from evostep.record import Record, Verdict
+from evostep.scoring.center import fingerprint
+from evostep.scoring.evaluator import Evaluator
+from evostep.scoring.isolation import ModuleState
 from evostep.spaces.base import Space
 from evostep.spaces.span import Span
 from evostep.spaces.weights import AllWeights, Only
+from evostep.spaces.workspace import Workspace
 from evostep.strategies.cmaes import CMAES
 from evostep.strategies.random_search import RandomSearch
 from evostep.strategies.snes import SNES
@@ -178,6 +184,159 @@ def test_a_phase_that_moved_nothing_is_not_judged() -> None:
     assert search.attempts == 0
 
 
+# When the center has come to stay elsewhere.
+
+
+class SaysOfEach(Says):
+    every = "generation"
+
+
+class Mover:
+    """Evolves two weights, in a `Span` where `average` says what it opens at; notes its moves."""
+
+    def __init__(self, rule: Rule, *, average: bool | None = None) -> None:
+        self.w = torch.tensor([2.0, -1.0])
+        space = AllWeights() if average is None else Span()
+        self.search = Evolution(
+            {"w": self.w}, OpenAIES(0.1, population=4), space=space, accept=rule, seed=1
+        )
+        self.best = torch.zeros(2)
+        if average is not None:
+            self.search.remember()
+            self.w.mul_(2)
+            self.best = 0.75 * self.w if average else self.w.clone()
+        self.log: list[Any] = []
+
+    def evolve(self, generations: int, *, stop: int | None = None) -> list[Record]:
+        def fitness() -> float:
+            return -float((self.w - self.best).norm())
+
+        def handed_on(record: Record) -> bool:
+            self.log.append((record.generation, record.moved, self.w.clone()))
+            return record.generation == stop
+
+        return self.search.evolve(
+            fitness,
+            generations,
+            on_generation=handed_on,
+            on_move=lambda: self.log.append("moved"),
+        )
+
+
+GENERATIONS: dict[str, tuple[Callable[[], Mover], list[int]]] = {
+    "accepted and not": (lambda: Mover(SaysOfEach(True, False, False, True)), [1, 0, 0, 1]),
+    "always": (lambda: Mover(Always()), [1, 1, 1, 1]),
+    "opened at the average": (
+        lambda: Mover(SaysOfEach(*[False] * 4), average=True),
+        [1, 0, 0, 0],
+    ),
+    "opened at the average, and accepted": (
+        lambda: Mover(SaysOfEach(False, True, False, False), average=True),
+        [1, 1, 0, 0],
+    ),
+    "opened where it stood": (
+        lambda: Mover(SaysOfEach(False, False, True, False), average=False),
+        [0, 0, 1, 0],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GENERATIONS)
+def test_a_move_is_told_where_the_center_stays_elsewhere_before_the_record(name: str) -> None:
+    make, expected = GENERATIONS[name]
+    mover = make()
+    settled = mover.w.clone()
+    told: list[Any] = []
+    records = mover.evolve(4)
+    for entry in mover.log:
+        told.append(entry)
+        if entry == "moved":
+            continue
+        _, moved, now = entry
+        assert moved == (not torch.equal(now, settled)) == ("moved" in told)
+        settled, told = now, []
+    assert told == []
+    assert [record.moved for record in records] == [bool(moved) for moved in expected]
+
+
+PHASES: dict[str, tuple[Callable[[], Mover], bool]] = {
+    "accepted": (lambda: Mover(Says(True)), True),
+    "rejected": (lambda: Mover(Says(False)), False),
+    "opened at the average, accepted": (lambda: Mover(Says(True), average=True), True),
+    "opened at the average, rejected": (lambda: Mover(Says(False), average=True), False),
+}
+
+
+@pytest.mark.parametrize("stop", [None, 1])
+@pytest.mark.parametrize("name", PHASES)
+def test_a_move_of_a_phase_is_told_once_with_its_verdict(name: str, stop: int | None) -> None:
+    """A callback that stops has the record before the phase is judged; what is returned tells."""
+    make, expected = PHASES[name]
+    mover = make()
+    start = mover.w.clone()
+    records = mover.evolve(4, stop=stop)
+    assert len(records) == (4 if stop is None else 2)
+    assert [record.moved for record in records] == [False] * (len(records) - 1) + [expected]
+    assert (not torch.equal(mover.w, start)) is expected
+    assert mover.log.count("moved") == expected
+    if expected:
+        assert mover.log.index("moved") == len(mover.log) - (2 if stop is None else 1)
+    assert mover.search.history == records
+
+
+def test_a_phase_that_moved_nothing_tells_no_move() -> None:
+    mover = Mover(Says())
+    records = mover.search.evolve(lambda: 1.0, 2, on_move=lambda: pytest.fail("nothing moved"))
+    assert [record.moved for record in records] == [False, False]
+
+
+# One generation.
+
+
+@pytest.mark.parametrize("space", ["all", "span"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_generation_is_a_pure_function_of_weights_state_number_and_seed(
+    strategy: str, space: str
+) -> None:
+    def generation(number: int, seed: int, *, before: int = 0) -> tuple[Any, ...]:
+        model = network()
+        search = search_of(model, strategy, space, Always())
+        slots = slots_of_module(model)
+        entered = search.space.enter(slots, search._memory, None)
+        genome = entered.open(slots)
+        live = {name: slots.tensors[name] for name in entered.touched(slots)}
+        workspace = Workspace(entered, genome, live)
+        fitness = Fitness(model, data(), "neg-loss", mode="train", batches_per_generation=1)
+        evaluator = Evaluator(fitness, ModuleState(model))
+        for k in range(before):  # what was scored before is of no matter
+            evaluator.score(evaluator.round(9, k))
+        phase = Phase(
+            STRATEGIES[strategy](),
+            Always(),
+            workspace,
+            evaluator,
+            None,
+            Auto.of("inplace").open(workspace, evaluator),
+            seed=seed,
+            generation=number,
+            attempts=0,
+        )
+        record, state = phase.generation(number, phase.strategy.init(genome))
+        phase.close()
+        values = asdict(record)
+        spent = values.pop("seconds"), values.pop("sample_forwards")
+        assert spent[1] > 0
+        return values, state, snapshot(model)
+
+    first = generation(5, 3)
+    torch.rand(7)
+    again = generation(5, 3, before=3)
+    assert first[0] == again[0]
+    assert same(first[2], again[2])
+    for other in (generation(6, 3), generation(5, 4)):
+        assert other[0]["scores"] != first[0]["scores"]
+
+
 def test_a_candidate_that_fails_goes_back() -> None:
     w = torch.zeros(2)
     search = Evolution({"w": w}, STRATEGIES["openai-es"](), accept=Says(True))
@@ -227,9 +386,14 @@ def test_every_forward_is_counted_and_judging_fits_in_the_budget(space: str, bud
 # Resuming in the middle.
 
 
-@pytest.mark.parametrize("every", ["phase", "generation"])
-@pytest.mark.parametrize("space", SPACES)
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(
+    ("strategy", "space", "every"),
+    [
+        (strategy, space, ("phase", "generation")[(i + j) % 2])
+        for i, strategy in enumerate(STRATEGIES)
+        for j, space in enumerate(SPACES)
+    ],
+)
 def test_resuming_in_the_middle_of_a_phase_gives_the_same_bits(
     strategy: str, space: str, every: Any, tmp_path: Path
 ) -> None:

@@ -113,6 +113,12 @@ def test_permutation_of_equal_scores_is_one() -> None:
     assert PairedTest(kind="permutation").p_value(same, same) == 1.0
 
 
+def test_permutation_never_gives_a_p_value_of_zero() -> None:
+    worse, better = scores(torch.zeros(40)), scores(torch.ones(40))
+    test = PairedTest(kind="permutation", permutations=999)
+    assert test.p_value(worse, better) == 1 / 1000  # what was seen is one of the permutations
+
+
 def fitness_of(metric: Any, n: int = 60) -> tuple[Fitness, nn.Linear]:
     generator = torch.Generator().manual_seed(5)
     targets = torch.randint(CLASSES, (n,), generator=generator)

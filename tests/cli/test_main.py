@@ -35,6 +35,9 @@ TINY: dict[str, object] = {
     "threads": 1,
 }
 MODULE = """
+import os
+import time
+
 import torch
 
 class Undirected:
@@ -54,6 +57,10 @@ def fragile(outputs, targets):
 def interrupted(outputs, targets):
     if large(outputs):
         raise KeyboardInterrupt
+    return (outputs.argmax(1) == targets).double()
+
+def slow(outputs, targets):
+    time.sleep(float(os.environ.get("PAUSE", 0)))
     return (outputs.argmax(1) == targets).double()
 
 number = 3
@@ -446,7 +453,7 @@ def start(*arguments: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "PAUSE": "0.05"},
     )
 
 
@@ -457,25 +464,26 @@ def wait_for_lines(directory: Path, n: int, process: subprocess.Popen[str]) -> N
     while not path.exists() or path.read_bytes().count(b"\n") < n:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < until
-        time.sleep(0.005)
+        time.sleep(0.05)
 
 
 @pytest.mark.usefixtures("without_report")
 def test_a_process_that_is_stopped_and_killed_loses_nothing(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # some seconds of work: long enough to be met in the middle
-    given = ["compare", *tiny(epochs=40, evolve_from=25), "--arms=sgd,openai-es"]
+    # its pauses are long enough for it to be met in the middle
+    given = ["compare", *tiny(epochs=16, evolve_from=10, metric="module_of_cli:slow")]
+    given += ["--arms=sgd,openai-es"]
     process = start(*given, "--out=out")
-    wait_for_lines(here / "out", 5, process)  # in the trunk
+    wait_for_lines(here / "out", 2, process)  # in the trunk
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert err == "evostep: stopped; the same command goes on from the last checkpoint\n"
-    assert len(history(here / "out")) < 25
+    assert len(history(here / "out")) < 10
 
     process = start(*given, "--out=out")
-    wait_for_lines(here / "out", 25 + 15 + 5, process)  # in an arm
+    wait_for_lines(here / "out", 10 + 6 + 2, process)  # in an arm
     process.kill()
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL

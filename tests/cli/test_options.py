@@ -12,7 +12,8 @@ import yaml
 from evostep.cli import main
 from evostep.cli.options import make_options
 from evostep.cli.parser import parse
-from evostep.lab.arms.arm import Arm, make_arms
+from evostep.lab.arms.arm import Arm
+from evostep.lab.arms.precedence import make_arms
 from evostep.lab.options import Options
 
 DEFAULT = {"sigma": 0.02, "population": 16}  # of openai-es: set to that, it counts as set

@@ -8,9 +8,9 @@ from typing import Literal
 
 import pytest
 
-from evostep.acceptance.table import RULES
+from evostep.acceptance import RULES
 from evostep.cli.schema import describe, kind_of, make_schema, read_schema
-from evostep.engines.auto import engines
+from evostep.engines import ENGINES
 from evostep.lab.arms.methods import METHODS
 
 
@@ -23,7 +23,7 @@ def test_it_holds_every_method_rule_and_engine() -> None:
     schema = read_schema()
     assert list(schema["methods"]) == list(METHODS)
     assert schema["options"]["accept"]["enum"] == [*RULES, None]
-    assert schema["options"]["engine"]["enum"] == ["auto", *engines()]
+    assert schema["options"]["engine"]["enum"] == ["auto", *ENGINES]
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import gc
-import math
 import time
 import warnings
 import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,15 +26,16 @@ from evostep import (
     RandomMutation,
     Record,
 )
-from evostep.engines.auto import Scorer, agree, engines, make_engine
-from evostep.engines.base import CannotScore, Engine
-from evostep.engines.inplace import InPlace
+from evostep.engines import ENGINES
+from evostep.engines.auto import Auto, Choice, agree
+from evostep.engines.base import CannotScore, Engine, Session
+from evostep.engines.inplace import InPlace, OneByOne
 from evostep.engines.vmap import Vmap
 from evostep.genome.point import Coordinates
 from evostep.genome.slots import slots_of_module
-from evostep.scoring.evaluator import Competition, Evaluator
+from evostep.scoring.evaluator import Competition, Evaluator, Round
 from evostep.scoring.isolation import ModuleState
-from evostep.scoring.scores import Outcome, Scores
+from evostep.scoring.scores import Scores
 from evostep.spaces.base import Space
 from evostep.spaces.workspace import Workspace
 from evostep.strategies.base import Strategy
@@ -49,15 +48,21 @@ Y = torch.arange(9) % 3
 
 
 def test_each_engine_has_its_own_name() -> None:
-    found = engines()
-    assert list(found) == ["inplace", "vmap", "lowrank", "prefix", "racing"]
-    assert all(make_engine(name) == kind() for name, kind in found.items())
+    assert list(ENGINES) == ["inplace", "lowrank", "vmap", "prefix", "racing"]
+    for name, kind in ENGINES.items():
+        assert Auto.of(name) == Auto((kind(),), asked_for=True)
 
 
 def test_an_engine_with_settings_is_taken_as_it_is() -> None:
     engine = Vmap(chunk=3)
-    assert make_engine(engine) is engine
-    assert make_engine("auto") is None
+    assert Auto.of(engine) == Auto((engine,), asked_for=True)
+    assert Auto.of(Auto((engine,))) == Auto((engine,)), "not asked for: it may be passed over"
+
+
+def test_auto_chooses_among_all_but_the_plain_one_and_none_is_asked_for() -> None:
+    auto = Auto.of("auto")
+    assert [type(engine) for engine in auto.engines] == list(ENGINES.values())[1:]
+    assert not auto.asked_for
 
 
 def test_an_unknown_name_is_named_with_the_nearest() -> None:
@@ -92,25 +97,29 @@ CHOICES: dict[str, tuple[nn.Module, Space, Strategy, int, str]] = {
 
 
 def opened(
-    model: nn.Module, space: Space, strategy: Strategy, examples: int
-) -> tuple[list[Coordinates], Workspace, Evaluator]:
+    model: nn.Module, space: Space, strategy: Strategy, examples: int, make: Any = None
+) -> tuple[Choice, Round, list[Coordinates]]:
     flat = isinstance(model[0], nn.Linear)  # type: ignore[index]
     x = torch.zeros(examples, 192) if flat else torch.zeros(examples, 3, 8, 8)
-    fitness = Fitness(model, [(x, torch.zeros(examples, dtype=torch.long))], "neg-loss")
-    evaluator = Evaluator(fitness, ModuleState(model), 0)
-    evaluator.begin(0)
-    evaluator.competition = Competition(True) if strategy.selects else None
+    data = [(x, torch.zeros(examples, dtype=torch.long))]
+    fitness = make(model, data) if make else Fitness(model, data, "neg-loss")
+    evaluator = Evaluator(fitness, ModuleState(model))
+    round = evaluator.round(0, 0, Competition(True) if strategy.selects else None)
     slots = slots_of_module(model)
     genome = space.open(slots)
     live = {name: slots.tensors[name] for name in space.touched(slots)}
     members = [strategy.member(genome, {}, 0, i, 0) for i in range(4)]
-    return members, Workspace(space, genome, live), evaluator
+    return Auto().open(Workspace(space, genome, live), evaluator), round, members
+
+
+def chosen(session: Choice, round: Round, members: list[Coordinates]) -> str:
+    return session._choose(round, members).engine.name
 
 
 @pytest.mark.parametrize("name", CHOICES)
 def test_auto_takes_the_fastest_that_can(name: str) -> None:
     model, space, strategy, examples, expected = CHOICES[name]
-    assert Scorer()._choose(*opened(model, space, strategy, examples)).name == expected
+    assert chosen(*opened(model, space, strategy, examples)) == expected
 
 
 @pytest.mark.parametrize("name", CHOICES)
@@ -119,10 +128,11 @@ def test_auto_does_not_look_at_the_clock(name: str, monkeypatch: pytest.MonkeyPa
     for clock in ("perf_counter", "time", "monotonic", "process_time", "thread_time"):
         monkeypatch.setattr(time, clock, lambda: pytest.fail("it was asked for the time"))
     model, space, strategy, examples, expected = CHOICES[name]
-    scorer, given = Scorer(), opened(model, space, strategy, examples)
-    scorer.score(*given)
+    session, round, members = opened(model, space, strategy, examples)
+    parent = session.parent(round, members)
+    session.score(replace(round, parent=parent), members)
     monkeypatch.undo()
-    assert scorer._choose(*given).name == expected
+    assert chosen(session, round, members) == expected
 
 
 def test_what_auto_passes_over_is_not_warned_of() -> None:
@@ -144,24 +154,28 @@ class Doubtful(Engine):
     wrong: int | None = None  # the member whose score it changes
     raises: str = ""
 
-    @contextmanager
-    def around_parent(self, workspace: Workspace, evaluator: Evaluator) -> Iterator[None]:
-        if self.raises == "before the parent":
-            raise CannotScore("layer 'x' is odd")
-        yield
-        if self.raises == "after the parent":
-            raise CannotScore("layer 'x' is odd")
+    def open(self, workspace: Workspace, evaluator: Evaluator) -> Doubting:
+        return Doubting(self, workspace, evaluator)
 
-    def score(
-        self, members: Sequence[Coordinates], workspace: Workspace, evaluator: Evaluator
-    ) -> list[Outcome]:
-        if self.raises == "at the members":
+
+class Doubting(Session[Any]):
+    def parent(self, *given: Any, **options: Any) -> Scores:
+        if self.engine.raises == "before the parent":
             raise CannotScore("layer 'x' is odd")
-        outcomes = InPlace().score(members, workspace, evaluator)
-        if self.wrong is not None:
-            scores = replace(outcomes[self.wrong].scores, value=7.0, per_example=None)
-            outcomes[self.wrong] = Outcome(scores)
-        return outcomes
+        scores = super().parent(*given, **options)
+        if self.engine.raises == "after the parent":
+            raise CannotScore("layer 'x' is odd")
+        return scores
+
+    def score(self, round: Round, members: Sequence[Coordinates]) -> list[Scores]:
+        if self.engine.raises == "at the members":
+            raise CannotScore("layer 'x' is odd")
+        scores = InPlace().open(self.workspace, self.evaluator).score(round, members)
+        if self.engine.raises == "after the members":
+            raise CannotScore("layer 'x' is odd")
+        if self.engine.wrong is not None:
+            scores[self.engine.wrong] = Scores(7.0)
+        return scores
 
 
 def evolve(
@@ -184,7 +198,9 @@ def assert_same_run(one: tuple[nn.Module, list[Record], Any]) -> None:
     assert all(map(torch.equal, one[0].parameters(), model.parameters()))
 
 
-@pytest.mark.parametrize("raises", ["before the parent", "after the parent", "at the members"])
+@pytest.mark.parametrize(
+    "raises", ["before the parent", "after the parent", "at the members", "after the members"]
+)
 def test_an_engine_that_cannot_is_told_once_and_members_are_scored_in_place(raises: str) -> None:
     found = evolve(Doubtful(raises=raises))
     assert found[2] == [
@@ -202,18 +218,29 @@ def test_an_engine_that_is_wrong_is_found_out_on_first_use() -> None:
 
 def test_an_engine_that_is_right_is_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    score = InPlace.score
+    score = OneByOne.score
 
-    def counted(self: InPlace, members: Any, *others: Any) -> list[Outcome]:
+    def counted(self: OneByOne, round: Round, members: Any) -> list[Scores]:
         calls.append(len(members))
-        return score(self, members, *others)
+        return score(self, round, members)
 
-    monkeypatch.setattr(InPlace, "score", counted)
+    monkeypatch.setattr(OneByOne, "score", counted)
     found = evolve(Doubtful())
     assert calls == [4, 1, 4, 4]  # its own, and the check
     assert found[2] == []
     monkeypatch.undo()
     assert_same_run(found)
+
+
+def test_one_member_more_goes_forward_where_an_engine_is_checked_and_is_not_counted() -> None:
+    for engine, more in ((Doubtful(), len(X)), ("inplace", 0)):  # the plain one needs no check
+        model = nn.Linear(6, 3)
+        rows: list[int] = []
+        model.register_forward_pre_hook(lambda m, inputs, rows=rows: rows.append(len(inputs[0])))
+        search = Evolution(model, ES, accept=Always(), engine=engine)
+        records = search.evolve(Fitness(model, [(X, Y)], "neg-loss"), 2)
+        assert [record.sample_forwards for record in records] == [45, 45]
+        assert sum(rows) == 90 + more
 
 
 def test_checking_is_not_counted_and_a_resumed_run_gives_the_same() -> None:
@@ -245,23 +272,23 @@ def test_what_the_fitness_raises_for_the_parent_reaches_the_user() -> None:
 # Agreement
 
 
-def scores(*values: float) -> Outcome:
+def scores(*values: float) -> Scores:
     per_example = torch.tensor(values, dtype=torch.float64)
-    return Outcome(Scores(float(per_example.mean()), per_example))
+    return Scores(float(per_example.mean()), per_example)
 
 
-FAILED = Outcome(Scores(math.nan), "ValueError: no")
+FAILED = Scores.failure(ValueError("no"))
 
 
 @pytest.mark.parametrize(
     ("one", "other", "expected"),
     [
-        (Outcome(Scores(0.5)), Outcome(Scores(0.500001)), True),
-        (Outcome(Scores(0.5)), Outcome(Scores(0.6)), False),
-        (Outcome(Scores(1e6)), Outcome(Scores(1e6 + 100)), True),
+        (Scores(0.5), Scores(0.500001), True),
+        (Scores(0.5), Scores(0.6), False),
+        (Scores(1e6), Scores(1e6 + 100), True),
         (FAILED, FAILED, True),
-        (FAILED, Outcome(Scores(0.5)), False),
-        (Outcome(Scores(0.5)), FAILED, False),
+        (FAILED, Scores(0.5), False),
+        (Scores(0.5), FAILED, False),
         (scores(1, 0, 1), scores(1, 0, 1), True),
         (scores(1, 0, 1), scores(1, 0, 0), True),  # a prediction at a tie
         (scores(1, 0, 1), scores(1, 1, 0), False),
@@ -271,7 +298,7 @@ FAILED = Outcome(Scores(math.nan), "ValueError: no")
         (scores(*[1.0] * 1000), scores(*[0.0] * 6, *[1.0] * 994), False),
     ],
 )
-def test_two_scorings_agree_but_for_rounding(one: Outcome, other: Outcome, expected: bool) -> None:
+def test_two_scorings_agree_but_for_rounding(one: Scores, other: Scores, expected: bool) -> None:
     assert agree(one, other) is expected
 
 
@@ -303,19 +330,12 @@ def bare(model: nn.Module, data: Any) -> Any:
 @pytest.mark.parametrize("space", [AllWeights(), Only("2")], ids=repr)
 @pytest.mark.parametrize("make", [trained, calibrated, compiled, bare])
 def test_what_no_engine_takes_is_scored_in_place_without_a_word(make: Any, space: Space) -> None:
-    members, workspace, evaluator = opened(mlp(), space, ES, 8)
-    model = evaluator.fitness.model  # type: ignore[union-attr]
-    evaluator.fitness = make(model, [(torch.zeros(8, 192), torch.zeros(8, dtype=torch.long))])
-    assert Scorer()._choose(members, workspace, evaluator).name == "inplace"
+    assert chosen(*opened(mlp(), space, ES, 8, make)) == "inplace"
 
 
 def test_a_forward_of_the_users_is_replayed_but_not_stacked() -> None:
     for space, expected in ((AllWeights(), "inplace"), (Only("2"), "prefix")):
-        members, workspace, evaluator = opened(mlp(), space, ES, 8)
-        model = evaluator.fitness.model  # type: ignore[union-attr]
-        data = [(torch.zeros(8, 192), torch.zeros(8, dtype=torch.long))]
-        evaluator.fitness = with_forward(model, data)
-        assert Scorer()._choose(members, workspace, evaluator).name == expected
+        assert chosen(*opened(mlp(), space, ES, 8, with_forward)) == expected
 
 
 # Phases and runs
@@ -327,8 +347,13 @@ class Closing(Doubtful):
 
     closed: list[None] = field(default_factory=list)
 
+    def open(self, workspace: Workspace, evaluator: Evaluator) -> Doubting:
+        return Dropping(self, workspace, evaluator)
+
+
+class Dropping(Doubting):
     def close(self) -> None:
-        self.closed.append(None)
+        self.engine.closed.append(None)
 
 
 def test_what_engines_keep_is_dropped_at_the_end_of_each_phase() -> None:
@@ -449,13 +474,16 @@ class Estimating(Doubtful):
 
     estimates: list[int] = field(default_factory=lambda: [4, 2])
 
-    def score(
-        self, members: Sequence[Coordinates], workspace: Workspace, evaluator: Evaluator
-    ) -> list[Outcome]:
-        outcomes = super().score(members, workspace, evaluator)
-        some = self.estimates.pop(0) if self.estimates else 0
-        first = len(outcomes) - some  # the last ones
-        return outcomes[:first] + [replace(outcome, seen=3) for outcome in outcomes[first:]]
+    def open(self, workspace: Workspace, evaluator: Evaluator) -> Doubting:
+        return Guessing(self, workspace, evaluator)
+
+
+class Guessing(Doubting):
+    def score(self, round: Round, members: Sequence[Coordinates]) -> list[Scores]:
+        found = super().score(round, members)
+        some = self.engine.estimates.pop(0) if self.engine.estimates else 0
+        first = len(found) - some  # the last ones
+        return found[:first] + [Scores(one.value, seen=3) for one in found[first:]]
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,11 +16,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from evostep import Always, Evolution, Fitness, Improves, LowRank, Only, OpenAIES, RandomMutation
 from evostep.engines.inplace import InPlace
-from evostep.genome.point import Genome, Tensors
+from evostep.genome.point import Coordinates, Genome, Tensors
 from evostep.genome.slots import slots_of_module
 from evostep.noise import draw
 from evostep.scoring.evaluator import Evaluator
-from evostep.scoring.isolation import ModuleState, preserved_rng, seed_everything
+from evostep.scoring.isolation import ModuleState, preserved_rng
+from evostep.scoring.scores import Scores
 from evostep.spaces.base import Checkpoint
 from evostep.spaces.span import Span
 from evostep.spaces.weights import AllWeights
@@ -130,6 +129,16 @@ def assert_same(before: dict[str, Any], after: dict[str, Any]) -> None:
         assert torch.equal(value, after["values"][name]), name
     assert torch.equal(before["streams"][0], after["streams"][0])
     assert before["streams"][1:] == after["streams"][1:]
+
+
+def score(
+    members: Sequence[Coordinates],
+    workspace: Workspace,
+    fitness: Any,
+    state: ModuleState | None = None,
+) -> list[Scores]:
+    evaluator = Evaluator(fitness, state)
+    return InPlace().open(workspace, evaluator).score(evaluator.round(0, 0), members)
 
 
 class Hostile:
@@ -250,9 +259,8 @@ def test_an_interrupt_while_a_member_is_written_leaves_the_center() -> None:
                 raise KeyboardInterrupt
             return torch.full_like(slots.tensors[name], 7.0)
 
-    evaluator = Evaluator(lambda: 0.0, None, seed=0)
     with pytest.raises(KeyboardInterrupt):
-        InPlace().score([Torn()], workspace, evaluator)
+        score([Torn()], workspace, lambda: 0.0)
     assert_same(before, trace(model))
 
 
@@ -298,8 +306,8 @@ def test_each_member_is_scored_with_its_own_weights() -> None:
         seen.append({name: p.detach().clone() for name, p in model.named_parameters()})
         return float(len(seen))
 
-    outcomes = InPlace().score(members, workspace, Evaluator(fitness, None, seed=0))
-    assert [outcome.scores.value for outcome in outcomes] == [1.0, 2.0, 3.0, 4.0]
+    found = score(members, workspace, fitness)
+    assert [one.value for one in found] == [1.0, 2.0, 3.0, 4.0]
     for member, weights in zip(members, seen, strict=True):
         for name, value in weights.items():
             assert torch.equal(value, member.tensor(name))
@@ -452,83 +460,6 @@ def test_an_evolving_buffer_that_the_forward_replaces_stays_the_models() -> None
     assert model.average is own
 
 
-# Failures
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_value_that_is_not_finite_is_a_failure(value: float) -> None:
-    outcome = Evaluator(lambda: value, None, seed=0).attempt()
-    assert outcome.failed
-    assert math.isnan(outcome.scores.value)
-    assert outcome.error == f"the fitness was {value}"
-
-
-def test_an_error_is_a_failure_that_says_why() -> None:
-    def broken() -> float:
-        raise ArithmeticError("too hot")
-
-    outcome = Evaluator(broken, None, seed=0).attempt()
-    assert outcome.failed
-    assert outcome.error == "ArithmeticError: too hot"
-
-
-# Random streams
-
-
-def test_streams_of_devices_in_use_are_seeded_and_put_back(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    log: list[Any] = []
-    device = SimpleNamespace(
-        is_initialized=lambda: True,
-        get_rng_state_all=lambda: "as it was",
-        set_rng_state_all=lambda state: log.append(("put back", state)),
-        manual_seed_all=lambda seed: log.append(("seeded", seed)),
-    )
-    monkeypatch.setattr(torch, "cuda", device)
-    with preserved_rng():
-        seed_everything(2**63 + 5)
-    assert log == [("seeded", 5), ("put back", "as it was")]
-
-
-def test_a_device_that_is_not_in_use_keeps_the_seed_that_it_will_start_with(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def touched(*_: Any) -> None:
-        raise AssertionError("a device that is not in use was seeded")
-
-    for device in (torch.cuda, torch.xpu):
-        monkeypatch.setattr(device, "is_initialized", lambda: False)
-        monkeypatch.setattr(device, "manual_seed_all", touched)
-    seed_everything(1)
-
-
-def test_streams_are_put_back_where_something_is_raised() -> None:
-    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
-
-    def interrupted() -> None:
-        with preserved_rng():
-            seed_everything(1)
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert torch.equal(torch.get_rng_state(), states[0])
-    assert random.getstate() == states[1]
-    assert np.random.get_state()[1].tolist() == states[2]
-
-
-def test_module_state_puts_back_a_buffer_shared_by_two_modules() -> None:
-    model = nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(2))
-    model[1].running_mean = model[0].running_mean
-    state = ModuleState(model)
-    model[1].running_mean = torch.ones(2)
-    model[0].running_mean.add_(3)
-    state.restore()
-    assert model[1].running_mean is model[0].running_mean
-    assert model[0].running_mean.tolist() == [0.0, 0.0]
-
-
 # Memory
 
 
@@ -658,7 +589,7 @@ def test_a_fitness_that_changes_the_weights_does_not_change_the_next_member(
         return 0.0
 
     with preserved_rng():
-        InPlace().score(members, workspace, Evaluator(fitness, None, seed=0))
+        score(members, workspace, fitness)
     for member, weights in zip(members, seen, strict=True):
         for key, value in weights.items():
             assert torch.equal(value, member.tensor(key)), key
@@ -711,7 +642,6 @@ def test_the_center_is_back_and_the_next_pair_right_after_an_interrupted_write(
     model = nn.Linear(6, 3)
     genome, workspace = open_up(model)
     members = [PAIRS.member(genome, {}, 0, i, 11) for i in range(4)]
-    evaluator = Evaluator(lambda: 0.0, None, seed=0)
     before = trace(model)
     real = torch.Tensor.add_
     adding = []
@@ -725,7 +655,7 @@ def test_the_center_is_back_and_the_next_pair_right_after_an_interrupted_write(
     with monkeypatch.context() as patch:
         patch.setattr(torch.Tensor, "add_", interrupted)
         with pytest.raises(error), preserved_rng():
-            InPlace().score(members, workspace, evaluator)
+            score(members, workspace, lambda: 0.0)
     assert_same(before, trace(model))
     for member in members:
         workspace.write(member)
@@ -761,8 +691,6 @@ def reads(model: nn.Module, fitness: Fitness, population: int) -> int:
     assert genome.rms, "read once for each center"
     strategy = OpenAIES(0.1, population=population)
     members = [strategy.member(genome, {}, 0, i, 11) for i in range(population)]
-    evaluator = Evaluator(fitness, ModuleState(model), seed=0)
-    evaluator.begin(0)
     lists: list[None] = []
     real = torch.Tensor.tolist
 
@@ -772,8 +700,8 @@ def reads(model: nn.Module, fitness: Fitness, population: int) -> int:
 
     with pytest.MonkeyPatch.context() as patch, Reads() as seen:
         patch.setattr(torch.Tensor, "tolist", listing)
-        outcomes = InPlace().score(members, workspace, evaluator)
-    assert not any(outcome.failed for outcome in outcomes)
+        found = score(members, workspace, fitness, ModuleState(model))
+    assert not any(one.failed for one in found)
     return seen.count + len(lists)
 
 

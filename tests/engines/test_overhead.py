@@ -13,11 +13,11 @@ from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from evostep import Always, Evolution, Fitness, OpenAIES, RandomMutation
-from evostep.engines.inplace import InPlace
+from evostep.engines.inplace import InPlace, OneByOne
 from evostep.genome import members
 from evostep.genome.point import Coordinates
 from evostep.genome.slots import slots_of_module
-from evostep.scoring.evaluator import Evaluator
+from evostep.scoring.evaluator import Evaluator, Round
 from evostep.scoring.isolation import ModuleState
 from evostep.spaces.weights import AllWeights
 from evostep.spaces.workspace import Workspace
@@ -36,14 +36,19 @@ def network(dtype: torch.dtype = torch.float32) -> nn.Module:
 
 def opened(
     model: nn.Module, strategy: Strategy, fitness: Any
-) -> tuple[list[Coordinates], Workspace, Evaluator]:
+) -> tuple[OneByOne, Round, list[Coordinates]]:
     slots = slots_of_module(model)
     genome = AllWeights().open(slots)
     workspace = Workspace(AllWeights(), genome, slots.tensors)
-    evaluator = Evaluator(fitness, ModuleState(model), 0)
-    evaluator.begin(0)
+    evaluator = Evaluator(fitness, ModuleState(model))
     found = [strategy.member(genome, {}, 0, i, 9) for i in range(strategy.size)]
-    return found, workspace, evaluator
+    return InPlace().open(workspace, evaluator), evaluator.round(0, 0), found
+
+
+def scored(session: OneByOne, round: Round, members: list[Coordinates]) -> list[float]:
+    found = session.score(round, members)
+    assert not any(one.failed for one in found)
+    return [one.value for one in found]
 
 
 # Noise
@@ -66,7 +71,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 def test_noise_is_drawn_once_for_an_antithetic_pair(drawn: Counter[str]) -> None:
     model = network()
     given = opened(model, OpenAIES(0.1, population=10), Fitness(model, BATCHES))
-    InPlace().score(*given)
+    scored(*given)
     assert set(drawn.values()) == {5}
     assert len(drawn) == 6
 
@@ -81,10 +86,10 @@ def test_members_are_written_to_the_bit(dtype: torch.dtype) -> None:
         seen.append([p.detach().clone() for p in model.parameters()])
         return 0.0
 
-    found, workspace, evaluator = opened(model, OpenAIES(0.1, population=6), fitness)
-    InPlace().score(found, workspace, evaluator)
+    session, round, found = opened(model, OpenAIES(0.1, population=6), fitness)
+    session.score(round, found)
     for member, weights in zip(found, seen, strict=True):
-        for name, weight in zip(workspace.live, weights, strict=True):
+        for name, weight in zip(session.workspace.live, weights, strict=True):
             assert torch.equal(weight, member.tensor(name).to(dtype)), name
     assert all(not torch.equal(a, b) for a, b in zip(seen[0], seen[1], strict=True))
 
@@ -101,9 +106,9 @@ def test_a_mirror_image_is_drawn_anew_where_the_fitness_has_changed_its_member(
             model[0].weight.add_(1.0)  # type: ignore[union-attr,operator]
         return 0.0
 
-    found, workspace, evaluator = opened(model, OpenAIES(0.1, population=6), fitness)
+    session, round, found = opened(model, OpenAIES(0.1, population=6), fitness)
     before = model[0].weight.detach().clone()  # type: ignore[union-attr,operator]
-    InPlace().score(found, workspace, evaluator)
+    session.score(round, found)
     assert drawn["0.weight"] == 6
     for member, weight in zip(found, seen, strict=True):
         assert torch.equal(weight, member.tensor("0.weight"))
@@ -125,10 +130,28 @@ def test_so_it_is_where_the_weights_are_changed_behind_torchs_counter(how: str) 
             weight.data = torch.zeros_like(weight)
         return 0.0
 
-    found, workspace, evaluator = opened(model, OpenAIES(0.1, population=6), fitness)
-    InPlace().score(found, workspace, evaluator)
+    session, round, found = opened(model, OpenAIES(0.1, population=6), fitness)
+    session.score(round, found)
     for member, written in zip(found, seen, strict=True):
         assert torch.equal(written, member.tensor("0.weight"))
+
+
+def test_so_it_is_where_a_forward_changes_them() -> None:
+    seen: list[Tensor] = []
+
+    class Clamping(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(self.weight.detach().clone())
+            with torch.no_grad():
+                self.weight.clamp_(-0.1, 0.1)
+            return super().forward(x)
+
+    model = Clamping(6, 3)
+    fitness = Fitness(model, [(X, Y)], "neg-loss")
+    session, round, found = opened(model, OpenAIES(0.1, population=6), fitness)
+    session.score(round, found)
+    for member, written in zip(found, seen, strict=True):
+        assert torch.equal(written, member.tensor("weight"))
 
 
 def test_weights_made_in_inference_mode_are_refused_outside_of_it() -> None:
@@ -178,15 +201,16 @@ def test_scores_are_read_once_a_generation_however_many_members(metric: str) -> 
         model = network()
         given = opened(model, OpenAIES(0.1, population=population), Fitness(model, BATCHES, metric))
         with Operations() as operations:
-            outcomes = InPlace().score(*given)
-        assert len(outcomes) == population
+            values = scored(*given)
+        assert len(values) == population
         reads.append([operations.calls[read] for read in READS])
     assert reads[0] == reads[1]
 
 
 def test_writing_a_member_makes_nothing_larger_than_the_largest_tensor() -> None:
     model = nn.Linear(2000, 500)  # noise is made in pieces of fixed size, which are smaller
-    found, workspace, _ = opened(model, OpenAIES(0.1, population=4), lambda: 0.0)
+    session, _, found = opened(model, OpenAIES(0.1, population=4), lambda: 0.0)
+    workspace = session.workspace
     workspace.write(found[0])  # tables are made on first use
     with Operations() as operations:
         for member in found:
@@ -209,8 +233,7 @@ def test_weights_cast_by_the_users_own_autocast_are_not_kept_from_member_to_memb
         with torch.autocast("cpu", torch.bfloat16, enabled=True):
             if inside:
                 model.eval()(X)  # casts the center's weights
-            outcomes = InPlace().score(*given)
-        found.append([outcome.scores.value for outcome in outcomes])
+            found.append(scored(*given))
     assert found[0] == found[1]
     assert len(set(found[0])) == 5
 
@@ -224,9 +247,9 @@ def test_nor_is_a_members_weight_kept_for_the_user(bare: bool) -> None:
         fitness: Any = Fitness(model, BATCHES, "neg-loss")
         if bare:
             fitness = lambda: float(model(X).square().mean())  # noqa: E731
-        outcomes = InPlace().score(*opened(model, RandomMutation(0.3, population=4), fitness))
+        values = scored(*opened(model, RandomMutation(0.3, population=4), fitness))
         assert torch.equal(model(X), before)
-    assert len({outcome.scores.value for outcome in outcomes}) == 4
+    assert len(set(values)) == 4
 
 
 def test_a_fitness_under_autocast_scores_the_same_inside_another_one() -> None:
@@ -236,12 +259,11 @@ def test_a_fitness_under_autocast_scores_the_same_inside_another_one() -> None:
         fitness = Fitness(model, BATCHES, "neg-loss", autocast=torch.bfloat16)
         given = opened(model, RandomMutation(0.3, population=5), fitness)
         with torch.autocast("cpu", torch.bfloat16, enabled=user):
-            outcomes = InPlace().score(*given)
-        found.append([outcome.scores.value for outcome in outcomes])
+            found.append(scored(*given))
     assert found[0] == found[1]
     plain = network()
     given = opened(plain, RandomMutation(0.3, population=5), Fitness(plain, BATCHES, "neg-loss"))
-    full = [outcome.scores.value for outcome in InPlace().score(*given)]
+    full = scored(*given)
     assert full != found[0]
     assert full == pytest.approx(found[0], rel=0.05)
 

@@ -29,11 +29,12 @@ from evostep.engines.stacked import (
 )
 from evostep.engines.vmap import Vmap
 from evostep.genome.point import Coordinates, Tensors
-from evostep.scoring.evaluator import Evaluator
+from evostep.scoring.evaluator import Evaluator, Round
 from evostep.scoring.isolation import ModuleState
-from evostep.scoring.scores import Pending
+from evostep.scoring.scores import Scores
 
 X, Y = torch.randn(4, 2), torch.tensor([0, 1, 0, 1])
+ROUND = Round(seed=0, generation=0)
 
 
 def some_members(n: int) -> list[Coordinates]:
@@ -49,9 +50,7 @@ EACH = stack(some_members(1)).nbytes
 
 
 def judge_of(model: nn.Module) -> Evaluator:
-    evaluator = Evaluator(Fitness(model, [(X, Y)], "neg-loss"), ModuleState(model), 0)
-    evaluator.begin(0)
-    return evaluator
+    return Evaluator(Fitness(model, [(X, Y)], "neg-loss"), ModuleState(model))
 
 
 # What members have of their own
@@ -120,12 +119,12 @@ def test_chunks_that_shrink_on_the_way_find_their_members() -> None:
 
 def score_up_to(
     most: int, error: Exception, sizes: list[int]
-) -> Callable[[Sequence[Coordinates]], list[Pending | Exception]]:
-    def score(some: Sequence[Coordinates]) -> list[Pending | Exception]:
+) -> Callable[[Sequence[Coordinates]], list[Scores]]:
+    def score(some: Sequence[Coordinates]) -> list[Scores]:
         sizes.append(len(some))
         if len(some) > most:
             raise error
-        return [Pending(float(member.tensor("w")[0, 0])) for member in some]
+        return [Scores(float(member.tensor("w")[0, 0])) for member in some]
 
     return score
 
@@ -142,8 +141,8 @@ OUT_OF_MEMORY: dict[str, Exception] = {
 def test_out_of_memory_the_rest_is_scored_half_as_many_at_a_time(most: int, name: str) -> None:
     sizes: list[int] = []
     score = score_up_to(most, OUT_OF_MEMORY[name], sizes)
-    outcomes = score_in_chunks(some_members(11), judge_of(nn.Linear(2, 2)), 8, score)
-    assert [outcome.scores.value for outcome in outcomes] == list(range(11))
+    found = score_in_chunks(some_members(11), judge_of(nn.Linear(2, 2)), ROUND, 8, score)
+    assert [one.value for one in found] == list(range(11))
     halves = [8, 4, 2, 1]
     failed = [size for size in halves if size > most]
     assert sizes[: len(failed)] == failed
@@ -154,7 +153,7 @@ def test_without_memory_for_one_it_says_so() -> None:
     sizes: list[int] = []
     score = score_up_to(0, torch.OutOfMemoryError("no"), sizes)
     with pytest.raises(CannotScore, match="there is not enough memory for one member"):
-        score_in_chunks(some_members(5), judge_of(nn.Linear(2, 2)), 4, score)
+        score_in_chunks(some_members(5), judge_of(nn.Linear(2, 2)), ROUND, 4, score)
     assert sizes == [4, 2, 1]
 
 
@@ -162,7 +161,9 @@ def test_without_memory_for_one_it_says_so() -> None:
 def test_another_error_is_told_in_one_line_at_once(error: Exception) -> None:
     sizes: list[int] = []
     with pytest.raises(CannotScore) as told:
-        score_in_chunks(some_members(5), judge_of(nn.Linear(2, 2)), 4, score_up_to(0, error, sizes))
+        score_in_chunks(
+            some_members(5), judge_of(nn.Linear(2, 2)), ROUND, 4, score_up_to(0, error, sizes)
+        )
     assert sizes == [4]
     assert str(told.value) == f"{type(error).__name__}: {' '.join(str(error).split())}"
     assert told.value.__cause__ is error
@@ -171,25 +172,29 @@ def test_another_error_is_told_in_one_line_at_once(error: Exception) -> None:
 def test_what_cannot_be_scored_is_passed_on_as_it_is() -> None:
     error = CannotScore("layer 'x' is odd")
     with pytest.raises(CannotScore, match="layer 'x' is odd") as told:
-        score_in_chunks(some_members(2), judge_of(nn.Linear(2, 2)), 2, score_up_to(0, error, []))
+        score_in_chunks(
+            some_members(2), judge_of(nn.Linear(2, 2)), ROUND, 2, score_up_to(0, error, [])
+        )
     assert told.value is error
 
 
 def test_a_member_whose_metric_raised_fails_and_one_that_is_not_finite() -> None:
-    found: list[Pending | Exception] = [
-        Pending(0.5),
-        ValueError("no"),
-        Pending(torch.tensor(float("nan"))),
-        Pending(torch.tensor(0.25)),
+    given = [
+        Scores(0.5),
+        Scores.failure(ValueError("no")),
+        Scores(torch.tensor(float("nan"))),
+        Scores(torch.tensor(0.25)),
     ]
-    outcomes = score_in_chunks(some_members(4), judge_of(nn.Linear(2, 2)), 4, lambda some: found)
-    assert [outcome.error for outcome in outcomes] == [
+    found = score_in_chunks(
+        some_members(4), judge_of(nn.Linear(2, 2)), ROUND, 4, lambda some: given
+    )
+    assert [one.error for one in found] == [
         None,
         "ValueError: no",
         "the fitness was nan",
         None,
     ]
-    assert [outcomes[i].scores.value for i in (0, 3)] == [0.5, 0.25]
+    assert [found[i].value for i in (0, 3)] == [0.5, 0.25]
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, torch.OutOfMemoryError, None])
@@ -200,7 +205,7 @@ def test_each_chunk_meets_the_same_streams_and_model_and_leaves_them(
     norm: Any = model[1]
     seen: list[tuple[Any, ...]] = []
 
-    def score(some: Sequence[Coordinates]) -> list[Pending | Exception]:
+    def score(some: Sequence[Coordinates]) -> list[Scores]:
         seen.append((float(torch.rand(())), random.random(), float(np.random.rand())))
         assert norm.running_mean.tolist() == [0.0, 0.0]
         assert model.training
@@ -208,10 +213,10 @@ def test_each_chunk_meets_the_same_streams_and_model_and_leaves_them(
         norm.running_mean.add_(1.0)
         if error is not None and len(seen) == 2:
             raise error("no")
-        return [Pending(0.0) for _ in some]
+        return [Scores(0.0) for _ in some]
 
     try:
-        score_in_chunks(some_members(9), judge_of(model), 3, score)
+        score_in_chunks(some_members(9), judge_of(model), ROUND, 3, score)
     except (CannotScore, KeyboardInterrupt):
         assert error in (ValueError, KeyboardInterrupt)
     assert len(seen) == {None: 3, torch.OutOfMemoryError: 8}.get(error, 2)
@@ -247,9 +252,9 @@ def viewing(layout: MemoryLayout, seen: list[bool]) -> Callable[[], str]:
 def test_a_view_that_was_impossible_is_tried_once_more_with_contiguous_tensors() -> None:
     layout, seen = MemoryLayout(), []
     evaluator = judge_of(nn.Linear(2, 2))
-    assert in_either_layout(evaluator, viewing(layout, seen)) == "done"
+    assert in_either_layout(evaluator, ROUND, viewing(layout, seen)) == "done"
     assert seen == [False, True]
-    assert in_either_layout(evaluator, viewing(layout, seen)) == "done"
+    assert in_either_layout(evaluator, ROUND, viewing(layout, seen)) == "done"
     assert seen == [False, True, True], "it is remembered"
 
 
@@ -261,8 +266,8 @@ def test_the_second_try_meets_the_same_streams() -> None:
         layout.check(RuntimeError("view size is not compatible"))
 
     evaluator = judge_of(nn.Linear(2, 2))
-    with evaluator.unchanged():
-        in_either_layout(evaluator, run)
+    with evaluator.unchanged(ROUND):
+        in_either_layout(evaluator, ROUND, run)
     assert len(drawn) == 2
     assert drawn[0] == drawn[1]
 

@@ -25,7 +25,7 @@ from evostep import (
     RandomSearch,
 )
 from evostep.acceptance.base import Rule
-from evostep.engines.auto import engines
+from evostep.engines import ENGINES
 from evostep.noise import LowRank
 from evostep.record import Record
 from evostep.scoring.scores import Scores
@@ -208,7 +208,7 @@ def test_every_engine_gives_the_records_of_scoring_in_place(
     expected, warned = run(model, space, strategy, "inplace")
     assert not warned
     assert len(set(expected[0].scores)) > 1
-    for engine in engines():
+    for engine in ENGINES:
         if engine == "inplace":
             continue
         records, warned = run(model, space, strategy, engine)

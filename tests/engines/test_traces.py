@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from evostep import Evolution, Fitness, LowRank, Only, RandomMutation
-from evostep.engines.auto import engines
+from evostep.engines import ENGINES
 from evostep.engines.lowrank import SharedProduct
 from evostep.engines.vmap import Vmap
 
@@ -22,7 +22,7 @@ X = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(40) % 3
 BATCHES = [(X[:24], Y[:24]), (X[24:], Y[24:])]
 ENGINES: dict[str, Any] = {
-    **{name: name for name in engines()},
+    **{name: name for name in ENGINES},
     "vmap in chunks": Vmap(chunk=2),
     "lowrank in chunks": SharedProduct(chunk=2),
 }

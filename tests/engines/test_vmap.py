@@ -15,9 +15,9 @@ from evostep import Always, Evolution, Fitness, OpenAIES, RandomMutation, Record
 from evostep.engines import vmap
 from evostep.engines.linear import LinearOfMembers
 from evostep.engines.stacked import even, positions
-from evostep.engines.vmap import Vmap
+from evostep.engines.vmap import Batched, Vmap
 from evostep.genome.slots import slots_of_module
-from evostep.scoring.evaluator import Evaluator
+from evostep.scoring.evaluator import Evaluator, Round
 from evostep.scoring.isolation import ModuleState
 from evostep.spaces.weights import AllWeights
 from evostep.spaces.workspace import Workspace
@@ -145,8 +145,10 @@ def assert_alike(one: list[Record], other: list[Record]) -> None:
         assert a.sample_forwards == b.sample_forwards
 
 
-@pytest.mark.parametrize("chunk", [None, 1, 4, 6])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    ("name", "chunk"),
+    [pair for i, name in enumerate(CASES) for pair in ((name, None), (name, (1, 4, 6)[i % 3]))],
+)
 def test_scores_are_those_of_one_after_the_other(name: str, chunk: int | None) -> None:
     model, records = evolve(name, Vmap(chunk=chunk))  # a warning would be an error
     twin, expected = evolve(name, "inplace")
@@ -423,28 +425,34 @@ def test_positions_are_counted(inputs: Any, expected: int) -> None:
     assert positions(inputs) == expected
 
 
-def judge_of(model: nn.Module) -> tuple[Workspace, Evaluator]:
-    evaluator = Evaluator(Fitness(model, [(X, Y)], "neg-loss"), ModuleState(model), 0)
-    evaluator.begin(0)
+def opened(model: nn.Module) -> tuple[Batched, Round]:
+    evaluator = Evaluator(Fitness(model, [(X, Y)], "neg-loss"), ModuleState(model))
     slots = slots_of_module(model)
-    return Workspace(AllWeights(), AllWeights().open(slots), slots.tensors), evaluator
+    workspace = Workspace(AllWeights(), AllWeights().open(slots), slots.tensors)
+    return Vmap().open(workspace, evaluator), evaluator.round(0, 0)
+
+
+def pays(model: nn.Module) -> bool:
+    session, round = opened(model)
+    return session.pays(round)
 
 
 def test_chunks_shrink_as_members_grow(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
     for width in (8, 512, 8192):
-        workspace, evaluator = judge_of(nn.Linear(6, width))
-        sizes.append(vmap.members_at_once(workspace.live, evaluator))
+        session, round = opened(nn.Linear(6, width))
+        given: Any = session.workspace.live, session.evaluator.fitness, round
+        sizes.append(vmap.members_at_once(*given))
     assert sizes == sorted(sizes, reverse=True)
     assert len(set(sizes)) == 3
     monkeypatch.setattr(vmap, "free_bytes", lambda device: 0)
-    assert vmap.members_at_once(workspace.live, evaluator) == 1
+    assert vmap.members_at_once(*given) == 1
 
 
 def test_pays_for_small_models_without_convolutions() -> None:
-    assert Vmap().pays(*judge_of(nn.Linear(6, 3)))
-    assert not Vmap().pays(*judge_of(nn.Sequential(nn.Linear(6, 4000), nn.Linear(4000, 1000))))
-    assert not Vmap().pays(*judge_of(nn.Sequential(nn.Linear(6, 3), nn.Conv1d(1, 1, 1))))
+    assert pays(nn.Linear(6, 3))
+    assert not pays(nn.Sequential(nn.Linear(6, 4000), nn.Linear(4000, 1000)))
+    assert not pays(nn.Sequential(nn.Linear(6, 3), nn.Conv1d(1, 1, 1)))
 
 
 @pytest.mark.parametrize("chunk", [0, -1])

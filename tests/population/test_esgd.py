@@ -288,6 +288,8 @@ def test_survival_is_m_elitist(scores: list[float], data: st.DataObject) -> None
     finite = sorted((s for s in scores if not math.isnan(s)), reverse=True)
     kept = [scores[i] for i in alive]
     assert kept[: min(elite, len(finite))] == finite[:elite]
+    first = sorted(range(len(scores)), key=lambda i: (math.isnan(scores[i]), -scores[i], i))
+    assert alive[: min(elite, len(finite))] == first[: min(elite, len(finite))]  # of equals
     # nobody who failed survives while somebody sound dies
     assert sum(not math.isnan(s) for s in kept) == min(size, len(finite))
 
@@ -500,8 +502,9 @@ def steps(esgd: ESGD) -> Iterator[None]:
             yield
 
 
-@pytest.mark.parametrize("name", FITNESSES)
-@pytest.mark.parametrize("stop", [1, 2, 4, 6])
+@pytest.mark.parametrize(
+    ("name", "stop"), [(name, stop + i) for i, name in enumerate(FITNESSES) for stop in (1, 4)]
+)
 def test_resume_gives_the_same_bits(name: str, stop: int) -> None:
     esgd = population(fitness=FITNESSES[name](), offspring=8)
     for i, _ in enumerate(steps(esgd), start=1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -57,9 +58,9 @@ def batches_of(digits: tuple[Tensor, Tensor], size: int = 40, count: int = 100) 
 def network_of(model: nn.Module, fitness: Fitness) -> Probe:
     slots = slots_of_module(model)
     genome = AllWeights().open(slots)
-    evaluator = Evaluator(fitness, ModuleState(model), seed=0)
-    evaluator.begin(0)
-    return Probe(Workspace(AllWeights(), genome, slots.tensors), evaluator, 0)
+    evaluator = Evaluator(fitness, ModuleState(model))
+    workspace = Workspace(AllWeights(), genome, slots.tensors)
+    return Probe(workspace, evaluator, evaluator.round(0, 0))
 
 
 def center_of(model: nn.Module) -> dict[str, Tensor]:
@@ -135,7 +136,7 @@ def test_equal_a_loop_of_autograd(
     assert list(found) == list(expected)
     for key in expected:
         torch.testing.assert_close(found[key], expected[key], rtol=2e-3, atol=1e-4)
-    assert probe.sample_forwards == 6 * (1 + 2 * 10)
+    assert probe._evaluator.spent == 6 * (1 + 2 * 10)
 
 
 @pytest.mark.parametrize("kind", ["sum", "abs"])
@@ -308,6 +309,35 @@ def test_costs_are_counted(networks: Any, digits: Any) -> None:
             gradients = 20 * 21 if safe.kind == "sum" else 0
             assert gradients + 20 * 5 <= measured <= bound
             assert (measured - gradients) % 20 == 0
+
+
+@pytest.mark.parametrize("kind", ["sum", "abs", "rescale"])
+def test_what_is_counted_went_forward_or_twice_backward(
+    kind: Any, networks: Any, digits: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(safe_mutation, "_CHUNK", 1)  # one gradient at a time, to be seen
+    model, backward = copy.deepcopy(networks["mlp"]), 0
+    forward: list[int] = []
+    model.register_forward_pre_hook(lambda module, inputs: forward.append(len(inputs[0])))
+    pull_of = safe_mutation._pull
+
+    def pulling(*given: Any) -> Any:
+        outputs, pull = pull_of(*given)
+
+        def noting(cotangents: Tensor) -> Any:
+            nonlocal backward
+            backward += len(cotangents)
+            return pull(cotangents)
+
+        return outputs, noting
+
+    monkeypatch.setattr(safe_mutation, "_pull", pulling)
+    target = 0.5 if kind == "rescale" else None
+    strategy = RandomMutation(0.02, population=4, scale=Safe(kind, 20, target))
+    search = Evolution(model, strategy, engine="inplace")
+    (record,) = search.evolve(Fitness(model, batches_of(digits)))
+    assert backward == (0 if kind == "rescale" else 20 * 10)
+    assert record.sample_forwards == sum(forward) + 2 * backward
 
 
 def test_resumed_runs_have_the_same_bits_and_save_no_sensitivities(

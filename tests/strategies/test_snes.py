@@ -93,7 +93,7 @@ def test_numbers_are_those_of_another_library(monkeypatch: pytest.MonkeyPatch) -
         assert step is not None
         genome.move(step.center)
         assert genome.center["w"].tolist() == pytest.approx(expected["mean"], rel=1e-9)
-        sigma = strategy.spread(genome, state, "w")
+        sigma = strategy.deviation(genome, state, "w")
         assert sigma.tolist() == pytest.approx(expected["std"], rel=1e-9)
 
 
@@ -248,7 +248,7 @@ def test_a_groups_sigma_replaces_the_strategys_and_keeps_what_was_learned() -> N
     strategy = SNES(0.1, population=3, scale="absolute")
     state = {"log_sigma": {"w": torch.tensor([0.0, 1.0])}}
     genome = Genome({"w": torch.ones(2)}, {"w": 0.5})
-    assert strategy.spread(genome, state, "w").tolist() == pytest.approx([0.5, 0.5 * math.e])
+    assert strategy.deviation(genome, state, "w").tolist() == pytest.approx([0.5, 0.5 * math.e])
 
 
 def test_reaches_1e_6_on_the_sphere_within_its_budget() -> None:

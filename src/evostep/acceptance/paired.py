@@ -8,7 +8,7 @@ Smyth 2010, https://doi.org/10.2202/1544-6115.1585, which is never zero.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -19,6 +19,7 @@ from evostep.acceptance.base import Every, Rule, check_every, gives_per_example
 from evostep.acceptance.tails import binomial_tail, student_tail
 from evostep.errors import InputError
 from evostep.noise import derive_seed, make_generator
+from evostep.scoring.batches import leaves, map_leaves
 from evostep.scoring.fitness import Fitness
 from evostep.scoring.scores import Scores
 
@@ -213,7 +214,7 @@ def _swapped(
     """The p value of the metric's gain, when outputs of examples are swapped at random."""
     assert parent.measure is not None, "the caller looked"
     observed = candidate.value - parent.value
-    n = _length(parent.outputs)
+    n = len(next(leaves(parent.outputs)))
     reached = 0
     for _ in range(total):
         swap = torch.randint(2, (n,), generator=generator).bool()
@@ -226,18 +227,10 @@ def _swapped(
     return (1 + reached) / (total + 1)
 
 
-def _length(outputs: Any) -> int:
-    if isinstance(outputs, Tensor):
-        return len(outputs)
-    parts = list(outputs.values()) if isinstance(outputs, Mapping) else list(outputs)
-    return _length(parts[0])
-
-
 def _choose(mask: Tensor, yes: Any, no: Any) -> Any:
     """Take each example from `yes` where `mask` is true, else from `no`."""
-    if isinstance(yes, Mapping):
-        return {key: _choose(mask, yes[key], no[key]) for key in yes}
-    if isinstance(yes, tuple | list):
-        return type(yes)(_choose(mask, a, b) for a, b in zip(yes, no, strict=True))
-    wide = mask.to(yes.device).view(-1, *[1] * (yes.ndim - 1))
-    return torch.where(wide, yes, no)
+
+    def one(a: Tensor, b: Tensor) -> Tensor:
+        return torch.where(mask.to(a.device).view(-1, *[1] * (a.ndim - 1)), a, b)
+
+    return map_leaves(one, yes, no)

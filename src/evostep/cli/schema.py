@@ -43,8 +43,8 @@ def read_schema() -> dict[str, Any]:
 
 def make_schema() -> dict[str, Any]:
     """Make the schema from the tables; this imports torch."""
-    from evostep.lab.arms.arm import OLD_NAMES
     from evostep.lab.arms.methods import METHODS, strategy_settings
+    from evostep.lab.arms.precedence import OLD_NAMES
     from evostep.lab.data.sources import SOURCES
     from evostep.lab.models import MODEL_NAMES
     from evostep.scoring.metrics import METRICS

@@ -129,7 +129,10 @@ class Choice(Session[Auto]):
         self._findings = findings
         findings.meet(evaluator.fitness)
         self._inplace = InPlace().open(workspace, evaluator)
-        self._candidates = [one.open(workspace, evaluator) for one in engine.engines]
+        self._candidates = [
+            self._inplace if isinstance(one, InPlace) else one.open(workspace, evaluator)
+            for one in engine.engines
+        ]
         self._chosen: Session[Any] = self._inplace
 
     def parent(

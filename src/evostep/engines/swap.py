@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from evostep.engines.base import CannotScore
+from evostep.scoring.batches import leaves
 
 # what only tells what a weight is like
 HARMLESS: frozenset[Any] = frozenset(
@@ -109,11 +110,9 @@ class SwappedOut(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _check(self, values: Iterable[Any]) -> None:
-        for value in values:
-            if isinstance(value, list | tuple):
-                self._check(value)
-            elif isinstance(value, Tensor) and id(value) in self._names:
+        for leaf in leaves(tuple(values)):
+            if id(leaf) in self._names:
                 raise CannotScore(
-                    f"the model uses {self._names[id(value)]!r} by another way than through the "
+                    f"the model uses {self._names[id(leaf)]!r} by another way than through the "
                     "module that holds it"
                 )

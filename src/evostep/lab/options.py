@@ -119,7 +119,7 @@ class Options:
 
 def option_kinds() -> dict[str, Any]:
     """Return the type of each option; what it chooses among is what the tables hold."""
-    from evostep.acceptance.table import RULES  # these import torch
+    from evostep.acceptance import RULES  # these import torch
     from evostep.engines import ENGINES
     from evostep.lab.data.images import AUGMENTATIONS
 

@@ -46,11 +46,24 @@ def mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 3))
 
 
+class Product(nn.Module):
+    """Multiplies by matrices as they stand, without a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Parameter(torch.randn(6, 16))
+        self.second = nn.Parameter(torch.randn(16, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.matmul((x @ self.first).relu(), self.second)
+
+
 G = torch.Generator().manual_seed(0)
 IMAGES, VECTORS = torch.randn(10, 4, 8, 8, generator=G), torch.randn(10, 6, generator=G)
 TOKENS, TARGETS = torch.randint(11, (10, 5), generator=G), torch.arange(10) % 3
 CASES: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "mlp": (mlp, VECTORS),
+    "product": (Product, VECTORS),
     "convnet": (convnet, IMAGES),
     "transformer": (Tokens, TOKENS),
 }

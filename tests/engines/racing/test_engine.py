@@ -126,7 +126,7 @@ def test_one_that_draws_level_in_the_end_is_rarely_said_to_have_lost(
     """The law: over orders of the examples, no more often than the level says."""
     by, n, level = generator(3), 800, 0.02
     errors = 0
-    for _ in range(500):
+    for _ in range(250):
         d = TAILS[name](n, by)
         # many would not draw level: give one example, or all, what is missing
         d = d - d.mean() if name not in ("few predictions", "many predictions") else _level(d, by)
@@ -135,7 +135,7 @@ def test_one_that_draws_level_in_the_end_is_rarely_said_to_have_lost(
         rows = strata.draw(strata.sizes // 4)
         errors += bool(behind(d[rows][None], strata, torch.zeros(groups), quantile(level)))
     # gains that few have met are what the bound does not see
-    assert errors / 500 <= level * (3 if name == "skewed to gains" else 1.5)
+    assert errors / 250 <= level * (3 if name == "skewed to gains" else 1.5)
 
 
 def _level(d: Tensor, by: torch.Generator) -> Tensor:
@@ -602,8 +602,15 @@ def assert_same_weights(one: nn.Module, other: nn.Module) -> None:
         assert torch.equal(a, b), name
 
 
-@pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("name", SEARCHES)
+@pytest.mark.parametrize(
+    ("name", "metric"),
+    [
+        (name, metric)
+        for i, name in enumerate(SEARCHES)
+        for j, metric in enumerate(METRICS)
+        if name == "improves" or (i + j) % 3 == 0
+    ],
+)
 def test_weights_are_those_of_full_scoring(name: str, metric: str) -> None:
     full, expected = evolve(name, "inplace", METRICS[metric])
     raced, records = evolve(name, "racing", METRICS[metric])
@@ -790,8 +797,8 @@ def assert_no_trace(before: dict[str, Any], after: dict[str, Any]) -> None:
     assert torch.equal(before["stream"], after["stream"])
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(), None])
 @pytest.mark.parametrize("call", [1, 5, 6, 7, 15, 20, 23, 30, 45])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), None])
 def test_leaves_no_trace_whenever_it_stops(error: BaseException | None, call: int) -> None:
     model = network().train()
     model.norm.eval()
@@ -806,7 +813,7 @@ def test_leaves_no_trace_whenever_it_stops(error: BaseException | None, call: in
         return (outputs.argmax(1) == targets).float() * 0  # nothing is better
 
     search = Evolution(model, RandomMutation(0.5, population=6), engine="racing")
-    with suppress(KeyboardInterrupt, SystemExit):
+    with suppress(KeyboardInterrupt):
         search.evolve(Fitness(model, BATCHES, metric), 2)
     assert_no_trace(before, trace(model))
     assert len(calls) >= min(call, 9)

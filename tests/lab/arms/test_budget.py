@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evostep.lab.arms.arm import Arm, make_arms
+from evostep.lab.arms.arm import Arm
 from evostep.lab.arms.budget import arm_cost, budgets, common_budget, trunk_cost
+from evostep.lab.arms.precedence import make_arms
 from evostep.lab.arms.procedures import PROCEDURES
 from evostep.lab.data.parts import Sizes
 from evostep.lab.options import Options

@@ -10,13 +10,13 @@ import pytest
 from evostep.cli import main
 from evostep.cli.options import make_options
 from evostep.cli.parser import parse
-from evostep.lab.arms.arm import make_arms
 from evostep.lab.arms.methods import (
     METHODS,
     read_setting,
     strategy_settings,
     write_setting,
 )
+from evostep.lab.arms.precedence import make_arms
 from evostep.lab.comparison import compare as compare_module
 from evostep.lab.options import Options
 from evostep.lab.report.page import ReportPaths

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from evostep.lab.arms.arm import Training, make_arms
+from evostep.lab.arms.arm import Training
+from evostep.lab.arms.precedence import make_arms
 from evostep.lab.arms.training import batches_of, make_optimizer, train_epoch
 from evostep.lab.data.parts import Parts
 from evostep.lab.models import build_model

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 from evostep.engines.base import CannotScore
 from evostep.engines.swap import HARMLESS
+from evostep.scoring.batches import leaves
 
 
 @dataclass(frozen=True)
@@ -108,16 +109,7 @@ class ThinLayers(TorchFunctionMode):
 
     def _among(self, values: Iterable[Any]) -> set[int]:
         """Return the watched tensors among values, and in lists, tuples and dictionaries."""
-        found: set[int] = set()
-        for value in values:
-            if isinstance(value, Tensor):
-                if id(value) in self._watched:
-                    found.add(id(value))
-            elif isinstance(value, list | tuple):
-                found |= self._among(value)
-            elif isinstance(value, dict):
-                found |= self._among(value.values())
-        return found
+        return {id(leaf) for value in values for leaf in leaves(value) if id(leaf) in self._watched}
 
     def name_of(self, key: int) -> str:
         """Return the name of a watched tensor."""

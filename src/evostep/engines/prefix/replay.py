@@ -152,11 +152,12 @@ class Replay(TorchDispatchMode):
 
     def call(self, module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Answer a module's call, or run it where what it does was recorded, if anything."""
-        if self.next is None or self.next.what is not module:
+        call = self.next
+        if call is None or call.what is not module:
             return forward(*args, **kwargs)
         torch.clear_autocast_cache()  # as it was after the call when that was recorded
         with torch._C._DisableTorchDispatch():
-            return self._answer(self.next)
+            return self._answer(call)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Answer an operation, or run it where it was not recorded."""

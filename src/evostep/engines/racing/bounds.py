@@ -81,7 +81,7 @@ class Strata:
         return self.sizes - self.seen
 
     def draw(self, counts: Tensor) -> Tensor:
-        """Take so many more of each group, (groups,); give their numbers, at random from each."""
+        """Take so many more of each group, (groups,); return their numbers, at random from each."""
         ends = self.seen + counts
         bounds = zip(self.seen.tolist(), ends.tolist(), strict=True)
         new = [part[a:b] for part, (a, b) in zip(self._parts, bounds, strict=True)]
@@ -200,7 +200,7 @@ def share_out(count: int, left: Tensor, usual: Tensor) -> Tensor:
 
 
 def looks(n: int, first: int) -> list[int]:
-    """Say after how many examples of n it is asked who cannot win any more.
+    """Return after how many examples of n to ask who cannot win any more.
 
     What has been seen doubles, but by no more than a quarter of all: most can be told near the end.
 

@@ -54,7 +54,7 @@ class Race:
         self._outrun: list[int] = []  # that were dropped because a member was better
 
     def run(self, members: int, stops: Sequence[int]) -> list[Scores]:
-        """Race so many members; give their outcomes.
+        """Race so many members; return their scores.
 
         Args:
             members: how many.
@@ -110,7 +110,7 @@ class Race:
         return sorted(alive)
 
     def _drop(self) -> Tensor:
-        """Drop those that have lost; give the mean square of a difference in each group."""
+        """Drop those that have lost; return the mean square of a difference in each group."""
         rows, strata = self.strata.rows, self.strata
         scores = self._of_members[self._alive][:, rows]  # (alive, seen)
         gains = scores - self._of_parent[rows]

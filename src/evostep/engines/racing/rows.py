@@ -10,7 +10,7 @@ from torch import Tensor
 
 from evostep.engines.base import CannotScore
 from evostep.errors import reason
-from evostep.scoring.batches import Examples, batch_size, map_tensors
+from evostep.scoring.batches import Examples, batch_size, leaves, map_leaves
 
 
 class Rows:
@@ -103,21 +103,18 @@ class _Part:
 
 def _merge(values: Sequence[Any], parts: Sequence[_Part], size: int) -> Any:
     """Join the rows of batches that are alike; `size` is the first one's."""
-    first = values[0]
-    if isinstance(first, Tensor):
-        if not _has_rows(first, size):
+
+    def join(*found: Any) -> Any:
+        first = found[0]
+        if not isinstance(first, Tensor) or not _has_rows(first, size):
             return first
         out = first.new_empty((sum(part.count for part in parts), *first.shape[1:]))
         spaces = out.split([part.count for part in parts])
-        for value, part, space in zip(values, parts, spaces, strict=True):
+        for value, part, space in zip(found, parts, spaces, strict=True):
             part.write(value, space)
         return out
-    if isinstance(first, Mapping):
-        return {key: _merge([value[key] for value in values], parts, size) for key in first}
-    if isinstance(first, tuple | list):
-        items = [_merge(column, parts, size) for column in zip(*values, strict=True)]
-        return type(first)(*items) if hasattr(first, "_fields") else type(first)(items)
-    return first
+
+    return map_leaves(join, *values)
 
 
 def _has_rows(tensor: Tensor, size: int) -> bool:
@@ -145,6 +142,4 @@ def _likeness(value: Any, size: int) -> Hashable:
 
 
 def _holds_tensor(value: Any) -> bool:
-    found: list[Tensor] = []
-    map_tensors(value, found.append)
-    return bool(found)
+    return any(isinstance(leaf, Tensor) for leaf in leaves(value))

@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
+from evostep.lab.arms.arm import Training
 from evostep.lab.data.images import ImageData
 from evostep.lab.data.parts import Parts, Sizes
 from evostep.lab.models import build_model
 from evostep.lab.options import Options
 from evostep.lab.storage import History
-
-if TYPE_CHECKING:
-    from evostep.lab.arms.arm import Training
 
 
 def make_model(options: Options, data: ImageData, seed: int, device: torch.device) -> nn.Module:

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from evostep.lab.arms.arm import Training
 from evostep.lab.data.images import ImageData, augment
 from evostep.lab.data.parts import Part
 from evostep.noise import derive_seed, make_generator
 from evostep.scoring.isolation import preserved_rng, seed_everything
 from evostep.scoring.metrics import accuracy
-
-if TYPE_CHECKING:
-    from evostep.lab.arms.arm import Training
 
 PER_GRADIENT_EXAMPLE = 3  # sample-forwards: one forward, and a backward that counts as two
 

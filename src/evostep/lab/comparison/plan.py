@@ -12,10 +12,11 @@ import torch
 
 from evostep.errors import InputError
 from evostep.genome.slots import slots_of_module
-from evostep.lab.arms.arm import Arm, Training, make_arms
+from evostep.lab.arms.arm import Arm, Training
 from evostep.lab.arms.budget import budgets
 from evostep.lab.arms.evaluation import resolve_metric
 from evostep.lab.arms.methods import METHODS
+from evostep.lab.arms.precedence import make_arms
 from evostep.lab.arms.seed_run import make_model
 from evostep.lab.data.images import ImageData, load_data
 from evostep.lab.data.parts import Sizes

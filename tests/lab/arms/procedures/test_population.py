@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from evostep.lab.arms.arm import make_arms
+from evostep.lab.arms.precedence import make_arms
 from evostep.lab.arms.procedures.base import Learner
 from evostep.lab.arms.procedures.population import Population
 from evostep.lab.arms.seed_run import Counters, SeedRun

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
+from evostep.lab.arms.arm import Arm
 from evostep.lab.arms.evaluation import make_fitness
 from evostep.lab.arms.procedures.base import Procedure
 from evostep.lab.arms.recording import note_generation, warn_of_failures
@@ -11,9 +12,6 @@ from evostep.lab.arms.seed_run import Counters, SeedRun
 from evostep.lab.data.parts import Sizes
 from evostep.optimizer import Evolved
 from evostep.spaces.span import Span
-
-if TYPE_CHECKING:
-    from evostep.lab.arms.arm import Arm
 
 
 class Alternating(Procedure):

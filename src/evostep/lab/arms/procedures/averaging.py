@@ -6,18 +6,16 @@ https://arxiv.org/abs/1803.05407. What differs: the learning rate stays as it is
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from evostep.lab.arms.arm import Arm
 from evostep.lab.arms.procedures.plain import Plain
 from evostep.lab.arms.seed_run import Counters, SeedRun
 from evostep.lab.data.parts import Sizes
 from evostep.scoring.calibration import Calibration, estimates
-
-if TYPE_CHECKING:
-    from evostep.lab.arms.arm import Arm
 
 
 class Averaging(Plain):

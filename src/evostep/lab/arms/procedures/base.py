@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from torch import nn
 
 from evostep.gradient_noise import GradientNoise
+from evostep.lab.arms.arm import Arm, Training
 from evostep.lab.arms.recording import note_epoch
 from evostep.lab.arms.seed_run import Counters, SeedRun
 from evostep.lab.arms.training import PER_GRADIENT_EXAMPLE, make_optimizer, train_epoch
 from evostep.lab.data.parts import Sizes
-
-if TYPE_CHECKING:
-    from evostep.lab.arms.arm import Arm, Training
 
 
 class Learner:

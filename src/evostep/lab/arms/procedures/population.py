@@ -7,11 +7,12 @@ drawn within a factor of 3 around the arm's own (a tenth of it for Adam).
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
+from evostep.lab.arms.arm import Arm
 from evostep.lab.arms.evaluation import make_fitness
 from evostep.lab.arms.procedures.base import Learner, Procedure, descent_cost
 from evostep.lab.arms.recording import note_epoch, note_generation, warn_of_failures
@@ -21,9 +22,6 @@ from evostep.lab.data.parts import Sizes
 from evostep.noise import derive_seed
 from evostep.population.esgd import ESGD
 from evostep.population.species import Species
-
-if TYPE_CHECKING:
-    from evostep.lab.arms.arm import Arm
 
 
 class Population(Procedure):

@@ -8,8 +8,9 @@ import pytest
 
 from evostep import AllWeights, Always, Improves, Only, OpenAIES, RandomMutation
 from evostep.errors import InputError
-from evostep.lab.arms.arm import Arm, make_arms, make_space
+from evostep.lab.arms.arm import Arm
 from evostep.lab.arms.methods import METHODS
+from evostep.lab.arms.precedence import make_arms, make_space
 from evostep.lab.options import ArmEntry, Options
 from evostep.spaces.span import Span
 
