@@ -6,9 +6,10 @@ import re
 from typing import Any
 
 import matplotlib.style
-from evostep.lab.report.curves import draw_curves
-from evostep.lab.report.drawing import STYLE, Drawing, looks
 from evostep.lab.report.generations import draw_generations
+
+from evostep.lab.report.figures.curves import draw_curves
+from evostep.lab.report.figures.drawing import STYLE, Drawing, looks
 
 LABELS = ("sgd", "mutation")
 
