@@ -6,9 +6,8 @@ import re
 from typing import Any
 
 import matplotlib.style
-from evostep.lab.report.generations import draw_generations
 
-from evostep.lab.report.figures.curves import draw_curves
+from evostep.lab.report.figures import FIGURES
 from evostep.lab.report.figures.drawing import STYLE, Drawing, looks
 
 LABELS = ("sgd", "mutation")
@@ -35,10 +34,7 @@ def draw(name: str, ends: dict[str, int], start: int, budget: int | None = 9000)
     arms = [{"label": arm, "method": arm} for arm in ends]
     results = {"config": {"arms": arms, "budget": budget}, "runs": []}
     with matplotlib.style.context(["default", STYLE]):
-        if name == "evolution":
-            drawing = draw_generations(history, looks(results), "accuracy")
-        else:
-            drawing = draw_curves(results, history, looks(results), name)
+        drawing = FIGURES[name](results, history, looks(results))
     assert drawing is not None
     return drawing
 
