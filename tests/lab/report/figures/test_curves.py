@@ -6,10 +6,10 @@ import re
 from typing import Any
 
 import matplotlib.style
-from evostep.lab.report.generations import draw_generations
 
 from evostep.lab.report.figures.curves import draw_curves
 from evostep.lab.report.figures.drawing import STYLE, Drawing, looks
+from evostep.lab.report.figures.scores import draw_scores
 
 LABELS = ("sgd", "mutation")
 
@@ -36,7 +36,7 @@ def draw(name: str, ends: dict[str, int], start: int, budget: int | None = 9000)
     results = {"config": {"arms": arms, "budget": budget}, "runs": []}
     with matplotlib.style.context(["default", STYLE]):
         if name == "evolution":
-            drawing = draw_generations(history, looks(results), "accuracy")
+            drawing = draw_scores(history, looks(results), "accuracy")
         else:
             drawing = draw_curves(results, history, looks(results), name)
     assert drawing is not None
