@@ -36,7 +36,7 @@ def draw(name: str, ends: dict[str, int], start: int, budget: int | None = 9000)
     results = {"config": {"arms": arms, "budget": budget}, "runs": []}
     with matplotlib.style.context(["default", STYLE]):
         if name == "evolution":
-            drawing = draw_scores(history, looks(results), "accuracy")
+            drawing = draw_scores(results, history, looks(results))
         else:
             drawing = draw_curves(results, history, looks(results), name)
     assert drawing is not None
