@@ -60,7 +60,7 @@ print(f"\\nended with {code}, imported {sorted(heavy)}")
         ("train --out=o --arm=mutatoin", 2, "did you mean mutation"),
         ("compare --out=o --metric=acuracy", 2, "did you mean accuracy"),
         ("compare --out=o --data=digit", 2, "did you mean digits"),
-        ("compare --out=o --engine=vmapp", 2, "expected auto or inplace or vmap"),
+        ("compare --out=o --engine=vmapp", 2, "expected auto or inplace or lowrank or vmap"),
         ("compare --out=o --accept=maybe", 2, "expected improves or always"),
         ("compare --out=o --lr=fast", 2, "expected a number"),
     ],

@@ -42,6 +42,19 @@ def convnet() -> nn.Module:
     )
 
 
+def shortcuts() -> nn.Module:
+    """A single tap with a stride, padding "same" of one side more, and taps that meet padding."""
+    return nn.Sequential(
+        nn.Conv2d(4, 8, 1, stride=2),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, (3, 2), padding="same"),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, stride=4, padding=1),
+        nn.Flatten(),
+        nn.Linear(8, 3),
+    )
+
+
 def mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 3))
 
@@ -65,6 +78,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "mlp": (mlp, VECTORS),
     "product": (Product, VECTORS),
     "convnet": (convnet, IMAGES),
+    "shortcuts": (shortcuts, IMAGES),
     "transformer": (Tokens, TOKENS),
 }
 
@@ -82,6 +96,7 @@ def run(name: str, engine: Any, strategy: Any) -> tuple[list[list[float]], list[
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("rank", [1, 2])
 @pytest.mark.parametrize("chunk", [None, 3])
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 def test_agrees_with_scoring_in_place(name: str, rank: int, chunk: int | None) -> None:
     strategy = OpenAIES(0.1, lr=0.01, population=8, noise=LowRank(rank))
     expected, weights = run(name, "inplace", strategy)

@@ -19,15 +19,16 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
 
 from evostep import AllWeights, Always, Evolution, Fitness, Only, OpenAIES, RandomMutation
-from evostep.engines.base import CannotScore
+from evostep.engines.base import CannotScore, Session
 from evostep.engines.inplace import InPlace
 from evostep.engines.prefix import Prefix
 from evostep.engines.prefix.layout import Layout
 from evostep.engines.prefix.replay import Placeholder, Recording
+from evostep.engines.prefix.session import PrefixSession
 from evostep.genome.slots import slots_of_module
 from evostep.scoring.evaluator import Evaluator
 from evostep.scoring.isolation import ModuleState
-from evostep.scoring.scores import Outcome
+from evostep.scoring.scores import Scores
 from evostep.spaces.workspace import Workspace
 from evostep.strategies.base import Strategy
 
@@ -409,9 +410,13 @@ class Scene:
         self.fitness = Fitness(model, batches, metric, **options)
         self.workspace = Workspace(space, genome, live)
         moving = {id(tensor) for tensor in live.values()}
-        self.evaluator = Evaluator(self.fitness, ModuleState(model, moving), seed=0)
-        self.members: list[Any] = []
+        self.evaluator = Evaluator(self.fitness, ModuleState(model, moving))
+        self.inplace = InPlace().open(self.workspace, self.evaluator)
         self.begin(0)
+
+    def open(self, **settings: Any) -> PrefixSession:
+        """Start a phase of the engine."""
+        return Prefix(**settings).open(self.workspace, self.evaluator)
 
     def begin(self, generation: int) -> None:
         """Draw the members of a generation."""
@@ -421,14 +426,16 @@ class Scene:
             self.strategy.member(genome, state, generation, i, seed=3)
             for i in range(self.strategy.size_for(genome))
         ]
-        self.evaluator.begin(generation)
+        self.round = self.evaluator.round(0, generation)
 
-    def generation(self, engine: Any) -> list[Outcome]:
+    def generation(self, session: Session[Any]) -> list[Scores]:
         """Score the parent, and the members: what evolution does with an engine."""
-        with engine.around_parent(self.workspace, self.evaluator):
-            parent = self.evaluator.attempt()
-        members = engine.score(self.members, self.workspace, self.evaluator)
-        return [parent, *members]
+        parent = session.parent(self.round, self.members)
+        return [parent, *self.score(session, parent)]
+
+    def score(self, session: Session[Any], parent: Scores | None = None) -> list[Scores]:
+        """Score the members alone."""
+        return session.score(dataclasses.replace(self.round, parent=parent), self.members)
 
 
 def scene(name: str, **options: Any) -> Scene:
@@ -438,22 +445,22 @@ def scene(name: str, **options: Any) -> Scene:
     return Scene(model, space, batches, **{**more, **options})
 
 
-def assert_same_scores(ours: list[Outcome], expected: list[Outcome]) -> None:
+def assert_same_scores(ours: list[Scores], expected: list[Scores]) -> None:
     assert len(ours) == len(expected)
     for one, other in zip(ours, expected, strict=True):
         assert one.error == other.error
-        assert one.scores.value == other.scores.value or one.failed
-        if other.scores.per_example is not None:
-            assert one.scores.per_example is not None
-            assert torch.equal(one.scores.per_example, other.scores.per_example)
+        assert one.value == other.value or one.failed
+        if other.per_example is not None:
+            assert one.per_example is not None
+            assert torch.equal(one.per_example, other.per_example)
 
 
-def recordings(engine: Prefix) -> list[Recording]:
-    return [recording for recording in engine._session.recordings.values() if recording.calls]
+def recordings(session: PrefixSession) -> list[Recording]:
+    return [recording for recording in session.recordings.values() if recording.calls]
 
 
-def nbytes(engine: Prefix) -> int:
-    return sum(recording.nbytes for recording in recordings(engine))
+def nbytes(session: PrefixSession) -> int:
+    return sum(recording.nbytes for recording in recordings(session))
 
 
 def runs(model: nn.Module) -> dict[str, int]:
@@ -496,25 +503,24 @@ def no_trace(model: nn.Module, fitness: Fitness) -> Iterator[None]:
 )
 def test_scores_are_those_of_scoring_in_place_to_the_bit(name: str, strategy: str) -> None:
     here = scene(name, strategy=STRATEGIES[strategy])
-    engine = Prefix()
-    assert engine.refusal(here.members, here.workspace, here.evaluator) is None
+    session = here.open()
+    assert session.refusal(here.round, here.members) is None
     for generation in range(2):
         here.begin(generation)
-        expected = here.generation(InPlace())
-        assert len({outcome.scores.value for outcome in expected}) == len(expected)
+        expected = here.generation(here.inplace)
+        assert len({one.value for one in expected}) == len(expected)
         with no_trace(here.model, here.fitness):
-            assert_same_scores(here.generation(engine), expected)
-        assert recordings(engine), "something was replayed"
+            assert_same_scores(here.generation(session), expected)
+        assert recordings(session), "something was replayed"
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_outputs_are_those_of_a_full_forward_to_the_bit(name: str) -> None:
     here = scene(name)
-    engine = Prefix()
-    here.generation(engine)
-    expected = here.evaluator(keep_outputs=True)
-    with engine.around_parent(here.workspace, here.evaluator):
-        replayed = here.evaluator(keep_outputs=True)
+    session = here.open()
+    here.generation(session)
+    expected = here.inplace.parent(here.round, here.members, keep_outputs=True)
+    replayed = session.parent(here.round, here.members, keep_outputs=True)
     torch.testing.assert_close(replayed.outputs, expected.outputs, rtol=0, atol=0)
 
 
@@ -526,11 +532,11 @@ def test_under_an_outer_autocast_whose_cache_holds_casts_of_weights(
     torch.manual_seed(1)
     here = Scene(model(), Only("head.*"), BATCHES)
     with torch.autocast("cpu", torch.bfloat16):
-        expected = here.generation(InPlace())
-        engine = Prefix(cache_bytes)
+        expected = here.generation(here.inplace)
+        session = here.open(cache_bytes=cache_bytes)
         for _ in range(2):
-            assert_same_scores(here.generation(engine), expected)
-        assert len(recordings(engine)) == (3 if cache_bytes == 2**20 else 1)
+            assert_same_scores(here.generation(session), expected)
+        assert len(recordings(session)) == (3 if cache_bytes == 2**20 else 1)
         # what stands for a dropped cast must not stay in the user's cache
         with torch.no_grad():
             assert here.model(X).isfinite().all()
@@ -562,17 +568,17 @@ def test_a_metric_that_writes_to_the_outputs_does_not_spoil_what_is_kept() -> No
         return {**outputs, "unread": outputs["unread"]}, y
 
     here = Scene(Structured(), Only("head.*"), DOUBLES, Greedy(), forward=forward)
-    expected = here.generation(InPlace())
-    engine = Prefix()
+    expected = here.generation(here.inplace)
+    session = here.open()
     for _ in range(2):
-        assert_same_scores(here.generation(engine), expected)
-        assert recordings(engine)
+        assert_same_scores(here.generation(session), expected)
+        assert recordings(session)
 
 
-def test_without_around_parent_the_engine_records_by_itself() -> None:
+def test_where_the_parent_was_not_scored_the_engine_records_by_itself() -> None:
     here = scene("residual, head")
-    expected = InPlace().score(here.members, here.workspace, here.evaluator)
-    assert_same_scores(Prefix().score(here.members, here.workspace, here.evaluator), expected)
+    expected = here.score(here.inplace)
+    assert_same_scores(here.score(here.open()), expected)
 
 
 # From less work
@@ -581,10 +587,10 @@ def test_without_around_parent_the_engine_records_by_itself() -> None:
 def test_a_prefix_runs_once_a_phase_whatever_the_number_of_members() -> None:
     for population in (2, 16):
         here = scene("residual, late norm", strategy=OpenAIES(0.1, population=population))
-        engine = Prefix()
+        session = here.open()
         for generation in range(3):
             here.begin(generation)
-            here.generation(engine)
+            here.generation(session)
         batches = len(BATCHES)
         # three parents, one replay to verify, and the members
         passes = batches * (3 + 1 + 3 * population)
@@ -595,17 +601,17 @@ def test_a_prefix_runs_once_a_phase_whatever_the_number_of_members() -> None:
             "blocks.1.one": batches,
             "blocks.1.two": passes,
         }
-        engine.close()
-        here.generation(engine)
+        session.close()
+        here.generation(session)
         assert runs(here.model)["stem"] == 2 * batches
 
 
 def test_only_what_is_read_later_is_kept() -> None:
     here = scene("batch norm, head")
-    engine = Prefix()
-    here.generation(engine)
-    assert nbytes(engine) == 24 * 8 * 4  # the inputs of the head
-    recording = recordings(engine)[0]
+    session = here.open()
+    here.generation(session)
+    assert nbytes(session) == 24 * 8 * 4  # the inputs of the head
+    recording = recordings(session)[0]
     assert [call.name for call in recording.calls] == ["first", "norm", "relu", "second", "drop"]
     kept = [leaf.block.kept is not None for call in recording.calls for leaf in call.leaves]
     assert kept == [False, False, False, True, True], "the last two share their memory"
@@ -613,11 +619,11 @@ def test_only_what_is_read_later_is_kept() -> None:
 
 def test_functions_between_layers_are_not_run_again() -> None:
     here = scene("functional, head")
-    engine = Prefix()
-    here.generation(engine)
+    session = here.open()
+    here.generation(session)
     # (n, 4) after the mean, and the constant
-    assert nbytes(engine) == sum(n * 4 * 4 + 4 for n in (11, 5, 8))
-    names = [call.name for call in recordings(engine)[0].calls]
+    assert nbytes(session) == sum(n * 4 * 4 + 4 for n in (11, 5, 8))
+    names = [call.name for call in recordings(session)[0].calls]
     assert "aten.relu.default" in names
     assert "aten.max_pool2d_with_indices.default" in names
 
@@ -625,13 +631,14 @@ def test_functions_between_layers_are_not_run_again() -> None:
 @pytest.mark.parametrize(("room", "kept"), [(11, 1), (12, 1), (16, 2), (19, 2), (24, 3)])
 def test_batches_for_which_there_is_no_room_are_computed_in_full(room: int, kept: int) -> None:
     here = scene("batch norm, head")
-    expected = here.generation(InPlace())
+    expected = here.generation(here.inplace)
     before = runs(here.model)["first"]
-    engine = Prefix(cache_bytes=room * 8 * 4)
+    cache_bytes = room * 8 * 4
+    session = here.open(cache_bytes=cache_bytes)
     for _ in range(2):
-        assert_same_scores(here.generation(engine), expected)
-        assert nbytes(engine) <= engine.cache_bytes
-        assert len(recordings(engine)) == kept
+        assert_same_scores(here.generation(session), expected)
+        assert nbytes(session) <= cache_bytes
+        assert len(recordings(session)) == kept
     full = 3 - kept
     scorings = 2 * (1 + len(here.members)) + 1
     assert runs(here.model)["first"] - before == kept + full * scorings
@@ -639,26 +646,27 @@ def test_batches_for_which_there_is_no_room_are_computed_in_full(room: int, kept
 
 def test_batches_of_other_generations_make_room() -> None:
     here = scene("batch norm, head", batches_per_generation=1)
-    engine = Prefix(cache_bytes=11 * 8 * 4)
+    cache_bytes = 11 * 8 * 4
+    session = here.open(cache_bytes=cache_bytes)
     for generation in range(6):
         here.begin(generation)
-        expected = here.generation(InPlace())
+        expected = here.generation(here.inplace)
         before = runs(here.model)["first"]
-        assert_same_scores(here.generation(engine), expected)
+        assert_same_scores(here.generation(session), expected)
         assert runs(here.model)["first"] - before <= 1, "room was made in time"
-        assert nbytes(engine) <= engine.cache_bytes
-        assert here.evaluator.examples is not None
-        recording = engine._session.find(here.evaluator.examples.batches[0][0])
+        assert nbytes(session) <= cache_bytes
+        assert here.round.examples is not None
+        recording = session.find(here.round.examples.batches[0][0])
         assert recording is not None
         assert recording.calls
 
 
 def test_batches_that_come_again_are_not_recorded_again() -> None:
     here = scene("batch norm, head", batches_per_generation=2)
-    engine = Prefix()
+    session = here.open()
     for generation in range(6):
         here.begin(generation)
-        here.generation(engine)
+        here.generation(session)
     assert runs(here.model)["first"] == len(BATCHES)
 
 
@@ -682,25 +690,25 @@ def test_what_changes_between_generations_is_recorded_again(change: str) -> None
     model = sequential()
     batches = [(X.clone()[:11], Y[:11]), (X[11:], Y[11:])]
     here = Scene(model, Only("head"), batches)
-    engine = Prefix()
-    before = here.generation(engine)
+    session = here.open()
+    before = here.generation(session)
     with torch.no_grad():
         if change == "a batch":
             batches[0][0].mul_(2)
         else:
             CHANGES[change](model)
-    expected = here.generation(InPlace())
-    assert expected[0].scores.value != before[0].scores.value
-    assert_same_scores(here.generation(engine), expected)
+    expected = here.generation(here.inplace)
+    assert expected[0].value != before[0].value
+    assert_same_scores(here.generation(session), expected)
 
 
 def test_a_buffer_that_changed_is_what_the_parent_sees_and_members_do_not() -> None:
     """Scoring puts buffers back to what they were when the phase began."""
     here = scene("batch norm, head")
-    engine = Prefix()
-    here.generation(engine)
+    session = here.open()
+    here.generation(session)
     results = []
-    for one in (InPlace(), engine):
+    for one in (here.inplace, session):
         here.model.norm.running_mean.add_(1)  # type: ignore[union-attr,operator]
         results.append(here.generation(one))
     assert_same_scores(results[1], results[0])
@@ -710,16 +718,24 @@ def test_one_engine_for_two_fitnesses_of_one_model() -> None:
     model = sequential()
     first = Scene(model, Only("head"), BATCHES)
     second = Scene(model, Only("head"), BATCHES, autocast=torch.bfloat16)
-    second.fitness._batches = first.fitness._batches  # the very same inputs
+    second.fitness.batches = first.fitness.batches  # the very same inputs
     engine = Prefix()
+    sessions = {here: engine.open(here.workspace, here.evaluator) for here in (first, second)}
     for here in (first, second, first):
         here.begin(0)
-        assert_same_scores(here.generation(engine), here.generation(InPlace()))
+        assert_same_scores(here.generation(sessions[here]), here.generation(here.inplace))
 
 
 def test_evolution_goes_the_same_way_as_in_place() -> None:
+    sessions: list[PrefixSession] = []
+
+    class Noted(Prefix):
+        def open(self, workspace: Workspace, evaluator: Evaluator) -> PrefixSession:
+            sessions.append(super().open(workspace, evaluator))
+            return sessions[-1]
+
     histories, weights = [], []
-    for engine in ("inplace", Prefix()):
+    for engine in ("inplace", Noted()):
         torch.manual_seed(1)
         model = sequential()
         fitness = Fitness(model, BATCHES, "neg-loss")
@@ -730,23 +746,23 @@ def test_evolution_goes_the_same_way_as_in_place() -> None:
             search.evolve(fitness, generations=2)
         histories.append([(record.scores, record.parent) for record in search.history])
         weights.append(model.head.weight.detach().clone())
-        assert not isinstance(engine, Prefix) or not engine._session.recordings, "it was closed"
     assert histories[0] == histories[1]
     assert torch.equal(*weights)
+    assert [session.recordings for session in sessions] == [{}, {}], "each phase closed its own"
 
 
 def test_what_was_kept_is_let_go_at_once_when_the_phase_is_over() -> None:
     here = scene("batch norm, head")
-    engine = Prefix()
-    here.generation(engine)
-    kept = [block.kept for recording in recordings(engine) for block in recording.kept]
+    session = here.open()
+    here.generation(session)
+    kept = [block.kept for recording in recordings(session) for block in recording.kept]
     alive = [StorageWeakRef(storage) for storage in kept if storage is not None]
     del kept
     gc.disable()
     try:
         assert alive
         assert not any(ref.expired() for ref in alive)
-        engine.close()
+        session.close()
         assert all(ref.expired() for ref in alive), "no cycle holds them"
     finally:
         gc.enable()
@@ -754,18 +770,18 @@ def test_what_was_kept_is_let_go_at_once_when_the_phase_is_over() -> None:
 
 def test_the_center_moves_and_the_recording_stays() -> None:
     here = scene("batch norm, head")
-    engine = Prefix()
+    session = here.open()
     for generation in range(3):
         here.begin(generation)
-        expected = here.generation(InPlace())
-        assert_same_scores(here.generation(engine), expected)
+        expected = here.generation(here.inplace)
+        assert_same_scores(here.generation(session), expected)
         before = runs(here.model)["first"]
         here.workspace.write(here.members[0])
         here.workspace.accept(here.members[0])
         here.begin(generation)
-        expected = here.generation(InPlace())
+        expected = here.generation(here.inplace)
         count = runs(here.model)["first"]
-        assert_same_scores(here.generation(engine), expected)
+        assert_same_scores(here.generation(session), expected)
         assert runs(here.model)["first"] == count > before
 
 
@@ -801,20 +817,18 @@ class Failing(nn.Module):
 def test_whatever_is_raised_leaves_no_trace(error: BaseException, call: int, where: str) -> None:
     model = Failing().train()
     here = Scene(model, Only("head.*"), BATCHES)
-    expected = here.generation(InPlace())
-    engine = Prefix()
+    expected = here.generation(here.inplace)
+    session = here.open()
     model.error, model.left = error, {where: call}
     raised = nullcontext() if isinstance(error, RuntimeError) else pytest.raises(type(error))
     with no_trace(model, here.fitness), raised, suppress(RuntimeError, CannotScore):
-        with engine.around_parent(here.workspace, here.evaluator):
-            here.evaluator()
-        engine.score(here.members, here.workspace, here.evaluator)
+        here.generation(session)
     assert model.left[where] <= 0, "it was raised"
     if call <= len(BATCHES):
-        assert not engine._session.recordings, "nothing half recorded"
+        assert not session.recordings, "nothing half recorded"
     model.left = {}
-    engine.close()
-    assert_same_scores(here.generation(engine), expected)
+    session.close()
+    assert_same_scores(here.generation(session), expected)
 
 
 def test_an_error_of_a_member_is_its_outcome() -> None:
@@ -834,11 +848,11 @@ def test_an_error_of_a_member_is_its_outcome() -> None:
     model = Picky()
     total = model.head.weight.sum() + 1e-4
     here = Scene(model, Only("head.*"), BATCHES)
-    expected = here.generation(InPlace())
-    assert 0 < sum(outcome.failed for outcome in expected) < len(expected)
-    engine = Prefix()
+    expected = here.generation(here.inplace)
+    assert 0 < sum(one.failed for one in expected) < len(expected)
+    session = here.open()
     for _ in range(2):
-        assert_same_scores(here.generation(engine), expected)
+        assert_same_scores(here.generation(session), expected)
 
 
 def test_random_streams_are_where_scoring_in_place_leaves_them() -> None:
@@ -852,11 +866,11 @@ def test_random_streams_are_where_scoring_in_place_leaves_them() -> None:
             return x + torch.rand(()) + random.random() + float(np.random.rand())
 
     here = Scene(Late(), Only("head.*"), BATCHES)
-    expected = here.generation(InPlace())
+    expected = here.generation(here.inplace)
     streams = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
-    engine = Prefix()
+    session = here.open()
     for _ in range(2):
-        assert_same_scores(here.generation(engine), expected)
+        assert_same_scores(here.generation(session), expected)
         assert torch.equal(torch.get_rng_state(), streams[0])
         assert random.getstate() == streams[1]
         assert np.random.get_state()[1].tolist() == streams[2]
@@ -867,11 +881,12 @@ def test_random_streams_are_where_scoring_in_place_leaves_them() -> None:
 
 def refusal_of(model: nn.Module, space: Any, **options: Any) -> str | None:
     here = Scene(model, space, BATCHES, **options)
-    reason = Prefix().refusal(here.members, here.workspace, here.evaluator)
+    session = here.open()
+    reason = session.refusal(here.round, here.members)
     if reason is not None:
         before = trace(model, here.fitness)
         with pytest.raises(CannotScore) as caught:
-            Prefix().score(here.members, here.workspace, here.evaluator)
+            here.score(session)
         assert str(caught.value) == reason
         assert before["rest"] == trace(model, here.fitness)["rest"]
     return reason
@@ -914,8 +929,9 @@ def test_refusals_say_why(name: str) -> None:
 
 def test_a_bare_callable_is_refused() -> None:
     here = scene("batch norm, head")
-    evaluator = Evaluator(lambda: 0.0, None, seed=0)
-    reason = Prefix().refusal(here.members, here.workspace, evaluator)
+    evaluator = Evaluator(lambda: 0.0)
+    session = Prefix().open(here.workspace, evaluator)
+    reason = session.refusal(evaluator.round(0, 0), here.members)
     assert reason is not None
     assert "bare callable" in reason
 
@@ -923,7 +939,7 @@ def test_a_bare_callable_is_refused() -> None:
 def test_a_model_that_holds_nothing_that_moves_is_refused() -> None:
     here = scene("batch norm, head")
     here.workspace.live = {"w": torch.zeros(3)}
-    reason = Prefix().refusal(here.members, here.workspace, here.evaluator)
+    reason = here.open().refusal(here.round, here.members)
     assert reason == "Sequential holds none of the tensors that move"
 
 
@@ -993,18 +1009,17 @@ STRANGE: dict[str, tuple[Callable[[Strange, Tensor], Any], str]] = {
 def assert_cannot(here: Scene, why: str) -> None:
     """See that the parent is scored undisturbed, that members are not, and that it says why."""
     with torch.random.fork_rng():
-        parent = here.evaluator()
-    engine = Prefix()
+        parent = here.evaluator.score(here.round)
+    session = here.open()
     with no_trace(here.model, here.fitness):
-        with engine.around_parent(here.workspace, here.evaluator):
-            assert here.evaluator().value == parent.value
+        assert session.parent(here.round, here.members).value == parent.value
         with pytest.raises(CannotScore) as caught:
-            engine.score(here.members, here.workspace, here.evaluator)
+            here.score(session)
         assert str(caught.value) == why
-        assert engine.refusal(here.members, here.workspace, here.evaluator) == why
-        assert not engine._session.recordings
-    engine.close()
-    assert engine.refusal(here.members, here.workspace, here.evaluator) is None
+        assert session.refusal(here.round, here.members) == why
+        assert not session.recordings
+    session.close()
+    assert session.refusal(here.round, here.members) is None
 
 
 @pytest.mark.parametrize("name", STRANGE)
@@ -1128,7 +1143,7 @@ def test_models_that_go_another_way_than_when_they_were_recorded(name: str) -> N
         model.head.bias.zero_()
     here = Scene(model, Only("head.*"), BATCHES)
     with pytest.raises(CannotScore) as caught, no_trace(model, here.fitness):
-        here.generation(Prefix())
+        here.generation(here.open())
     assert why in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -1175,13 +1190,13 @@ def test_results_that_cannot_be_kept(name: str) -> None:
 
     here = Scene(Model(), Only("head.*"), BATCHES)
     with pytest.raises(CannotScore, match=why), no_trace(here.model, here.fitness):
-        here.generation(Prefix())
+        here.generation(here.open())
 
 
 def test_too_little_room_for_any_batch() -> None:
     here = scene("batch norm, head")
     with pytest.raises(CannotScore) as caught:
-        here.generation(Prefix(cache_bytes=100))
+        here.generation(here.open(cache_bytes=100))
     assert str(caught.value).startswith("cache_bytes=100 are too few for what comes before head.")
 
 
@@ -1199,9 +1214,9 @@ def test_a_model_that_fills_a_cache_of_its_own_first_gets_a_second_chance() -> N
 
     model = Path(way)
     here = Scene(model, Only("head.*"), BATCHES)
-    expected = here.generation(InPlace())
+    expected = here.generation(here.inplace)
     model.cached = None
-    assert_same_scores(here.generation(Prefix()), expected)
+    assert_same_scores(here.generation(here.open()), expected)
 
 
 # The parts
@@ -1230,7 +1245,7 @@ def test_a_dropped_tensor_has_the_form_of_the_recorded_one_and_no_memory() -> No
     model = Functional()
     model.conv.register_forward_hook(note)
     here = Scene(model, Only("head.*"), BATCHES)
-    here.generation(Prefix())
+    here.generation(here.open())
     batches = len(BATCHES)
     assert not any(dropped[:batches])
     assert all(dropped[batches:])
@@ -1257,7 +1272,5 @@ def test_recording_holds_no_more_than_the_pass_itself() -> None:
             return out
 
     here = Scene(Wide(), Only("head.*"), BATCHES)
-    engine = Prefix()
-    with engine.around_parent(here.workspace, here.evaluator):
-        here.evaluator()
+    here.open().parent(here.round, here.members)
     assert living == [1] * 8 * len(BATCHES)

@@ -8,6 +8,7 @@ import random
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -32,18 +33,18 @@ from evostep import (
     Record,
 )
 from evostep.engines.base import CannotScore
-from evostep.engines.inplace import InPlace
+from evostep.engines.inplace import InPlace, OneByOne
 from evostep.engines.racing import Racing
 from evostep.engines.racing.bounds import Strata, behind, falling, looks, quantile, share_out
 from evostep.engines.racing.race import Race
 from evostep.engines.racing.rows import Rows
-from evostep.engines.racing.session import margin
+from evostep.engines.racing.session import Races, margin
 from evostep.engines.vmap import Vmap
 from evostep.genome.slots import slots_of_module
 from evostep.scoring.batches import Examples
-from evostep.scoring.evaluator import Competition, Evaluator
+from evostep.scoring.evaluator import Competition, Evaluator, Round
 from evostep.scoring.isolation import ModuleState
-from evostep.scoring.scores import Outcome, Scores
+from evostep.scoring.scores import Scores
 from evostep.spaces.workspace import Workspace
 
 MEMBERS = 16
@@ -289,7 +290,7 @@ def decide(scores: Sequence[float], parent: float, beats_parent: bool) -> int | 
 
 def run_race(
     table: Table, beats_parent: bool, by: torch.Generator, fails: Callable[[int, int], bool]
-) -> list[Outcome]:
+) -> list[Scores]:
     """Race over a table; `fails` says of a member, and of the examples seen so far, if it does."""
     n = len(table.parent)
     first = math.ceil(n / 16)
@@ -297,17 +298,13 @@ def run_race(
     strata = Strata(order, 16, by)
     stops = looks(n, first)
 
-    def score(some: Sequence[int], numbers: Tensor) -> tuple[list[Outcome], Tensor]:
+    def score(some: Sequence[int], numbers: Tensor) -> tuple[list[Scores], Tensor]:
         rows = numbers.flip(0)  # in another order than was asked for
         found = []
         for i in some:
             values = table.scores[i, rows]
             failed = fails(i, len(strata.rows))
-            found.append(
-                Outcome(Scores(math.nan), "no")
-                if failed
-                else Outcome(Scores(float(values.mean()), values))
-            )
+            found.append(Scores.failure("no") if failed else Scores(float(values.mean()), values))
         return found, rows
 
     race = Race(
@@ -325,16 +322,16 @@ def never(i: int, seen: int) -> bool:
     return False
 
 
-def check_outcomes(table: Table, outcomes: list[Outcome], beats_parent: bool) -> bool:
+def check_outcomes(table: Table, outcomes: list[Scores], beats_parent: bool) -> bool:
     """Check what must hold of every race; say whether it decided as full scoring does."""
     n, parent = len(table.parent), float(table.parent.mean())
-    scores = [outcome.scores.value for outcome in outcomes]
+    scores = [outcome.value for outcome in outcomes]
     whole = [i for i, outcome in enumerate(outcomes) if outcome.seen is None]
     assert whole or beats_parent
     for i, outcome in enumerate(outcomes):
         if outcome.seen is None:
-            assert outcome.scores.per_example is not None
-            assert torch.equal(outcome.scores.per_example, table.scores[i])
+            assert outcome.per_example is not None
+            assert torch.equal(outcome.per_example, table.scores[i])
             assert scores[i] == float(table.scores[i].mean())
         else:
             assert 0 < outcome.seen < n
@@ -367,7 +364,7 @@ def test_decides_as_full_scoring_does_in_thousands_of_generations(
     assert count_agreements(name, beats_parent, 1000, 2000) >= 990
 
 
-def seen_share(table: Table, outcomes: list[Outcome]) -> float:
+def seen_share(table: Table, outcomes: list[Scores]) -> float:
     n = len(table.parent)
     return sum(n if o.seen is None else o.seen for o in outcomes) / (n * len(outcomes))
 
@@ -393,7 +390,7 @@ def test_of_equals_the_first_wins(beats_parent: bool) -> None:
     best = int(table.scores.mean(1).argmax())
     twins = table._replace(scores=torch.cat([table.scores, table.scores[best : best + 1]]))
     outcomes = run_race(twins, beats_parent, by, never)
-    assert decide([o.scores.value for o in outcomes], 0.0, beats_parent) == best
+    assert decide([o.value for o in outcomes], 0.0, beats_parent) == best
     assert outcomes[-1].seen is None
 
 
@@ -402,7 +399,7 @@ def test_nobody_beats_a_parent_without_mistakes() -> None:
     table = Table(*(part.double() for part in table))
     outcomes = run_race(table, True, generator(), never)
     assert [outcome.seen for outcome in outcomes] == [20] * 4
-    assert all(outcome.scores.value < 1 for outcome in outcomes)
+    assert all(outcome.value < 1 for outcome in outcomes)
 
 
 def test_a_member_that_cannot_make_up_for_its_losses_is_dropped() -> None:
@@ -428,14 +425,14 @@ def test_who_fails_is_out_and_those_that_it_beat_are_back(beats_parent: bool, wh
     without = scores.mean(1).tolist()
     without[3] = math.nan
     wanted = decide(without, float(parent.mean()), beats_parent)
-    raced = [outcome.scores.value for outcome in outcomes]
+    raced = [outcome.value for outcome in outcomes]
     assert decide(raced, float(parent.mean()), beats_parent) == wanted
 
 
 def test_all_may_fail() -> None:
     table = predictions(0.05, 0.0, 800, generator())
     outcomes = run_race(table, False, generator(), lambda i, seen: seen > 300)
-    assert all(math.isnan(outcome.scores.value) for outcome in outcomes)
+    assert all(math.isnan(outcome.value) for outcome in outcomes)
     assert all(outcome.failed for outcome in outcomes)
 
 
@@ -699,18 +696,40 @@ def test_scores_of_the_dropped_are_near_and_below_the_best() -> None:
     assert all(b < max(full.scores) for a, b in pairs if a != b)
 
 
+def opening(session: type[OneByOne]) -> InPlace:
+    """An engine whose sessions are of this type."""
+
+    class Opening(InPlace):
+        def open(self, workspace: Workspace, evaluator: Evaluator) -> OneByOne:
+            return session(self, workspace, evaluator)
+
+    return Opening()
+
+
+def opened(
+    model: nn.Module, metric: str, seed: int = 0, generation: int = 0
+) -> tuple[Races, Round]:
+    evaluator = Evaluator(Fitness(model, BATCHES, metric), ModuleState(model))
+    slots = slots_of_module(model)
+    workspace = Workspace(AllWeights(), AllWeights().open(slots), slots.tensors)
+    round = evaluator.round(seed, generation, Competition(beats_parent=True))
+    return Racing().open(workspace, evaluator), round
+
+
 def test_all_classes_are_seen_at_the_first_look() -> None:
     model = network()
     seen: list[Tensor] = []
 
-    class Watching(InPlace):
-        def score(self, members: Any, workspace: Workspace, evaluator: Evaluator) -> list[Outcome]:
-            assert evaluator.examples is not None
-            seen.append(torch.cat([targets for _, targets in evaluator.examples]))
-            return super().score(members, workspace, evaluator)
+    class Watching(OneByOne):
+        def score(self, round: Round, members: Any) -> list[Scores]:
+            assert round.examples is not None
+            seen.append(torch.cat([targets for _, targets in round.examples]))
+            return super().score(round, members)
 
     mutation = RandomMutation(0.05, population=4)
-    Evolution(model, mutation, engine=Racing(over=Watching())).evolve(Fitness(model, BATCHES))
+    Evolution(model, mutation, engine=Racing(over=opening(Watching))).evolve(
+        Fitness(model, BATCHES)
+    )
     first = seen[1]  # the first was the check
     assert len(first) == math.ceil(700 / 16)
     assert set(first.tolist()) == {0, 1, 2}
@@ -721,16 +740,16 @@ def test_no_more_than_a_quarter_is_copied_at_a_time(rule: Any) -> None:
     """The winner's rest is not gathered at once either; in memory examples may be large."""
     sizes: list[int] = []
 
-    class Watching(InPlace):
-        def score(self, members: Any, workspace: Workspace, evaluator: Evaluator) -> list[Outcome]:
-            sizes.append(evaluator.cost)
-            assert evaluator.examples is not None
-            assert max(len(targets) for _, targets in evaluator.examples) <= 150
-            return super().score(members, workspace, evaluator)
+    class Watching(OneByOne):
+        def score(self, round: Round, members: Any) -> list[Scores]:
+            sizes.append(round.cost)
+            assert round.examples is not None
+            assert max(len(targets) for _, targets in round.examples) <= 150
+            return super().score(round, members)
 
     model = network()
     mutation = RandomMutation(0.05, population=6)
-    search = Evolution(model, mutation, accept=rule, engine=Racing(over=Watching()))
+    search = Evolution(model, mutation, accept=rule, engine=Racing(over=opening(Watching)))
     search.evolve(Fitness(model, BATCHES))
     assert len(sizes) > 3
     assert max(sizes) <= 700 / 4
@@ -739,16 +758,10 @@ def test_no_more_than_a_quarter_is_copied_at_a_time(rule: Any) -> None:
 @pytest.mark.parametrize("metric", ["accuracy", "neg-loss"])
 def test_groups_are_of_like_margins_or_of_like_scores(metric: str) -> None:
     model = network().eval()
-    evaluator = Evaluator(Fitness(model, BATCHES, metric), ModuleState(model), 0)
-    slots = slots_of_module(model)
-    workspace = Workspace(AllWeights(), AllWeights().open(slots), slots.tensors)
-    racing = Racing()
-    evaluator.begin(0)
-    with racing.around_parent(workspace, evaluator):
-        evaluator.parent = evaluator()
-    assert evaluator.watch is None
-    assert evaluator.parent.per_example is not None
-    strata = racing._session.strata(evaluator, evaluator.parent.per_example)
+    races, round = opened(model, metric)
+    parent = races.parent(round, ())
+    assert parent.per_example is not None
+    strata = races.strata(round, parent.per_example)
     first, second, *others = torch.arange(len(strata.sizes))
     assert others
     low = strata.draw(torch.where(torch.arange(len(strata.sizes)) == first, strata.sizes, 0))
@@ -766,9 +779,8 @@ def test_groups_are_of_like_margins_or_of_like_scores(metric: str) -> None:
 def test_the_order_is_another_in_each_generation_and_the_same_again() -> None:
     orders = []
     for seed, generation in ((0, 0), (0, 0), (0, 1), (1, 0)):
-        evaluator = Evaluator(Fitness(network(), BATCHES), None, seed)
-        evaluator.begin(generation)
-        strata = Racing()._session.strata(evaluator, torch.zeros(700))
+        races, round = opened(network(), "accuracy", seed, generation)
+        strata = races.strata(round, torch.zeros(700))
         orders.append(strata.draw(strata.sizes).tolist())
     assert orders[0] == orders[1]
     assert len({tuple(order) for order in orders}) == 3
@@ -924,16 +936,11 @@ def test_a_part_that_cannot_be_scored_alone_is_told() -> None:
 def test_a_parent_that_is_not_finite_is_nothing_to_race_against() -> None:
     model = network()
     model.head.bias.data[0] = math.inf
-    evaluator = Evaluator(Fitness(model, BATCHES, "neg-loss"), ModuleState(model), 0)
-    slots = slots_of_module(model)
-    workspace = Workspace(AllWeights(), AllWeights().open(slots), slots.tensors)
-    evaluator.begin(0)
-    evaluator.competition = Competition(beats_parent=True)
-    evaluator.parent = evaluator()
+    races, round = opened(model, "neg-loss")
     mutation = RandomMutation(0.05, population=2)
-    members = [mutation.member(workspace.genome, {}, 0, i, 0) for i in range(2)]
-    outcomes = Racing().score(members, workspace, evaluator)
-    assert [outcome.seen for outcome in outcomes] == [None, None]
+    members = [mutation.member(races.workspace.genome, {}, 0, i, 0) for i in range(2)]
+    scores = races.score(replace(round, parent=races.parent(round, members)), members)
+    assert [one.seen for one in scores] == [None, None]
 
 
 @pytest.mark.parametrize(
@@ -948,11 +955,8 @@ def test_a_parent_that_is_not_finite_is_nothing_to_race_against() -> None:
 def test_pays_with_many_examples_and_large_members(
     model: nn.Module, examples: int, pays: bool
 ) -> None:
-    evaluator = Evaluator(Fitness(model, BATCHES), None, 0)
-    evaluator.examples = Examples((), examples)
-    slots = slots_of_module(model)
-    workspace = Workspace(AllWeights(), AllWeights().open(slots), slots.tensors)
-    assert Racing().pays(workspace, evaluator) == pays
+    races, round = opened(model, "accuracy")
+    assert races.pays(replace(round, examples=Examples((), examples))) == pays
 
 
 @pytest.mark.parametrize(

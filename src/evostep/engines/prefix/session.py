@@ -145,7 +145,7 @@ class PrefixSession(Session[Engine]):
         assert round.examples is not None, "a Fitness has examples"
         self._fitness, self._layout = fitness, Layout(fitness.model, self.workspace.live)
         self._inputs = [inputs for inputs, _ in round.examples]
-        signature = [fitness, *self._layout.signature()]
+        signature = self._layout.signature()
         if signature != self._signature:
             self.recordings.clear()
             self._signature = signature
