@@ -519,9 +519,18 @@ def test_outputs_are_those_of_a_full_forward_to_the_bit(name: str) -> None:
     here = scene(name)
     session = here.open()
     here.generation(session)
-    expected = here.inplace.parent(here.round, here.members, keep_outputs=True)
-    replayed = session.parent(here.round, here.members, keep_outputs=True)
-    torch.testing.assert_close(replayed.outputs, expected.outputs, rtol=0, atol=0)
+    found = []
+    for one in (here.inplace, session):
+        shown: list[Any] = []
+        parent = one.parent(
+            here.round,
+            here.members,
+            keep_outputs=True,
+            watch=lambda *given, to=shown: to.append(given),
+        )
+        found.append((parent.outputs, shown))
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
+    assert len(found[1][1]) == len(here.fitness.batches.examples(here.model).batches)
 
 
 @pytest.mark.parametrize("model", [Tied, Rooted])
@@ -582,6 +591,16 @@ def test_where_the_parent_was_not_scored_the_engine_records_by_itself() -> None:
 
 
 # From less work
+
+
+def test_what_is_replayed_counts_as_in_place_and_what_is_checked_does_not() -> None:
+    here = scene("batch norm, head")
+    session = here.open()
+    for generation in range(2):
+        here.begin(generation)
+        before = here.evaluator.spent
+        here.generation(session)
+        assert here.evaluator.spent - before == len(X) * (1 + len(here.members))
 
 
 def test_a_prefix_runs_once_a_phase_whatever_the_number_of_members() -> None:
@@ -748,7 +767,7 @@ def test_evolution_goes_the_same_way_as_in_place() -> None:
         weights.append(model.head.weight.detach().clone())
     assert histories[0] == histories[1]
     assert torch.equal(*weights)
-    assert [session.recordings for session in sessions] == [{}, {}], "each phase closed its own"
+    assert [len(session.recordings) for session in sessions] == [0, 0], "each phase closed its own"
 
 
 def test_what_was_kept_is_let_go_at_once_when_the_phase_is_over() -> None:
