@@ -46,6 +46,7 @@ ABOVE_FILES = {
     "engines/test_traces",  # what all engines leave behind: nothing
     "lab/data/sources/test_sources",  # all sources by the table
     "noise/test_low_rank",  # one kind of noise, down to its steps
+    "strategies/test_table",  # all strategies by the table
     "test_house",
     "test_laws",  # what holds for every strategy
     "test_packaging",

@@ -342,6 +342,7 @@ class ESGD:
             alternation=self.phase,
             population=after,
             survivors=chosen,
+            moved=bool(born),
         )
         self._settle(born, after)
         return record

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from evostep.errors import InputError
-from evostep.lab.arms import recording
+from evostep.lab.arms import evaluation, recording
 from evostep.lab.arms.budget import arm_cost
 from evostep.lab.arms.evaluation import evaluate
 from evostep.lab.arms.methods import METHODS
@@ -268,7 +268,7 @@ def test_the_test_examples_are_read_once_at_the_end(
         seen.append((names.get(id(part), "?"), len(lines(tmp_path)) if written.exists() else 0))
         return evaluate(model, part, data, options)
 
-    monkeypatch.setattr(run_module, "evaluate", spy)
+    monkeypatch.setattr(evaluation, "evaluate", spy)
     monkeypatch.setattr(recording, "evaluate", spy)
     arm = plan.arms[2]
     trunk = run_trunk(seed_run, arm.training, [])

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from evostep.errors import InputError, reason
 from evostep.lab.data.images import ImageData
-from evostep.lab.data.parts import Part
+from evostep.lab.data.parts import Part, Parts
 from evostep.lab.imports import load_attribute
 from evostep.lab.options import Options
 from evostep.scoring.fitness import Fitness
@@ -73,3 +73,22 @@ def evaluate(model: nn.Module, part: Part, data: ImageData, options: Options) ->
         metric.update(logits, part.targets)
         values[options.metric] = float(metric.compute()[0])
     return values
+
+
+def evaluate_at_the_end(
+    model: nn.Module, parts: Parts, options: Options, *, all_data: bool
+) -> dict[str, dict[str, float]]:
+    """Measure a final model on every part: the only time that the test examples are read.
+
+    Args:
+        model: what a run ended with.
+        parts: of the data.
+        options: of the comparison.
+        all_data: whether gradients have seen the fitness and accept examples, too.
+
+    Returns:
+        What `evaluate` returns, by the name of the part.
+    """
+    found = {"test": parts.test, "train": parts.gradients(all_data)}
+    found |= {"fitness": parts.fitness, "accept": parts.accept}
+    return {name: evaluate(model, part, parts.data, options) for name, part in found.items()}

@@ -9,7 +9,7 @@ from torch import nn
 
 from evostep.errors import InputError
 from evostep.lab.arms.arm import Arm, Training
-from evostep.lab.arms.evaluation import evaluate
+from evostep.lab.arms.evaluation import evaluate_at_the_end
 from evostep.lab.arms.procedures import PROCEDURES
 from evostep.lab.arms.procedures.base import Learner
 from evostep.lab.arms.seed_run import Counters, SeedRun, run_directory, trunk_directory
@@ -87,15 +87,12 @@ def _finished(counters: Counters, arm: Arm, budget: int | None) -> bool:
 
 
 def _conclude(seed_run: SeedRun, arm: Arm, model: nn.Module, counters: Counters) -> dict[str, Any]:
-    """Measure the final model: the only time that the test examples are read."""
-    parts, options = seed_run.parts, seed_run.options
+    """Measure the final model, and say what the run has spent and done."""
+    all_data = arm.training.all_data
     return {
         "arm": arm.label,
         "seed": seed_run.seed,
-        "test": evaluate(model, parts.test, parts.data, options),
-        "train": evaluate(model, parts.gradients(arm.training.all_data), parts.data, options),
-        "fitness": evaluate(model, parts.fitness, parts.data, options),
-        "accept": evaluate(model, parts.accept, parts.data, options),
+        **evaluate_at_the_end(model, seed_run.parts, seed_run.options, all_data=all_data),
         "sample_forwards": counters.forwards,
         "seconds": round(counters.seconds, 2),
         "epochs": counters.epoch,

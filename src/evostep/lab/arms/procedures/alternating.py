@@ -103,8 +103,7 @@ class Alternating(Procedure):
             on_generation=lambda record: note_generation(seed_run, label, record, counters, epoch),
         )
         kept = sum(record.accepted for record in records)
-        verdict = records[-1].verdict
-        if verdict is not None and not verdict.accepted:  # what the generations gained is undone
+        if records[-1].verdict is not None and not records[-1].moved:  # all of it is undone
             counters.accepted -= kept
             kept = 0
         where = f"{label} seed {seed_run.seed} epoch {counters.epoch}"
