@@ -97,6 +97,7 @@ for name in found:
 """
 
 
+@pytest.mark.slow  # test_house shows by the source that there is no circle
 def test_every_module_can_be_the_first_to_be_imported() -> None:
     command = [sys.executable, "-W", "error", "-c", EACH_FIRST]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)

@@ -43,7 +43,7 @@ def test_it_climbs(kind: type[Strategy]) -> None:
     weights = start()
     before = sphere(weights)
     search(kind, weights).evolve(lambda: sphere(weights), 40)
-    assert sphere(weights) > 0.9 * before  # both below zero
+    assert sphere(weights) > 0.95 * before  # both below zero
 
 
 @each
