@@ -21,19 +21,29 @@ PACKAGE = ROOT / "src" / "evostep"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
-def modules_after(program: str) -> set[str]:
-    """The top-level modules that a fresh process has imported after a program."""
-    program += "; import json, sys; print(json.dumps(sorted(sys.modules)))"
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
-    )
-    return {name.partition(".")[0] for name in json.loads(done.stdout)}
+STAGES = (  # one fresh process does these one after the other
+    "import evostep, evostep.errors, evostep.lab.options",
+    "import torch",
+    "evostep.noise.draw; evostep.scoring; evostep.OpenAIES",
+    "from evostep import *",
+)
 
 
 @pytest.fixture(scope="module")
-def imported() -> set[str]:
+def loaded() -> list[set[str]]:
+    """The top-level modules that a fresh process has imported after each of the stages."""
+    told = "; print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
+    program = "\n".join(["import json, sys", *(stage + told for stage in STAGES)])
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    return [set(json.loads(line)) for line in done.stdout.splitlines()]
+
+
+@pytest.fixture
+def imported(loaded: list[set[str]]) -> set[str]:
     """The top-level modules that all public names add to those of `import torch`."""
-    return modules_after("from evostep import *") - modules_after("import torch") - {"evostep"}
+    return loaded[3] - loaded[1]
 
 
 def requirements() -> list[Requirement]:
@@ -73,14 +83,12 @@ def test_the_command_exists() -> None:
     assert callable(script.load())
 
 
-def test_torch_waits_until_a_name_is_asked_for() -> None:
-    assert "torch" not in modules_after("import evostep, evostep.errors, evostep.lab.options")
-    assert "torch" in modules_after("import evostep; evostep.OpenAIES")
+def test_torch_waits_until_a_name_is_asked_for(loaded: list[set[str]]) -> None:
+    assert "evostep" in loaded[0]
+    assert "torch" not in loaded[0]
 
 
 def test_names_and_modules_are_found_as_attributes() -> None:
-    program = "import evostep; evostep.noise.draw; evostep.scoring; evostep.Evolved"
-    assert "torch" in modules_after(program)
     assert set(evostep.__all__) <= set(dir(evostep))
     assert not hasattr(evostep, "nothing")
     assert not hasattr(evostep, "_nothing")

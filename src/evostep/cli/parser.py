@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from types import ModuleType
 from typing import Any, NoReturn
@@ -45,6 +46,7 @@ def fail(message: str) -> NoReturn:
     raise SystemExit(2)
 
 
+@functools.cache
 def make_parser() -> ArgumentParser:
     """Make the parser."""
     kinds: dict[str, Any] = {}  # flag -> type of its value

@@ -82,6 +82,7 @@ def _check_runs(runs: dict[str, dict[str, object]], budget: int, most: int) -> N
         assert 0 <= run["test"]["accuracy"] <= 1, name
 
 
+@pytest.mark.slow  # test_run sees each end at its budget
 def test_every_method_runs_to_the_common_budget_on_digits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
