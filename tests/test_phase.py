@@ -19,7 +19,6 @@ from evostep.engines.auto import Auto
 from evostep.genome.slots import slots_of_module
 from evostep.phase import Phase
 from evostep.record import Record, Verdict
-from evostep.scoring.center import fingerprint
 from evostep.scoring.evaluator import Evaluator
 from evostep.scoring.isolation import ModuleState
 from evostep.spaces.base import Space
@@ -480,16 +479,6 @@ def test_going_on_under_another_rule_is_refused() -> None:
     search.accept = Improves(every="phase")
     with pytest.raises(ValueError, match="under another rule of acceptance"):
         search.evolve(fitness, accept_on=accept_on)
-
-
-def test_a_fingerprint_tells_one_bit() -> None:
-    for dtype in (torch.float32, torch.float64, torch.bfloat16):
-        w = torch.randn(50).to(dtype)
-        other = w.clone()
-        bits = other.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize])
-        bits[17] ^= 1
-        assert fingerprint({"w": w}) != fingerprint({"w": other})
-        assert fingerprint({"w": w}) == fingerprint({"w": w.clone()})
 
 
 # Interrupts.

@@ -184,6 +184,7 @@ class Evolution:
         check_choices(fitness, accept_on, self.accept, self.space, self.slots, self.model)
         began = time.perf_counter()
         records: list[Record] = []
+        spent = 0
 
         def timed_out() -> bool:
             return max_seconds is not None and time.perf_counter() - began >= max_seconds
@@ -194,10 +195,11 @@ class Evolution:
             for i in range(generations):
                 with preserved_rng():  # each time anew: on_generation may save the streams
                     records.append(self._generation(phase))
-                    due = sum(record.sample_forwards for record in records)
-                    due += phase.cost_of_verdict(records[-1].generation)
+                    spent += records[-1].sample_forwards
                     last = i + 1 == generations or timed_out()
-                    last = last or (max_forwards is not None and due >= max_forwards)
+                    if max_forwards is not None:
+                        due = phase.cost_of_verdict(records[-1].generation)
+                        last = last or spent + due >= max_forwards
                     if last:
                         self._conclude(phase, records)
                 warn_of_failures(records[-1])

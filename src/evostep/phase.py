@@ -16,7 +16,7 @@ from evostep.acceptance import Rule
 from evostep.engines.base import Session
 from evostep.record import Record, Verdict
 from evostep.scoring.center import Center, fingerprint
-from evostep.scoring.evaluator import Competition, Evaluator, Round, attempt
+from evostep.scoring.evaluator import Competition, Evaluator, Round
 from evostep.scoring.probe import Probe
 from evostep.scoring.scores import Scores
 from evostep.spaces.workspace import Workspace
@@ -151,7 +151,7 @@ class Phase:
                 candidate = best
             else:
                 judge = self.second or self.evaluator
-                candidate = attempt(judge, round, calibrate=False, keep_outputs=keep)
+                candidate = judge.attempt(round, calibrate=False, keep_outputs=keep)
         try:
             # weights on which statistics cannot be estimated are not worth going on with
             accepted = candidate is None or not candidate.failed
@@ -209,7 +209,7 @@ class Phase:
         best, self._opened = self.evaluator.score(round).value, "current"
         for name, coordinates in starts.items():
             statistics, failed = self.center.try_out(coordinates, round)
-            scores = failed or attempt(self.evaluator, round, calibrate=False)
+            scores = failed or self.evaluator.attempt(round, calibrate=False)
             if not scores.failed and not scores.value <= best:
                 self.center.commit(coordinates, statistics)
                 best, self._opened, self.moved = scores.value, name, True
@@ -235,7 +235,7 @@ class Phase:
         judge = self.second or self.evaluator
         round = judge.round(self.seed, record.generation)
         keep = self.rule.needs_outputs
-        candidate = attempt(judge, round, calibrate=False, keep_outputs=keep)
+        candidate = judge.attempt(round, calibrate=False, keep_outputs=keep)
         self.center.write(self._start, self._buffers)
         parent = judge.score(round, keep_outputs=keep)
         accepted = not candidate.failed and self.rule(parent, candidate, self.attempts + 1)

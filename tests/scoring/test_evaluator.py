@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from evostep import Fitness
-from evostep.scoring.evaluator import Competition, Evaluator, Round, attempt
+from evostep.scoring.evaluator import Competition, Evaluator, Round
 from evostep.scoring.isolation import ModuleState
 
 X = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
@@ -83,7 +83,7 @@ def test_every_scoring_of_a_generation_meets_the_same_random_numbers() -> None:
 def test_a_fitness_that_draws_scores_the_same_weights_the_same() -> None:
     _, evaluator, _ = opened(mode="train")
     round = evaluator.round(0, 0)
-    values = {evaluator.score(round).value, attempt(evaluator, round).value}
+    values = {evaluator.score(round).value, evaluator.attempt(round).value}
     assert len(values) == 1
     assert evaluator.score(evaluator.round(0, 1)).value not in values
 
@@ -108,7 +108,7 @@ def test_scoring_puts_back_what_calibration_and_the_forward_changed() -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_value_that_is_not_finite_is_a_failure(value: float) -> None:
-    found = attempt(Evaluator(lambda: value), ROUND)
+    found = Evaluator(lambda: value).attempt(ROUND)
     assert found.failed
     assert math.isnan(found.value)
     assert found.error == f"the fitness was {value}"
@@ -123,7 +123,7 @@ def broken(error: type[BaseException]) -> Any:
 
 def test_an_error_is_a_failure_of_weights_that_are_proposed_and_says_why() -> None:
     evaluator = Evaluator(broken(ArithmeticError))
-    found = attempt(evaluator, ROUND)
+    found = evaluator.attempt(ROUND)
     assert found.failed
     assert found.error == "ArithmeticError: too hot"
     with pytest.raises(ArithmeticError, match="too hot"):
@@ -132,7 +132,7 @@ def test_an_error_is_a_failure_of_weights_that_are_proposed_and_says_why() -> No
 
 def test_an_interrupt_is_no_failure() -> None:
     with pytest.raises(KeyboardInterrupt):
-        attempt(Evaluator(broken(KeyboardInterrupt)), ROUND)
+        Evaluator(broken(KeyboardInterrupt)).attempt(ROUND)
 
 
 # What is counted
@@ -145,8 +145,8 @@ def test_what_is_spent_is_what_went_forward() -> None:
     spent = []
     for score in (
         lambda: evaluator.score(round),
-        lambda: attempt(evaluator, round),
-        lambda: attempt(evaluator, round, calibrate=False),
+        lambda: evaluator.attempt(round),
+        lambda: evaluator.attempt(round, calibrate=False),
         lambda: evaluator.calibrate(round),
     ):
         score()
@@ -160,14 +160,14 @@ def test_a_calibration_that_fails_is_counted_and_nothing_else() -> None:
     fitness = Fitness(model, BATCHES, calibration=[(torch.zeros(5, 7), torch.zeros(5))])
     evaluator = Evaluator(fitness, ModuleState(model))
     rows = rows_of(model)
-    assert attempt(evaluator, evaluator.round(0, 0)).failed
+    assert evaluator.attempt(evaluator.round(0, 0)).failed
     assert evaluator.spent == sum(rows) == 5
 
 
 def test_a_call_of_a_bare_fitness_is_one() -> None:
     evaluator = Evaluator(broken(ValueError))
     for _ in range(3):
-        attempt(evaluator, ROUND)
+        evaluator.attempt(ROUND)
     assert evaluator.spent == 3
 
 

@@ -48,7 +48,7 @@ class OneByOne(Session[InPlace]):
         try:
             for member in members:
                 self.workspace.write(member)
-                scores.append(self.evaluator.attempt(round))
+                scores.append(self.evaluator.attempt_later(round))
                 if not isinstance(self.evaluator.fitness, Fitness):
                     self.workspace.touched()  # it may do anything
         finally:

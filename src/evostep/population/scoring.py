@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from evostep.noise import derive_seed
 from evostep.population.individual import Individual
 from evostep.scoring.calibration import Calibration
-from evostep.scoring.evaluator import Evaluator, Round, attempt
+from evostep.scoring.evaluator import Evaluator, Round
 from evostep.scoring.fitness import Fitness
 from evostep.scoring.isolation import ModuleState, seed_everything
 from evostep.scoring.scores import Scores
@@ -52,7 +52,7 @@ class Scorer:
     def attempt(self, model: nn.Module, phase: int) -> Scores:
         """Score `model` as it stands; an error or a value that is not finite is a failure."""
         evaluator, round = self._evaluator(model, phase)
-        scores = attempt(evaluator, round, calibrate=False)
+        scores = evaluator.attempt(round, calibrate=False)
         self.sample_forwards += evaluator.spent
         return scores
 

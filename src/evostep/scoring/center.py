@@ -77,11 +77,9 @@ class Center:
             raise
 
     def _move(self, coordinates: Mapping[str, Tensor], buffers: list[Tensor]) -> None:
-        self.workspace.write(Tensors(coordinates))
+        self.write(coordinates, buffers)
         self.workspace.genome.move(Tensors(coordinates))
         self.workspace.restore()
-        if self._evaluator.state is not None:
-            self._evaluator.state.write(buffers)
         self._hold()
 
     def restore(self, *, buffers: bool = True) -> None:

@@ -97,11 +97,12 @@ class Evaluator:
 
         The next scoring puts them back, as does an exception.
         """
-        if not self.calibrates:
+        cost = self._calibration_cost
+        if not cost:
             return
         assert isinstance(self.fitness, Fitness), "it has a calibration"
         assert self.fitness.calibration is not None, "it costs something"
-        self.spent += self._calibration_cost
+        self.spent += cost
         seed_everything(round.seed_of("calibration"))
         try:
             self.fitness.calibration(self.fitness.model)
@@ -134,16 +135,19 @@ class Evaluator:
     def attempt(
         self, round: Round, *, calibrate: bool = True, keep_outputs: bool = False
     ) -> Scores:
-        """Score weights that are proposed; what the fitness raises makes a failure.
-
-        The value may not have been read yet: see `evostep.scoring.scores.read`, which also makes
-        failures of values that are not finite.
+        """Score weights that are proposed; an error or a value that is not finite is a failure.
 
         Args:
             round: of the generation.
             calibrate: whether to estimate their BatchNorm statistics first, if the fitness does.
             keep_outputs: see `Fitness.score`.
         """
+        return read([self.attempt_later(round, calibrate=calibrate, keep_outputs=keep_outputs)])[0]
+
+    def attempt_later(
+        self, round: Round, *, calibrate: bool = True, keep_outputs: bool = False
+    ) -> Scores:
+        """Score as `attempt` does, without waiting for the device: `read` has to follow."""
         try:
             if calibrate:
                 self.calibrate(round)
@@ -181,8 +185,3 @@ class Evaluator:
         """Put modes, buffers and requires_grad back."""
         if self.state is not None:
             self.state.restore()
-
-
-def attempt(evaluator: Evaluator, round: Round, **options: bool) -> Scores:
-    """Score weights that are proposed, as `Evaluator.attempt` does, and read the value."""
-    return read([evaluator.attempt(round, **options)])[0]
