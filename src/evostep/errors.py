@@ -31,6 +31,16 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
+def counted(n: int, noun: str) -> str:
+    """Return a number with what it counts.
+
+    Example:
+        >>> counted(1, "seed"), counted(0, "seed"), counted(1200, "sample-forward")
+        ('1 seed', '0 seeds', '1,200 sample-forwards')
+    """
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
 def warn(text: str, category: type[Warning] = UserWarning) -> None:
     """Warn, pointing at the user's line that led here, however deep in the library it is told."""
     level, frame = 1, sys._getframe()

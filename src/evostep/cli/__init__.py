@@ -7,7 +7,6 @@ Help, version, ``methods`` and mistyped names are answered from a schema of the 
 from __future__ import annotations
 
 import sys
-import warnings
 from typing import Any
 
 
@@ -15,32 +14,71 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-        The exit code: 0, or 130 after Ctrl-C. Bad input leaves with 2 and one line that names it.
+        The exit code: 0; 1 where a file or the output could not be written; 130 after Ctrl-C. Bad
+        input leaves with 2 and one line that names it.
     """
+    parsed = None
     try:
-        from evostep.cli.parser import COMMANDS, fail, parse
+        import warnings
+
+        from evostep.cli.terminal import steady_streams
+
+        with steady_streams() as (out, _), warnings.catch_warnings():
+            warnings.showwarning = _show_warning  # type: ignore[assignment]
+            try:
+                parsed = _parse(arguments)
+                _run(parsed)
+            except KeyboardInterrupt:
+                return _stopped(parsed)
+            out.flush()
+            if out.error is not None:
+                return _lost(out.error)
+    except KeyboardInterrupt:
+        return _stopped(parsed)
+    return 0
+
+
+def _parse(arguments: list[str] | None) -> Any:
+    try:
+        from evostep.cli.parser import parse
     except ImportError as error:
         raise SystemExit(
             f"evostep: error: the command line needs {error.name}: pip install 'evostep[lab]'"
         ) from error
+    return parse(sys.argv[1:] if arguments is None else arguments)
+
+
+def _run(parsed: Any) -> None:
+    from evostep.cli.parser import COMMANDS, fail
     from evostep.errors import InputError
 
-    parsed = parse(sys.argv[1:] if arguments is None else arguments)
-    command: str = parsed.command
-    with warnings.catch_warnings():
-        warnings.showwarning = _show_warning  # type: ignore[assignment]
-        try:
-            COMMANDS[command].run(parsed[command])
-        except InputError as error:
-            fail(" ".join(str(error).split()))
-        except KeyboardInterrupt:
-            again = "train --resume" if command == "train" else "the same command"
-            text = f"evostep: stopped; {again} goes on from the last checkpoint"
-            print(text, file=sys.stderr)
-            return 130
-    return 0
+    try:
+        COMMANDS[parsed.command].run(parsed[parsed.command])
+    except InputError as error:
+        fail(str(error), getattr(error, "exit_code", 2))
+    except OSError as error:  # of a disk: what a user can mend is told as such where it is met
+        where = f" ({error.filename})" if error.filename else ""
+        fail(f"{error.strerror or error}{where}: free some space, or choose another --out", 1)
+
+
+def _stopped(parsed: Any) -> int:
+    """Say after Ctrl-C how to go on, where there is something to go on from."""
+    options = parsed[parsed.command] if parsed is not None else {}
+    again = ""
+    if options.get("out") is not None and (options.out / "plan.json").exists():
+        name = "train --resume" if parsed.command == "train" else "the same command"
+        again = f"; {name} goes on from the last checkpoint"
+    print(f"evostep: stopped{again}", file=sys.stderr)
+    return 130
+
+
+def _lost(error: OSError) -> int:
+    print(f"evostep: error: the output was cut off ({error.strerror})", file=sys.stderr)
+    return 1
 
 
 def _show_warning(message: Warning | str, *_: Any) -> None:
     """Show a warning as one plain line, without the place in the source."""
-    print(f"evostep: warning: {' '.join(str(message).split())}", file=sys.stderr)
+    from evostep.cli.wording import plain
+
+    print(f"evostep: warning: {plain(str(message))}", file=sys.stderr)

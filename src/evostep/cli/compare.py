@@ -11,17 +11,19 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
     from evostep.lab.comparison.plan import Plan
+    from evostep.lab.report.page import ReportPaths
 
 SUMMARY = "compare arms over seeds"
 DESCRIPTION = (
     "Compare arms on equal data and equal compute, over seeds. The same command on a directory "
     "with finished runs continues with the missing ones."
 )
+USAGE = "evostep compare --out DIR [option ...]"
 
 
-def add_arguments(parser: ArgumentParser) -> None:
+def add_arguments(parser: ArgumentParser, *, everything: bool = True) -> None:
     """Add the command's arguments."""
-    add_options(parser)
+    add_options(parser, everything=everything)
     parser.add_argument(
         "--dry-run",
         type=bool,
@@ -39,20 +41,26 @@ def run(parsed: Any) -> None:
 
     from evostep.lab.comparison.compare import check_directory, describe_plan
     from evostep.lab.comparison.plan import make_plan
+    from evostep.lab.storage import check_writable
 
+    check_writable(parsed.out)  # before data are read, which may take long
     plan = make_plan(options)
     check_directory(plan, parsed.out)
     if parsed.get("dry_run"):
-        describe_plan(plan, Console())
+        describe_plan(plan, parsed.out, Console())
     else:
         run_plan(plan, parsed.out)
 
 
 def run_plan(plan: Plan, out: Path) -> None:
-    """Run what is missing of a plan, and print its table."""
+    """Run what is missing of a plan, and print its table; progress goes to stderr."""
     from rich.console import Console
 
     from evostep.lab.comparison.compare import compare
 
-    paths = compare(plan, out, Console())
-    print(f"{paths.table.read_text()}\ntable: {paths.table}\npage:  {paths.page}")
+    show(compare(plan, out, Console(stderr=True)))
+
+
+def show(paths: ReportPaths) -> None:
+    """Print the short table of a report, and where the whole is."""
+    print(f"{paths.summary}\n\ntable: {paths.table}\npage:  {paths.page}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -33,10 +34,15 @@ def load(text: str) -> Any:
     """Read YAML.
 
     Raises:
-        yaml.YAMLError: it is none.
+        yaml.YAMLError: it is none, or refers to itself.
 
     Example:
         >>> load("{seeds: 10:12, lr: 1e-3}")
         {'seeds': '10:12', 'lr': 0.001}
     """
-    return yaml.load(text, _Loader)
+    value = yaml.load(text, _Loader)
+    try:
+        json.dumps(value, default=str, skipkeys=True)
+    except (ValueError, RecursionError) as error:
+        raise yaml.YAMLError("it refers to itself") from error
+    return value

@@ -11,9 +11,10 @@ if TYPE_CHECKING:
 
 SUMMARY = "list every method that can be an arm"
 DESCRIPTION = "List every method that can be an arm, with its defaults and source."
+USAGE = "evostep methods"
 
 
-def add_arguments(parser: ArgumentParser) -> None:
+def add_arguments(parser: ArgumentParser, **_: Any) -> None:
     """Add nothing: the command has no arguments."""
 
 

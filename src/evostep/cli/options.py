@@ -6,34 +6,90 @@ from typing import TYPE_CHECKING, Any
 
 from evostep.cli.schema import kind_of, read_schema
 from evostep.errors import InputError, unknown_name, warn_renamed
-from evostep.lab.options import Options, check_type, flag, read_arms
+from evostep.lab.options import Options, check_type, flag, read_arms, shown
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 
-def add_options(parser: ArgumentParser, skip: tuple[str, ...] = ()) -> None:
-    """Add ``--config``, ``--out``, the options of a comparison, and each method's settings."""
+# What most comparisons set; the rest is told by --help-all
+EVERYDAY = (
+    *("data", "data_dir", "model", "arms", "seeds", "epochs", "evolve_from", "generations"),
+    *("train_size", "fitness_size", "test_size", "lr", "metric", "sigma", "population", "space"),
+    *("device", "threads"),
+)
+_EPILOG = (
+    "These are the options of every day; --help-all tells the others, and the settings of each "
+    "method, such as --openai-es.sigma 0.05. `evostep methods` lists the methods."
+)
+_METAVARS = {"integer": "N", "number": "X", "path": "PATH"}
+
+
+def add_options(
+    parser: ArgumentParser, skip: tuple[str, ...] = (), *, everything: bool = True
+) -> None:
+    """Add ``--config``, ``--out``, the options of a comparison, and each method's settings.
+
+    Args:
+        parser: of the command.
+        skip: options that it does not have.
+        everything: whether its help tells them all, or those of every day.
+    """
     from argparse import SUPPRESS
     from pathlib import Path
 
-    parser.add_argument("--config", action="config", help="YAML file with options")
-    for name, option in read_schema()["options"].items():
+    def told(text: str) -> str:
+        return text if everything else SUPPRESS
+
+    schema = read_schema()
+    parser.epilog = None if everything else _EPILOG
+    parser.add_argument("--help-all", action="help", help="tell all options and settings of methods")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for the results")
+    parser.add_argument("--config", action="config", metavar="FILE", help="YAML file with options")
+    for action in parser._actions:  # jsonargparse adds it to --config, with a help of its own
+        if "--print_config" in action.option_strings:
+            action.help = told("print all options as YAML, and run nothing")
+    order = [*EVERYDAY, *(name for name in schema["options"] if name not in EVERYDAY)]
+    for name in order:
         if name not in skip:
-            kind, default, text = kind_of(option), option["default"], option["help"]
-            # "--pretrained" alone means true
-            alone: dict[str, Any] = {"nargs": "?", "const": True} if kind is bool else {}
-            parser.add_argument(flag(name), type=kind, default=default, help=text, **alone)
-    parser.add_argument("--out", type=Path, required=True, help="directory for the results")
-    for name, method in read_schema()["methods"].items():
+            option = schema["options"][name]
+            text = option["help"] + _default(option)
+            kind, settings = kind_of(option), _metavar(option)
+            if kind is bool:  # "--pretrained" alone means true
+                settings |= {"nargs": "?", "const": True}
+            parser.add_argument(
+                flag(name),
+                type=kind,
+                default=option["default"],
+                help=text if name in EVERYDAY else told(text),
+                **settings,
+            )
+    for name, method in schema["methods"].items():
         # no defaults: a printed configuration would set them, and --sigma have no effect any more
-        for setting, told in method["settings"].items():
-            text = f"of {name} (default: {told['default']})"
-            key = f"--{name}.{setting}"
-            parser.add_argument(key, type=kind_of(told), default=SUPPRESS, help=text)
+        for setting, described in method["settings"].items():
+            parser.add_argument(
+                f"--{name}.{setting}",
+                type=kind_of(described),
+                default=SUPPRESS,
+                help=told(f"of {name}{_default(described)}"),
+                **_metavar(described),
+            )
         for old, new in method["renamed"].items():
             kind = kind_of(method["settings"][new])
             parser.add_argument(f"--{name}.{old}", type=kind, default=SUPPRESS, help=SUPPRESS)
+
+
+def _default(option: dict[str, Any]) -> str:
+    default = option["default"]
+    return "" if default is None or default is False else f" (default: {shown(default)})"
+
+
+def _metavar(option: dict[str, Any]) -> dict[str, Any]:
+    """Return what stands for a value in the help, where its name says less: N, X, a choice."""
+    if "enum" in option:
+        return {"metavar": "{" + ",".join(shown(value) for value in option["enum"]) + "}"}
+    (first, *others) = option["type"]
+    return {"metavar": _METAVARS[first]} if first in _METAVARS and others in ([], ["null"]) else {}
 
 
 def make_options(parsed: Any, **fixed: Any) -> Options:

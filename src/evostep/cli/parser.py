@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import functools
 import sys
+from argparse import Action
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace, set_loader
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_loader
 
 from evostep._version import __version__
 from evostep.cli import compare, methods, report, train
 from evostep.cli.configuration import load
-from evostep.cli.wording import reword
+from evostep.cli.wording import plain, reword
 
 COMMANDS: dict[str, ModuleType] = {
     "compare": compare,
@@ -37,29 +39,37 @@ class _Parser(ArgumentParser):
         return super().add_argument(*names, **settings)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        fail(reword(" ".join(str(message).split()), self._kinds))
+        fail(reword(message, self._kinds))
 
 
-def fail(message: str) -> NoReturn:
-    """Print in one line what is wrong, and leave with exit code 2."""
-    print(f"evostep: error: {message}", file=sys.stderr)
-    raise SystemExit(2)
+class _Formatter(DefaultHelpFormatter):
+    """Help without the types as Python calls them: texts and metavars say them."""
+
+    def _get_help_string(self, action: Action) -> str:
+        return action.help or ""
+
+
+def fail(message: str, exit_code: int = 2) -> NoReturn:
+    """Print in one line what is wrong, and leave with an exit code: 2 for bad input."""
+    print(f"evostep: error: {plain(message)}", file=sys.stderr)
+    raise SystemExit(exit_code)
 
 
 @functools.cache
-def make_parser() -> ArgumentParser:
-    """Make the parser."""
+def make_parser(*, everything: bool = True) -> ArgumentParser:
+    """Make the parser, whose help tells everything, or what is needed every day."""
     kinds: dict[str, Any] = {}  # flag -> type of its value
     parser = _Parser(
         kinds,
         prog="evostep",
         version=__version__,
         description="Gradient steps and evolution steps, compared on equal data and compute.",
+        formatter_class=_Formatter,
     )
     commands = parser.add_subcommands(dest="command")
     for name, command in COMMANDS.items():
-        own = _Parser(kinds, description=command.DESCRIPTION)
-        command.add_arguments(own)
+        own = _Parser(kinds, description=command.DESCRIPTION, usage=command.USAGE)
+        command.add_arguments(own, everything=everything)
         commands.add_subcommand(name, own, help=command.SUMMARY)
     return parser
 
@@ -70,7 +80,8 @@ def parse(arguments: list[str]) -> Namespace:
     Only a configuration that is to be printed has the defaults, too.
     """
     shown = any(argument.startswith("--print_config") for argument in arguments)
-    return make_parser().parse_args(_files_first(arguments), defaults=shown)
+    short = not shown and "--help-all" not in arguments
+    return make_parser(everything=not short).parse_args(_files_first(arguments), defaults=shown)
 
 
 def _files_first(arguments: list[str]) -> list[str]:
@@ -83,4 +94,20 @@ def _files_first(arguments: list[str]) -> list[str]:
             files += [argument, *(value for value in [next(rest, None)] if value is not None)]
         else:
             (files if argument.startswith("--config=") else others).append(argument)
+    for file in files:
+        _check_file(file.removeprefix("--config="))
     return [*others[:1], *files, *others[1:]]
+
+
+def _check_file(name: str) -> None:
+    """Refuse a file that holds no text now; whether there is one, the parser tells."""
+    try:
+        if not Path(name).exists():
+            return
+        if not Path(name).is_file():
+            fail(f"--config {name} is no file: give a YAML file with options")
+        Path(name).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        fail(f"--config {name} holds no text: give a YAML file with options")
+    except OSError as error:
+        fail(f"--config {name} cannot be read ({error.strerror}): give a YAML file with options")

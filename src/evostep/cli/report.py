@@ -5,14 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evostep.cli.compare import show
+
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 SUMMARY = "build table, figures and page again"
 DESCRIPTION = "Build table, figures and page again."
+USAGE = "evostep report DIRECTORY"
 
 
-def add_arguments(parser: ArgumentParser) -> None:
+def add_arguments(parser: ArgumentParser, **_: Any) -> None:
     """Add the command's own arguments."""
     parser.add_argument("directory", type=Path, help="directory that compare or train wrote")
 
@@ -21,5 +24,4 @@ def run(parsed: Any) -> None:
     """Run the command."""
     from evostep.lab.report.page import write_report
 
-    paths = write_report(parsed.directory)
-    print(f"table: {paths.table}\npage:  {paths.page}")
+    show(write_report(parsed.directory))

@@ -13,11 +13,12 @@ if TYPE_CHECKING:
 
 SUMMARY = "train one arm with one seed"
 DESCRIPTION = "Train one arm with one seed."
+USAGE = "evostep train --out DIR [option ...]"
 
 
-def add_arguments(parser: ArgumentParser) -> None:
+def add_arguments(parser: ArgumentParser, *, everything: bool = True) -> None:
     """Add the command's arguments."""
-    add_options(parser, skip=("arms", "seeds"))
+    add_options(parser, skip=("arms", "seeds"), everything=everything)
     parser.add_argument("--arm", type=str | dict[str, Any], default="openai-es", help="method")
     parser.add_argument("--seed", type=int, default=0, help="seed of the run")
     parser.add_argument(
@@ -38,7 +39,9 @@ def run(parsed: Any) -> None:
     options = make_options(parsed, arms=[parsed.get("arm", "openai-es")], seeds=[seed])
     from evostep.lab.comparison.compare import check_directory
     from evostep.lab.comparison.plan import make_plan
+    from evostep.lab.storage import check_writable
 
+    check_writable(out)
     plan = make_plan(options)
     check_directory(plan, out)
     if (out / "plan.json").exists() and not parsed.get("resume"):

@@ -10,6 +10,21 @@ from typing import Any
 from evostep.lab.options import flag, kind_in_words
 
 
+# Python's own words, but for quoted ones and for a sentence that begins with "None of"
+_PYTHON = re.compile(r"(?<!['\w])(True|False|None)(?!['\w])(?! (?!or )[a-z])")
+_SPELT = {"True": "true", "False": "false", "None": "null"}
+
+
+def plain(text: str) -> str:
+    """Return a message of the library in one line, and in the words of the command line.
+
+    Example:
+        >>> plain("use 6,\\nor antithetic=False")
+        'use 6, or antithetic=false'
+    """
+    return _PYTHON.sub(lambda found: _SPELT[found[0]], " ".join(text.split()))
+
+
 def reword(message: str, kinds: Mapping[str, Any]) -> str:
     r"""Return what the parser says in one line that names option, value and what is expected.
 
@@ -22,10 +37,11 @@ def reword(message: str, kinds: Mapping[str, Any]) -> str:
         >>> reword(message, {"--evolve-from": int})
         "--evolve-from 'soon': expected a whole number"
     """
-    if found := re.fullmatch(r'Parser key "([\w.]+)": .*(?:Got|Given) value: (.*)', message):
+    message = " ".join(message.split())
+    if found := re.fullmatch(r'Parser key "([\w.]+)": .*(?:Got|Given) value: ?(.*)', message):
         kind = kinds.get(flag(found[1]))
         expected = f"expected {kind_in_words(kind)}" if kind else "it has the wrong type"
-        return f"{flag(found[1])} {found[2]!r}: {expected}"
+        return f"{flag(found[1])} {_SPELT.get(found[2], found[2])!r}: {expected}"
     if found := re.fullmatch(r"unrecognized arguments: (.*)", message):
         return f"unknown option {found[1]}{_near(found[1].split()[0].split('=')[0], kinds)}"
     if found := re.fullmatch(r"Subcommand '\w+' does not accept option '(.*)'", message):
@@ -37,7 +53,9 @@ def reword(message: str, kinds: Mapping[str, Any]) -> str:
         return f"{flag(found[1])}: {found[2]}"
     if found := re.fullmatch(r"Problems parsing config: (.*)", message):
         return f"the configuration is not valid YAML: {found[1]}"
-    if found := re.fullmatch(r"Unexpected config: (.*)", message):
+    if found := re.fullmatch(r"Unexpected config: ?(.*)", message):
+        if not found[1]:
+            return "--config names no file: give --config FILE.yaml"
         return f"the configuration {found[1]} is not a mapping of options: write `epochs: 30`"
     return message
 

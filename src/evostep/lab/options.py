@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import types
@@ -190,7 +191,23 @@ def check_type(name: str, value: Any, kind: Any) -> None:
         evostep.errors.InputError: lr must be a number, got 'fast'
     """
     if not _fits(value, kind):
-        raise InputError(f"{name} must be {kind_in_words(kind)}, got {value!r}")
+        value = repr(value) if isinstance(value, str) else value
+        raise InputError(f"{name} must be {kind_in_words(kind)}, got {shown(value)}")
+
+
+def shown(value: Any) -> str:
+    """Return a value as it is written on the command line and in YAML.
+
+    Example:
+        >>> shown(None), shown(True), shown("fast"), shown([1, None])
+        ('null', 'true', 'fast', '[1, null]')
+    """
+    if isinstance(value, str):
+        return value
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError):
+        return str(value)
 
 
 def kind_in_words(kind: Any) -> str:
@@ -207,8 +224,11 @@ def kind_in_words(kind: Any) -> str:
         return " or ".join(map(kind_in_words, parts))
     known = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
     known |= {Path: "a path", types.NoneType: "null", list: "a list", dict: "a mapping"}
+    known |= {Mapping: "a mapping"}
+    # objects, as `evostep.lab.arms.methods.read_setting` reads them
+    objects = {"LowRank": "low-rank-1, low-rank-2, ...", "Safe": "safe-sum or safe-abs"}
     kind = origin or kind
-    return known.get(kind) or ("a mapping" if kind is Mapping else f"a {kind.__name__}")
+    return known.get(kind) or objects.get(kind.__name__) or f"a {kind.__name__}"
 
 
 def _fits(value: Any, kind: Any) -> bool:

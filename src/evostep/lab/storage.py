@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,21 @@ def save_weights(path: Path, model: torch.nn.Module) -> None:
         tensors[name] = tensor.contiguous()
     save_file(tensors, part)
     part.replace(path)
+
+
+def check_writable(directory: Path) -> None:
+    """Refuse a directory that cannot be made, or written to; nothing is.
+
+    Raises:
+        InputError: naming what is in the way.
+    """
+    there = next(place for place in (directory, *directory.absolute().parents) if place.exists())
+    if not there.is_dir():
+        where = "is a file" if there == directory else f"cannot be made: {there} is a file"
+        raise InputError(f"--out {directory} {where}: choose a directory, or choose another place")
+    if not os.access(there, os.W_OK | os.X_OK):
+        why = "it may not be written to" if there == directory else f"{there} may not be written to"
+        raise InputError(f"--out {directory} cannot be used ({why}): choose another")
 
 
 class History:

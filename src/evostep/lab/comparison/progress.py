@@ -16,6 +16,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 
 from evostep.lab.arms.seed_run import Watch
 
@@ -25,22 +26,25 @@ PLAIN_EVERY_SECONDS = 10.0
 @contextmanager
 def show_progress(total: int, console: Console) -> Iterator[Watch]:
     """Show progress over `total` sample-forwards until the context is left."""
-    if console.is_terminal:
+    if console.is_terminal and not console.is_dumb_terminal:
         yield from _bar(total, console)
     else:
         yield from _lines(total, console)
 
 
 def _bar(total: int, console: Console) -> Iterator[Watch]:
+    # what is being done has the room that is left: times and bar must not be pushed out
     columns = (
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=10),
         TaskProgressColumn(),
         TimeElapsedColumn(),
-        TextColumn("left"),
         TimeRemainingColumn(elapsed_when_finished=False),
-        TextColumn("{task.description}"),
+        TextColumn("left"),
+        TextColumn(
+            "{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")
+        ),
     )
-    with Progress(*columns, console=console, speed_estimate_period=120) as progress:
+    with Progress(*columns, console=console, expand=True, speed_estimate_period=120) as progress:
         task = progress.add_task("starting", total=total)
         yield Watch(
             advance=lambda forwards: progress.advance(task, forwards),

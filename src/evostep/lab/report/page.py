@@ -9,12 +9,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from jinja2 import Environment, FunctionLoader, StrictUndefined
-
 from evostep.lab.report import contrasts, wording
-from evostep.lab.report.figures import FIGURES, draw_figures
 from evostep.lab.report.records import read_records
 from evostep.lab.report.statistics import is_finite
+from evostep.lab.report.summary import summarise
 from evostep.lab.report.verdict import sentence, verdict
 from evostep.lab.storage import write_bytes
 
@@ -23,11 +21,15 @@ PARTS = ("train", "fitness", "accept", "test")
 
 @dataclass(frozen=True)
 class ReportPaths:
-    """Where `write_report` wrote: the table, the page, and the figures (SVG and PNG)."""
+    """Where `write_report` wrote: the table, the page, and the figures (SVG and PNG).
+
+    `summary` is what a terminal shows of them, in lines of at most 80 signs.
+    """
 
     table: Path
     page: Path
     figures: tuple[Path, ...]
+    summary: str = ""
 
 
 def write_report(directory: Path) -> ReportPaths:
@@ -51,6 +53,8 @@ def write_report(directory: Path) -> ReportPaths:
         evostep.errors.InputError: no results.json in 'no-such-directory': give the directory that \
 `evostep compare --out` wrote
     """
+    from evostep.lab.report.figures import FIGURES, draw_figures  # matplotlib, which runs can spare
+
     directory = Path(directory)
     results, history, skipped = read_records(directory)
     drawings = draw_figures(results, history)
@@ -69,7 +73,8 @@ def write_report(directory: Path) -> ReportPaths:
         for path in (directory / "figures" / f"{name}.svg", directory / "figures" / f"{name}.png"):
             if path not in files:
                 path.unlink(missing_ok=True)
-    return ReportPaths(table, page, figures)
+    summary = summarise(results, context, contrasts.control_labels(results))
+    return ReportPaths(table, page, figures, summary)
 
 
 def _context(results: Mapping[str, Any], skipped: int) -> dict[str, Any]:
@@ -183,6 +188,8 @@ def _splits(splits: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]
 
 
 def _render(name: str, context: Mapping[str, Any]) -> str:
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+
     templates = resources.files("evostep.lab.report") / "templates"
     environment = Environment(
         loader=FunctionLoader(lambda file: (templates / file).read_text(encoding="utf-8")),

@@ -9,9 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
-from typing import TypeGuard
-
-from scipy import stats
+from typing import Any, TypeGuard
 
 CONFIDENCE = 0.95
 
@@ -70,7 +68,7 @@ def summarise(values: Sequence[float]) -> Summary:
         return Summary(1, mean, None, None)
     if _all_equal(values, scale=max(map(abs, values))):
         return Summary(len(values), mean, 0.0, None)
-    low, high = stats.ttest_1samp(values, 0.0).confidence_interval(CONFIDENCE)
+    low, high = _t_test(values).confidence_interval(CONFIDENCE)
     return Summary(len(values), mean, stdev(values), (float(low), float(high)))
 
 
@@ -103,9 +101,16 @@ def paired_contrast(arm_values: Sequence[float], control_values: Sequence[float]
     n, mean = len(differences), fmean(differences)
     if n == 1 or _all_equal(differences, scale=max(map(abs, arm + control))):
         return Contrast(n, mean, None, None)
-    test = stats.ttest_1samp(differences, 0.0)  # the paired t-test is the one-sample test of these
+    test = _t_test(differences)  # the paired t-test is the one-sample test of these
     low, high = test.confidence_interval(CONFIDENCE)
     return Contrast(n, mean, (float(low), float(high)), float(test.pvalue))
+
+
+def _t_test(values: Sequence[float]) -> Any:
+    """Return the test of the mean against zero; scipy takes a second to import, and runs wait."""
+    from scipy import stats
+
+    return stats.ttest_1samp(values, 0.0)
 
 
 def _finite_numbers(values: Sequence[float], name: str) -> list[float]:

@@ -52,7 +52,7 @@ def verdict(
         }
     groups: dict[str, list[str]] = {}
     for row in rows:
-        groups.setdefault(_outcome(row), []).append(f"{row['arm']} ({contrast_text(row)})")
+        groups.setdefault(outcome_of(row), []).append(f"{row['arm']} ({contrast_text(row)})")
     details = [
         start + "; ".join(groups[key]) + "." for key, start in OUTCOMES.items() if key in groups
     ]
@@ -65,7 +65,7 @@ def _headline(rows: Sequence[Mapping[str, Any]], of: str) -> str:
         one_seed = rows[0]["n"] == 1
         why = "one seed cannot tell a difference" if one_seed else "no interval for the difference"
         return f"No verdict: {why} from {of}."
-    better = [row["arm"] for row in rows if _outcome(row) == "better"]
+    better = [row["arm"] for row in rows if outcome_of(row) == "better"]
     if not better and len(rows) == 1:
         return f"The arm was not shown to beat {of}."
     if not better:
@@ -76,7 +76,8 @@ def _headline(rows: Sequence[Mapping[str, Any]], of: str) -> str:
     return headline
 
 
-def _outcome(row: Mapping[str, Any]) -> str:
+def outcome_of(row: Mapping[str, Any]) -> str:
+    """Return what a row of "contrasts" shows: a key of `OUTCOMES`."""
     if row["mean"] is None:
         return "diverged"
     if row["ci95"] is None:
@@ -90,7 +91,7 @@ def _outcome(row: Mapping[str, Any]) -> str:
 def sentence(row: Mapping[str, Any]) -> dict[str, str]:
     """Return arm and control of a row of "contrasts", and the difference in words."""
     words = {"one seed": "one seed, no interval", "equal": "the same on every seed, no interval"}
-    outcome = _outcome(row)
+    outcome = outcome_of(row)
     return {
         "arm": row["arm"],
         "control": row["control"],
