@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from evostep.errors import InputError
+from evostep.errors import InputError, warn
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -89,13 +90,28 @@ def check_writable(directory: Path) -> None:
     Raises:
         InputError: naming what is in the way.
     """
-    there = next(place for place in (directory, *directory.absolute().parents) if place.exists())
+    there = _existing(directory)
     if not there.is_dir():
         where = "is a file" if there == directory else f"cannot be made: {there} is a file"
         raise InputError(f"--out {directory} {where}: choose a directory, or choose another place")
     if not os.access(there, os.W_OK | os.X_OK):
         why = "it may not be written to" if there == directory else f"{there} may not be written to"
         raise InputError(f"--out {directory} cannot be used ({why}): choose another")
+
+
+def check_room(directory: Path, size: int) -> None:
+    """Warn where a disk has less room than so many bytes."""
+    free = shutil.disk_usage(_existing(directory)).free
+    if free < size:
+        warn(
+            f"--out {directory} has room for {free / 1e6:.1f} MB, less than {size / 1e6:.1f} MB: "
+            "free some space, or choose another"
+        )
+
+
+def _existing(directory: Path) -> Path:
+    """Return a directory, or the nearest one above it that is there."""
+    return next(place for place in (directory, *directory.absolute().parents) if place.exists())
 
 
 class History:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from evostep.errors import counted
 from evostep.lab.arms.evaluation import evaluate
 from evostep.lab.arms.seed_run import Counters, SeedRun
 from evostep.record import Record
@@ -80,4 +81,4 @@ def warn_of_failures(seed_run: SeedRun, where: str, records: Sequence[Record]) -
     failed = sum(record.failed for record in records)
     if failed:
         error = next((record.error for record in records if record.error), None)
-        seed_run.watch.warn(f"{where}: {failed} scorings failed ({error})")
+        seed_run.watch.warn(f"{where}: {counted(failed, 'scoring')} failed ({error})")

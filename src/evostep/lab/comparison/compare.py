@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from evostep.errors import InputError, reason
+from evostep.errors import InputError, counted, reason
 from evostep.lab.arms.budget import arm_cost, trunk_cost
 from evostep.lab.arms.methods import METHODS
 from evostep.lab.arms.seed_run import SeedRun, run_directory
@@ -20,7 +20,8 @@ from evostep.lab.comparison.run import run_arm, run_trunk
 from evostep.lab.data.parts import cut
 from evostep.lab.report.contrasts import with_statistics
 from evostep.lab.report.page import ReportPaths, write_report
-from evostep.lab.storage import History, read_json, write_json
+from evostep.lab.report.wording import duration, forwards
+from evostep.lab.storage import History, check_room, read_json, write_json
 
 _OF_A_RESULT = {"arm", "seed", "test", "train", "sample_forwards", "seconds"}
 
@@ -43,7 +44,7 @@ def compare(plan: Plan, directory: Path, console: Console) -> ReportPaths:
         ) from error
     _register(plan, directory)
     if runs:
-        found = f"{len(runs)} finished runs found in {directory}: they are kept"
+        found = f"{counted(len(runs), 'finished run')} found in {directory}: kept"
         console.print(found, markup=False, highlight=False, soft_wrap=True)
     history = History(directory / "history.jsonl")
     with show_progress(_total_forwards(plan, runs), console) as watch:
@@ -145,7 +146,7 @@ def write_results(plan: Plan, directory: Path, runs: dict[tuple[str, int], dict[
     write_json(directory / "results.json", with_statistics(results))
 
 
-def describe_plan(plan: Plan, console: Console) -> None:
+def describe_plan(plan: Plan, directory: Path, console: Console) -> None:
     """Print arms, budgets, expected hours and disk; write nothing."""
     guess = estimate(plan)
     sizes, options = plan.sizes, plan.options
@@ -158,22 +159,21 @@ def describe_plan(plan: Plan, console: Console) -> None:
         f"{sizes.test} test; model {options.model}; device {plan.device}"
     )
     say(
-        f"{len(plan.seeds)} seeds: {', '.join(map(str, plan.seeds))}; {options.epochs} epochs, "
-        f"evolution from {options.evolve_from}"
+        f"{counted(len(plan.seeds), 'seed')}: {', '.join(map(str, plan.seeds))}; "
+        f"{counted(options.epochs, 'epoch')}, evolution from {options.evolve_from}"
     )
     say(
         f"timed: {1 / guess.gradient_seconds:.0f} examples/s in gradient steps, "
-        f"{1 / guess.forward_seconds:.0f} scored"
+        f"{1 / guess.forward_seconds:.0f} scored in place"
     )
     for arm in plan.arms:
         budget, hours = guess.runs[arm.label]
         own = arm_cost(arm, sizes)
-        say(
-            f"  {arm.label}: {own / 1e6:.3f} M sample-forwards of its own, runs to "
-            f"{budget / 1e6:.3f} M, {hours * 60:.1f} min a seed after the trunk"
-        )
-    say(f"trunks: {len(plan.trunks)}, {guess.trunk_hours * 60:.1f} min a seed")
-    say(f"in all: {guess.hours:.2f} h, {guess.bytes / 1e6:.0f} MB on disk at most")
+        more = f" (its epochs: {own:,})" if own < budget else ""
+        say(f"  {arm.label}: {forwards(budget)}{more}, {duration(hours * 3600)} after the trunk")
+    say(f"{counted(len(plan.trunks), 'trunk')}: {duration(guess.trunk_hours * 3600)}, each seed")
+    say(f"in all: {duration(guess.hours * 3600)}, {guess.bytes / 1e6:.1f} MB on disk at most")
+    check_room(directory, guess.bytes)
 
 
 def _register(plan: Plan, directory: Path) -> None:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from evostep.errors import counted
 from evostep.scoring.metrics import METRICS
 
 MINUS = "\N{MINUS SIGN}"
@@ -122,6 +123,27 @@ def minutes(seconds: float | None) -> str:
     if seconds is None:
         return ABSENT
     return f"{seconds / 60:.1f}" if seconds >= 60 else f"{seconds / 60:.2f}"
+
+
+def duration(seconds: float) -> str:
+    """Return a time as text, in the unit that suits it.
+
+    >>> duration(0.04), duration(100), duration(5400)
+    ('0.0 s', '1.7 min', '1.5 h')
+    """
+    for unit, length in (("h", 3600.0), ("min", 60.0)):
+        if seconds >= length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+def forwards(n: int) -> str:
+    """Return sample-forwards as text.
+
+    >>> forwards(1), forwards(5400), forwards(1_234_567)
+    ('1 sample-forward', '5,400 sample-forwards', '1.235 M sample-forwards')
+    """
+    return counted(n, "sample-forward") if n < 10**6 else f"{n / 1e6:.3f} M sample-forwards"
 
 
 def markdown(text: object) -> str:

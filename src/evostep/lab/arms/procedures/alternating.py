@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from evostep.errors import counted
 from evostep.lab.arms.arm import Arm
 from evostep.lab.arms.evaluation import make_fitness
 from evostep.lab.arms.procedures.base import Procedure
@@ -108,7 +109,7 @@ class Alternating(Procedure):
             kept = 0
         where = f"{label} seed {seed_run.seed} epoch {counters.epoch}"
         seed_run.watch.say(
-            f"{where}: {len(records)} generations, {kept} accepted, "
+            f"{where}: {counted(len(records), 'generation')}, {kept} accepted, "
             f"fitness {records[0].parent:.4f} -> {self.fitness():.4f}"
         )
         warn_of_failures(seed_run, where, records)
