@@ -40,7 +40,7 @@ try:
     code = main(sys.argv[1:])
 except SystemExit as stop:
     code = stop.code
-heavy = {"torch", "numpy", "torchvision", "matplotlib"} & set(sys.modules)
+heavy = {"torch", "numpy", "torchvision", "scipy", "matplotlib", "sklearn"} & set(sys.modules)
 print(f"\\nended with {code}, imported {sorted(heavy)}")
 """
 
@@ -50,8 +50,10 @@ print(f"\\nended with {code}, imported {sorted(heavy)}")
     [
         ("--help", 0, "compare arms over seeds"),
         ("--version", 0, "evostep 0."),
-        ("compare --help", 0, "of openai-es (default: 0.02)"),
+        ("compare --help", 0, "--help-all tells the others"),
+        ("compare --help-all", 0, "of openai-es (default: 0.02)"),
         ("train --help", 0, "--resume"),
+        ("report --help", 0, "evostep report DIRECTORY"),
         ("methods", 0, "defaults: OpenAIES(sigma=0.02"),
         ("compere", 2, "invalid choice"),
         ("compare --out=o --epoch=3", 2, "did you mean --epochs"),

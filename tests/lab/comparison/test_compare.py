@@ -587,12 +587,12 @@ def test_one_method_under_two_labels_and_an_arm_with_a_trunk_of_its_own(tmp_path
 
 def test_a_dry_run_tells_arms_budgets_hours_and_disk(tmp_path: Path) -> None:
     file = io.StringIO()
-    describe_plan(plan_of(seeds="3,5"), Console(file=file, width=40))
+    describe_plan(plan_of(seeds="3,5"), tmp_path / "out", Console(file=file, width=40))
     text = file.getvalue()
     assert "100 train, 40 fitness, 20 accept, 50 test; model mlp" in text
     assert "2 seeds: 3, 5; 3 epochs, evolution from 2" in text
-    assert "  sgd: 0.001 M sample-forwards of its own, runs to 0.001 M, " in text
+    assert "  sgd: 1,380 sample-forwards (its epochs: 900), " in text
     assert all(f"  {arm}: " in text for arm in ARMS)
-    assert "trunks: 2, " in text
-    assert "in all: 0.00 h, " in text
+    assert "2 trunks: " in text
+    assert "in all: " in text
     assert " MB on disk" in text

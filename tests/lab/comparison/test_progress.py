@@ -1,6 +1,7 @@
 """Progress: plain lines where the output is not a terminal, a bar where it is."""
 
 import io
+import re
 
 import pytest
 from rich.console import Console
@@ -93,6 +94,20 @@ def test_a_terminal_gets_a_bar() -> None:
     assert "100%" in shown
     assert "left" in shown
     assert "done" in shown
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_bar_and_times_are_there_however_narrow(width: int) -> None:
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, width=width, color_system=None)
+    with show_progress(1000, console) as watch:
+        watch.advance(500)
+        watch.say("openai-es-adam seed 3 epoch 12: train 99.00%, loss 0.123, fitness set 91.00%")
+    last = file.getvalue().split("\r")[-1].splitlines()[0]
+    last = last.replace("\x1b[2K", "")
+    assert len(last) <= width
+    assert "━" * 10 in last
+    assert re.search(r"100% \d:\d\d:\d\d \S+ left", last)
 
 
 def stop_in_the_middle(console: Console) -> None:

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from evostep.errors import InputError
-from evostep.lab.report import page as page_module
+from evostep.lab.report import figures as figures_module
 from evostep.lab.report.page import write_report
 
 METHODS = ("sgd", "sgd-all", "mutation", "openai-es", "snes", "cma-es", "swa", "random-search")
@@ -116,7 +116,7 @@ def written(tmp_path_factory):
 @pytest.fixture
 def without_figures(monkeypatch) -> None:
     """Figures take seconds, and these tests read table and page alone."""
-    monkeypatch.setattr(page_module, "draw_figures", lambda results, history: [])
+    monkeypatch.setattr(figures_module, "draw_figures", lambda results, history: [])
 
 
 def test_all_files_are_written_and_nothing_else(written) -> None:

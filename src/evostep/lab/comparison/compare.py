@@ -44,7 +44,7 @@ def compare(plan: Plan, directory: Path, console: Console) -> ReportPaths:
         ) from error
     _register(plan, directory)
     if runs:
-        found = f"{counted(len(runs), 'finished run')} found in {directory}: kept"
+        found = f"{counted(len(runs), 'finished run')} found in {directory}: they are kept"
         console.print(found, markup=False, highlight=False, soft_wrap=True)
     history = History(directory / "history.jsonl")
     with show_progress(_total_forwards(plan, runs), console) as watch:

@@ -69,7 +69,7 @@ def estimate(plan: Plan) -> Estimate:
         gradients = min(own, gradients)
         budget = plan.budgets[arm.label]
         longer = 1.0 if budget is None else (budget - trunk) / own
-        steps = gradients / PER_GRADIENT_EXAMPLE * gradient 
+        steps = gradients / PER_GRADIENT_EXAMPLE * gradient
         steps += (own - gradients) * scored[arm.label]
         evaluated = sizes.test + sizes.gradients(arm.training.all_data)
         evaluated += (arm.epochs - options.evolve_from) * sizes.fitness
