@@ -156,7 +156,7 @@ BAD: list[tuple[str, str, str]] = [
     ("--generations=-1", "--generations", "at least 0, got -1"),
     ("--population=0", "'mutation'", "at least 1, got 0"),
     ("--population=0 --arms=openai-es", "'openai-es'", "at least 2, got 0"),
-    ("--population=5", "got 5", "use 6"),
+    ("--population=5", "got 5", "use 6, or antithetic=false"),
     ("--openai-es.population=5", "got 5", "use 6"),
     ("--population=four", "'four'", "expected a whole number"),
     ("--sigma=0", "sigma", "> 0, got 0"),
@@ -196,6 +196,11 @@ BAD: list[tuple[str, str, str]] = [
     ("--config=list.yaml", "[1, 2]", "not a mapping of options"),
     ("--config=broken.yaml", "the configuration", "is not valid YAML: "),
     ("--config=unknown.yaml", "'epoch'", "did you mean --epochs"),
+    ("--config=truncated", "truncated is no file", "give a YAML file"),
+    ("--config=truncated/train.parquet", "parquet holds no text", "give a YAML file"),
+    ("--config=self.yaml", "it refers to itself", "not valid YAML"),
+    ("--config=", "--config names no file", "give --config FILE.yaml"),
+    ("--accept=", "--accept ''", "expected improves or always"),
     ("--config=typed.yaml", "--lr 'fast'", "expected a number"),
     ("--config=arm.yaml", "'sgd'", "--lr must be a number, got 'fast'"),
     ("--config=null.yaml", "--epochs", "a whole number, got null"),
@@ -207,6 +212,7 @@ CONFIGS = {
     "list.yaml": "[1, 2]\n",
     "broken.yaml": "--epochs: [\n",
     "unknown.yaml": "epoch: 3\n",
+    "self.yaml": "a: &a [*a]\n",
     "typed.yaml": "lr: fast\n",
     "arm.yaml": "arms: [{method: sgd, lr: fast}]\n",
     "null.yaml": "epochs: null\n",
@@ -219,7 +225,7 @@ def bad_files(here: Path) -> None:
         (here / name).write_text(text)
     (here / "truncated").mkdir()
     (here / "truncated" / "train-images-idx3-ubyte").write_bytes(b"\x00\x00\x08\x03\x00\x00")
-    (here / "truncated" / "train.parquet").write_bytes(b"PAR1")
+    (here / "truncated" / "train.parquet").write_bytes(b"PAR1\xff\xfe")
     (here / "truncated" / "test.parquet").write_bytes(b"PAR1")
 
 

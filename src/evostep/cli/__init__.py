@@ -63,9 +63,9 @@ def _run(parsed: Any) -> None:
 
 def _stopped(parsed: Any) -> int:
     """Say after Ctrl-C how to go on, where there is something to go on from."""
-    options = parsed[parsed.command] if parsed is not None else {}
+    out = parsed[parsed.command].get("out") if parsed is not None else None
     again = ""
-    if options.get("out") is not None and (options.out / "plan.json").exists():
+    if out is not None and (out / "plan.json").exists():
         name = "train --resume" if parsed.command == "train" else "the same command"
         again = f"; {name} goes on from the last checkpoint"
     print(f"evostep: stopped{again}", file=sys.stderr)

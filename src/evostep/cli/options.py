@@ -44,7 +44,7 @@ def add_options(
     schema = read_schema()
     parser.epilog = None if everything else _EPILOG
     parser.add_argument(
-        "--help-all", action="help", help="tell all options and settings of methods"
+        "--help-all", action="help", help="tell all options, settings of methods too"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for the results")
     parser.add_argument("--config", action="config", metavar="FILE", help="YAML file with options")

@@ -69,7 +69,7 @@ def steady_streams() -> Iterator[tuple[Steady, Steady]]:
     """Let all that is printed go through `Steady` streams, until the context is left."""
     before = sys.stdout, sys.stderr
     streams = Steady(sys.stdout), Steady(sys.stderr)
-    sys.stdout, sys.stderr = streams  # type: ignore[assignment]
+    sys.stdout, sys.stderr = streams
     try:
         yield streams
     finally:

@@ -9,17 +9,16 @@ from typing import Any
 
 from evostep.lab.options import flag, kind_in_words
 
-
 # Python's own words, but for quoted ones and for a sentence that begins with "None of"
 _PYTHON = re.compile(r"(?<!['\w])(True|False|None)(?!['\w])(?! (?!or )[a-z])")
 _SPELT = {"True": "true", "False": "false", "None": "null"}
 
 
 def plain(text: str) -> str:
-    """Return a message of the library in one line, and in the words of the command line.
+    r"""Return a message of the library in one line, and in the words of the command line.
 
     Example:
-        >>> plain("use 6,\\nor antithetic=False")
+        >>> plain("use 6,\nor antithetic=False")
         'use 6, or antithetic=false'
     """
     return _PYTHON.sub(lambda found: _SPELT[found[0]], " ".join(text.split()))
