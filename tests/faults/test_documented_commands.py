@@ -14,16 +14,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 
 TINY = [
-    "--data=digits",
-    "--model=mlp",
-    "--train-size=60",
-    "--fitness-size=30",
-    "--test-size=50",
-    "--epochs=3",
-    "--evolve-from=2",
-    "--generations=1",
-    "--population=4",
-    "--threads=1",
+    *("--data=digits", "--model=mlp", "--train-size=60", "--fitness-size=30", "--test-size=50"),
+    *("--epochs=3", "--evolve-from=2", "--generations=1", "--population=4", "--threads=1"),
 ]
 ONE = ["--seeds=1", "--arms=sgd,mutation"]
 # What makes a command one of a second: how it begins -> what is added, the longest beginning first.

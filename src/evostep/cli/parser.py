@@ -101,6 +101,8 @@ def _files_first(arguments: list[str]) -> list[str]:
 
 def _check_file(name: str) -> None:
     """Refuse a file that holds no text now; whether there is one, the parser tells."""
+    if not name:
+        fail("--config names no file: give --config FILE.yaml")
     try:
         if not Path(name).exists():
             return

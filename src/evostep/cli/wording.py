@@ -52,9 +52,7 @@ def reword(message: str, kinds: Mapping[str, Any]) -> str:
         return f"{flag(found[1])}: {found[2]}"
     if found := re.fullmatch(r"Problems parsing config: (.*)", message):
         return f"the configuration is not valid YAML: {found[1]}"
-    if found := re.fullmatch(r"Unexpected config: ?(.*)", message):
-        if not found[1]:
-            return "--config names no file: give --config FILE.yaml"
+    if found := re.fullmatch(r"Unexpected config: (.*)", message):
         return f"the configuration {found[1]} is not a mapping of options: write `epochs: 30`"
     return message
 

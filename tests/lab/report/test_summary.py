@@ -43,7 +43,7 @@ def test_arm_test_difference_and_outcome(tmp_path: Path, monkeypatch: pytest.Mon
     }
     head, _, names, *rows = summary_of(tests, tmp_path, monkeypatch)[:10]
     assert head == "D, mlp, 3 seeds; differences to sgd in points"
-    assert names.split() == [
+    assert " ".join(names.split()) == "arm test accuracy (%) difference (95% CI) outcome"
         "arm",
         "test",
         "accuracy",
