@@ -22,7 +22,7 @@ FLOORS = (
     ("acceptance", "engines", "strategies"),
     ("compatibility", "phase", "suggest"),
     ("evolution",),
-    ("optimizer", "population"),
+    ("optimizer", "polishing", "population"),
     ("_public",),
     ("",),  # the public names, each imported when it is asked for
     ("lab",),

@@ -34,6 +34,7 @@ __all__ = [
     "Only",
     "OpenAIES",
     "PairedTest",
+    "Polished",
     "RandomMutation",
     "RandomSearch",
     "Record",
@@ -43,6 +44,8 @@ __all__ = [
     "Species",
     "Verdict",
     "__version__",
+    "load_decision",
+    "polish",
     "suggest_sigma",
 ]
 

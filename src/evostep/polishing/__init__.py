@@ -1,0 +1,1 @@
+"""Polishing: from a trained network to a better metric, confirmed."""
