@@ -81,7 +81,9 @@ class Folded:
 
     def __init__(self, layer: nn.Module, bias: Tensor) -> None:
         self._layer: Any = layer
-        self._before: Tensor | None = None if layer.bias is None else layer.bias.detach().clone()
+        self._before: Tensor | None = None
+        if self._layer.bias is not None:
+            self._before = self._layer.bias.detach().clone()
         self._bias = bias
         self.applied = False
 

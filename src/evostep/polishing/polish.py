@@ -51,9 +51,8 @@ def polish(
 ) -> Polished:
     """Polish a trained network on the metric that is reported, and confirm the gain.
 
-    **The examples must not be those that the network was trained on**: its outputs there are not what it
-    will give on others, and what is chosen on them fails. For somebody who can train there is
-    `out_of_fold`.
+    **The examples must not be those that the network was trained on**: its outputs there are not
+    what it will give on others, and what is chosen on them fails.
 
     What is evolved are the biases of the decision, one for each output, from logit adjustment on;
     where the gain over the checkpoint is confirmed they are folded into the bias of the last
@@ -70,7 +69,7 @@ def polish(
         budget: how many decisions may be scored, at least one generation of all searches; None: 40
             generations.
         population: members of a generation, an even number.
-        prior: (C,) class frequencies in training, for logit adjustment; None: those of the examples.
+        prior: (C,) class frequencies in training, for logit adjustment; None: the examples'.
         costs: (C, C) table of the metric ``cost``, rows are true classes.
         weights: (n,) what each example counts.
         groups: n names; examples of a group (a patient, a sentence) are judged and drawn together.
@@ -82,8 +81,8 @@ def polish(
         The result: its verdict, both contrasts, the way back.
 
     Raises:
-        InputError: labels outside the classes, one class only, fewer examples in a class than folds,
-            outputs that are not finite, a metric that cannot be read or that no decision can
+        InputError: labels outside the classes, one class only, fewer examples in a class than
+            folds, outputs that are not finite, a metric that cannot be read or that no decision can
             change, a constraint that the checkpoint breaks, a budget below one generation.
 
     Example:
@@ -91,7 +90,7 @@ def polish(
         >>> labels = torch.arange(400) % 2
         >>> outputs = torch.randn(400, 2, generator=torch.Generator().manual_seed(0))
         >>> outputs[labels == 1, 1] += 2.0
-        >>> outputs[:, 0] += 1.5  # a network that prefers class 0
+        >>> outputs[:, 0] += 3.0  # a network that prefers class 0
         >>> polish(None, (outputs, labels), "balanced-accuracy").verdict
         'improved'
     """
@@ -163,7 +162,7 @@ def _check(problem: Problem, objective: Objective, costs: Any) -> None:
     if accuracy > NEAR_PERFECT:
         warn(
             f"the network is right on {accuracy:.1%} of the examples: if it was trained on them, "
-            "polish on others, or use out_of_fold"
+            "polish on others"
         )
 
 

@@ -139,12 +139,12 @@ def make_problem(
 def _weights(weights: Any, n: int) -> Tensor | None:
     if weights is None:
         return None
-    weights = torch.as_tensor(weights, dtype=torch.float64)
-    if weights.shape != (n,) or not weights.isfinite().all() or (weights < 0).any():
+    values: Tensor = torch.as_tensor(weights, dtype=torch.float64)
+    if values.shape != (n,) or not values.isfinite().all() or (values < 0).any():
         raise InputError(f"weights must be {n} finite numbers >= 0")
-    if not weights.any():
+    if not values.any():
         raise InputError("all weights are zero: no example counts")
-    return weights
+    return values
 
 
 def _groups(groups: Sequence[Any] | None, n: int) -> Tensor | None:

@@ -1,9 +1,9 @@
 """The whole procedure, cross-fitted: what decides about an example has not seen it.
 
-K folds. For the fold that judges, everything that depends on data is chosen on the other K - 1: there, each
-fold in turn is decided by starts and searches that were fitted without it and without the judging
-fold. So the searches run once on all examples but one fold (K sets), but two (K (K - 1) / 2 sets), and on
-all (one set), and every choice reads what was searched on other examples than it judges.
+K folds. For the fold that judges, everything that depends on data is chosen on the other K - 1:
+there, each fold in turn is decided by starts and searches that were fitted without it and without
+the judging fold. So searches run on all examples (one set), on all but one fold (K sets) and on all
+but two (K (K - 1) / 2 sets), and every choice reads what was searched on other examples.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class CrossFit:
 
     Attributes:
         folds: (n,) who judges whom.
-        out_of_fold: (3, n, C) biases under which each example is judged: of the checkpoint (zero), of
-            the best simple start, of the whole procedure; none has seen the example.
+        out_of_fold: (3, n, C) biases under which each example is judged: of the checkpoint (zero),
+            of the best simple start, of the whole procedure; none has seen the example.
         bias: (C,) of the procedure on all examples.
         start: (C,) of the best simple start on all examples.
         choice: what was chosen on all examples.
@@ -152,7 +152,7 @@ def _final(problem: Problem, bias: Tensor, rows: Tensor, choice: Choice) -> Tens
 
 
 class _Judge:
-    """Scores candidates on the examples that a judging fold leaves, each unseen by what decides it."""
+    """Scores candidates on what a judging fold leaves, each example unseen by what decides it."""
 
     def __init__(
         self,
@@ -169,8 +169,8 @@ class _Judge:
     def scores(self, without: int | None) -> Tensor:
         """Return the fitness of each candidate, (N,), on all folds but `without`."""
         zero = torch.zeros(1, self._problem.biases)
-        counts: Tensor | float = 0.0
-        parent: Tensor | float = 0.0
+        counts = torch.zeros(())
+        parent = torch.zeros(())
         for fold in range(self._k):
             if fold == without:
                 continue
@@ -179,5 +179,4 @@ class _Judge:
             rows = (self._folds == fold).double()
             counts = counts + self._problem.counts(self._problem.decide(bias[:, None]), rows)
             parent = parent + self._problem.counts(self._problem.decide(zero[:, None]), rows)
-        assert isinstance(counts, Tensor) and isinstance(parent, Tensor)
         return self._objective.fitness(counts, parent, several=self._problem.several)

@@ -14,14 +14,19 @@ IMPROVED = "improved"
 BY_START = "improved by the start"
 NO_GAIN = "no confirmed gain"
 
+_PLAIN = (
+    *("verdict", "metric", "higher_is_better", "n", "groups", "start", "prior", "chosen"),
+    *("agreement", "evaluations", "sample_forwards", "needed"),
+)
+
 
 @dataclass
 class Polished:
     """The result of `evostep.polish`.
 
-    Values, contrasts and tables are of decisions that have not seen the examples that they are judged on.
-    They belong to the procedure on (K - 1) / K of the examples; the decision itself was fitted on
-    all of them, and `agreement` tells how far both agree.
+    Values, contrasts and tables are of decisions that have not seen the examples that they are
+    judged on. They belong to the procedure on (K - 1) / K of the examples; the decision itself was
+    fitted on all of them, and `agreement` tells how far both agree.
 
     Attributes:
         verdict: ``"improved"``, ``"improved by the start"`` or ``"no confirmed gain"``.
@@ -123,23 +128,7 @@ class Polished:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the result as plain values, for JSON."""
-        plain = {
-            name: getattr(self, name)
-            for name in [
-                "verdict",
-                "metric",
-                "higher_is_better",
-                "n",
-                "groups",
-                "start",
-                "prior",
-                "chosen",
-                "agreement",
-                "evaluations",
-                "sample_forwards",
-                "needed",
-            ]
-        }
+        plain = {name: getattr(self, name) for name in _PLAIN}
         contrasts = {
             "polished - checkpoint": self.gain,
             "polished - start": self.gain_over_start,

@@ -1,9 +1,9 @@
 """Evolution in the small space of a decision: many searches at once, on outputs computed once.
 
 Separable natural evolution strategy (SNES; Schaul, Glasmachers, Schmidhuber 2011,
-https://doi.org/10.1145/2001576.2001692) on the biases, which starts at the tuned logit adjustment and is
-pulled back to it: of equal decisions the nearest to the start wins. The mean of the distribution is
-what is proposed, for one member's score on few examples is mostly luck.
+https://doi.org/10.1145/2001576.2001692) on the biases, which starts at the tuned logit adjustment
+and is pulled back to it: of equal decisions the nearest to the start wins. The mean of the
+distribution is proposed, for one member's score on few examples is mostly luck.
 """
 
 from __future__ import annotations

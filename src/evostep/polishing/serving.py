@@ -58,8 +58,10 @@ def load_decision(path: str | Path) -> Callable[[Any], np.ndarray]:
             )
         adjusted = values + bias
         if kind == "classes":
-            return adjusted.argmax(1)
+            best: np.ndarray = adjusted.argmax(1)
+            return best
         above = (adjusted > 0).astype(np.int64)
-        return above[:, 0] if kind == "binary" else above
+        found: np.ndarray = above[:, 0] if kind == "binary" else above
+        return found
 
     return decide
