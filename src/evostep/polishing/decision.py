@@ -79,8 +79,8 @@ class Folded:
         bias: (C,) what is added.
     """
 
-    def __init__(self, layer: nn.Module, bias: Tensor) -> None:
-        self._layer: Any = layer
+    def __init__(self, layer: Any, bias: Tensor) -> None:
+        self._layer = layer
         self._before: Tensor | None = None
         if self._layer.bias is not None:
             self._before = self._layer.bias.detach().clone()

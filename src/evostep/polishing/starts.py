@@ -1,9 +1,9 @@
 """Simple starts: what is best known without a search.
 
 Logit adjustment subtracts tau times the logarithm of the class frequencies from the logits: Menon
-et al. 2021, "Long-tail learning via logit adjustment", https://arxiv.org/abs/2007.07314 (section
-4.1, post hoc). tau = 1 is right for the balanced error; for other metrics tau is tuned. A temperature
-times tau is one number where only decisions count, so tau alone is tuned.
+et al. 2021, "Long-tail learning via logit adjustment", https://arxiv.org/abs/2007.07314, section
+4.1, post hoc. tau = 1 is right for the balanced error; for other metrics tau is tuned. A
+temperature times tau is one number where only decisions count, so tau alone is tuned.
 """
 
 from __future__ import annotations
