@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from evostep.errors import InputError, warn
 from evostep.polishing.bootstrap import DRAWS, Interval, interval, resample
 from evostep.polishing.decision import Decision, Folded, find_output_layer
 from evostep.polishing.folds import make_folds
 from evostep.polishing.objective import Objective, parse_objective
+from evostep.polishing.optimism import optimism
 from evostep.polishing.problem import Problem, make_problem
 from evostep.polishing.procedure import (
     PULLS,
@@ -106,7 +108,16 @@ def polish(
     parts = make_folds(problem.strata, folds, seed, problem.groups)
     settings = Search(population, _generations(budget, folds, population), seed=seed)
     found = cross_fit(problem, objective, parts, settings, prior=frequencies)
-    result = _judge(problem, objective, found, draws=draws, seed=seed)
+    overstated = optimism(
+        problem,
+        objective,
+        folds,
+        found.start_choice.start,
+        found.choice.pull,
+        replace(settings, generations=found.choice.generations),
+        prior=frequencies,
+    )
+    result = _judge(problem, objective, found, overstated, draws=draws, seed=seed)
     result.prior = "examples" if frequencies is None else "given"
     result.settings = {
         "space": space,
@@ -178,7 +189,13 @@ def _generations(budget: int | None, folds: int, population: int) -> int:
 
 
 def _judge(
-    problem: Problem, objective: Objective, found: CrossFit, *, draws: int, seed: int
+    problem: Problem,
+    objective: Objective,
+    found: CrossFit,
+    overstated: Tensor,
+    *,
+    draws: int,
+    seed: int,
 ) -> Polished:
     several = problem.several
     decisions = torch.stack([problem.decide(bias) for bias in found.out_of_fold])
@@ -192,6 +209,9 @@ def _judge(
         seed=seed,
     )
     sign = 1.0 if objective.higher_is_better else -1.0
+    # only what flatters is taken off
+    shift = sign * torch.cat([torch.zeros(1), overstated.clamp(min=0)]).double()
+    values, drawn = values - shift, drawn - shift
 
     def contrast(a: int, b: int) -> Interval:
         return interval(sign * float(values[a] - values[b]), sign * (drawn[:, a] - drawn[:, b]))
@@ -222,6 +242,7 @@ def _judge(
         str(found.choice),
         tuple(map(str, found.choices)),
         float((final == judged).double().mean()),
+        tuple(shift[1:].tolist()),
         {
             name: tuple(metric(counts, several=several).tolist())
             for name, metric in CONFUSION_METRICS.items()

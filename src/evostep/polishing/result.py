@@ -16,7 +16,7 @@ NO_GAIN = "no confirmed gain"
 
 _PLAIN = (
     *("verdict", "metric", "higher_is_better", "n", "groups", "start", "prior", "chosen"),
-    *("agreement", "evaluations", "sample_forwards", "needed"),
+    *("agreement", "optimism", "evaluations", "sample_forwards", "needed"),
 )
 
 
@@ -44,6 +44,8 @@ class Polished:
         chosen: what was chosen on all examples.
         chosen_by_fold: what was chosen for each judging fold.
         agreement: share of the examples that the final decision decides as the folds' did.
+        optimism: what was taken off the values of start and polished, because pooled folds flatter
+            them (`evostep.polishing.optimism`).
         metrics: every named metric, (checkpoint, start, polished).
         classes: recall of every class (or label), (checkpoint, start, polished).
         decision: what was decided in the end: by the verdict.
@@ -67,6 +69,7 @@ class Polished:
     chosen: str
     chosen_by_fold: tuple[str, ...]
     agreement: float
+    optimism: tuple[float, ...]
     metrics: Mapping[str, tuple[float, float, float]]
     classes: tuple[tuple[float, float, float], ...]
     decision: Decision
