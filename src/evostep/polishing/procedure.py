@@ -15,12 +15,14 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
+from evostep.polishing.bootstrap import resample
 from evostep.polishing.objective import Objective
 from evostep.polishing.problem import Problem
 from evostep.polishing.search import Search, center_on_plateau, search
-from evostep.polishing.starts import STARTS, fit_starts
+from evostep.polishing.starts import STARTS, fit_starts, subset
 
 PULLS = (0.001, 0.01, 0.1)
+_INNER_DRAWS = 200
 STOPS = 8  # so many times of a search at which it may be stopped, beside its start
 
 
@@ -125,15 +127,13 @@ def cross_fit(
     out_of_fold = torch.zeros(3, len(problem), problem.biases, dtype=torch.float64)
     choices = []
     for fold in range(k):
-        inside = judged.scores(fold)
-        chosen, simple = int(inside.argmax()), int(inside[: len(STARTS)].argmax())
+        chosen, simple = judged.choose(fold)
         own, judged_here = index[fold,], folds == fold
         out_of_fold[1, judged_here] = candidates[simple, own]
         bias = _final(problem, candidates[chosen, own], rows[own], names[chosen])
         out_of_fold[2, judged_here] = bias
         choices.append(names[chosen])
-    inside = judged.scores(None)
-    chosen, simple = int(inside.argmax()), int(inside[: len(STARTS)].argmax())
+    chosen, simple = judged.choose(None)
     return CrossFit(
         folds,
         out_of_fold,
@@ -151,6 +151,10 @@ def _final(problem: Problem, bias: Tensor, rows: Tensor, choice: Choice) -> Tens
     return bias if choice.pull is None else center_on_plateau(problem, bias, rows)
 
 
+def _gone(fold: int, without: int | None) -> tuple[int, ...]:
+    return (fold,) if without is None else (min(fold, without), max(fold, without))
+
+
 class _Judge:
     """Scores candidates on what a judging fold leaves, each example unseen by what decides it."""
 
@@ -166,6 +170,34 @@ class _Judge:
         self._folds, self._candidates, self._index = folds, candidates, index
         self._k = int(folds.max()) + 1
 
+    def choose(self, without: int | None) -> tuple[int, int]:
+        """Return the candidate chosen on all folds but `without`, and the best simple start.
+
+        A search is chosen where it is better than the start by more than a standard error: of
+        many candidates the best on few examples is so by luck.
+        """
+        inside = self.scores(without)
+        chosen, simple = int(inside.argmax()), int(inside[: len(STARTS)].argmax())
+        if chosen < len(STARTS):
+            return chosen, simple
+        rows = torch.arange(len(self._folds)) if without is None else self._folds != without
+        bias = torch.zeros(2, len(self._folds), self._problem.biases, dtype=torch.float64)
+        for fold in range(self._k):
+            if fold != without:
+                gone = _gone(fold, without)
+                bias[:, self._folds == fold] = self._candidates[
+                    [chosen, simple], self._index[gone]
+                ][:, None]
+        decisions = self._problem.decide(bias)[:, rows]
+        drawn = resample(
+            subset(self._problem, rows),
+            decisions,
+            lambda counts: self._objective.value(counts, several=self._problem.several),
+            draws=_INNER_DRAWS,
+        )
+        error = (drawn[:, 0] - drawn[:, 1]).std()
+        return (chosen if inside[chosen] - inside[simple] > error else simple), simple
+
     def scores(self, without: int | None) -> Tensor:
         """Return the fitness of each candidate, (N,), on all folds but `without`."""
         zero = torch.zeros(1, self._problem.biases)
@@ -174,8 +206,7 @@ class _Judge:
         for fold in range(self._k):
             if fold == without:
                 continue
-            gone = (fold,) if without is None else (min(fold, without), max(fold, without))
-            bias = self._candidates[:, self._index[gone]]  # (N, C)
+            bias = self._candidates[:, self._index[_gone(fold, without)]]  # (N, C)
             rows = (self._folds == fold).double()
             counts = counts + self._problem.counts(self._problem.decide(bias[:, None]), rows)
             parent = parent + self._problem.counts(self._problem.decide(zero[:, None]), rows)
