@@ -45,6 +45,7 @@ __all__ = [
     "Verdict",
     "__version__",
     "load_decision",
+    "out_of_fold",
     "polish",
     "suggest_sigma",
 ]
