@@ -32,6 +32,7 @@ RESULT = Polished(
     evaluations=0,
     sample_forwards=0,
     settings={},
+    decisions=torch.zeros(3, 1000),
 )
 
 

@@ -8,7 +8,6 @@ the decision fitted on these is put into a network that was trained on everythin
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import combinations
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from evostep.polishing.folds import make_folds
 from evostep.polishing.polish import Settings, fold_in, outputs_of, polish_problems
-from evostep.polishing.problem import Problem
+from evostep.polishing.procedure import left_out
 from evostep.polishing.result import NO_GAIN, Polished
 
 
@@ -77,32 +76,49 @@ def out_of_fold(
     posed = settings.problem(torch.zeros(shape), targets)  # outputs come later
     parts = make_folds(posed.strata, folds, settings.seed, posed.groups)
 
-    def outputs_without(*gone: int) -> tuple[nn.Module, Tensor]:
+    trained: list[nn.Module] = []
+
+    def outputs_without(gone: tuple[int, ...]) -> Tensor:
         kept = (~torch.isin(parts, torch.tensor(gone, dtype=torch.long))).nonzero().flatten()
         model = make_model()
         fit(model, Subset(dataset, kept.tolist()))
-        return model, outputs_of(model, loader, None)[0]
+        trained[:] = [model]  # of the others only the outputs are kept
+        outputs: Tensor = outputs_of(model, loader, None)[0]
+        return outputs
 
-    single = {fold: outputs_without(fold)[1] for fold in range(folds)}
-    double = {pair: outputs_without(*pair)[1] for pair in combinations(range(folds), 2)}
-    model, _ = outputs_without()
-
-    def outputs_for(judging: int | None) -> Problem:
-        """What decides about a judging fold may read: no network has seen example or fold."""
-        outputs = torch.empty_like(single[0])
-        for fold in range(folds):
-            here = parts == fold
-            if judging in (None, fold):
-                outputs[here] = single[fold][here]
-            else:
-                outputs[here] = double[min(fold, judging), max(fold, judging)][here]
-        return settings.problem(outputs, targets)
-
-    problems = {fold: outputs_for(fold) for fold in (None, *range(folds))}
+    nested = nested_outputs(outputs_without, parts)
+    outputs_without(())
+    (model,) = trained
+    problems = {fold: settings.problem(outputs, targets) for fold, outputs in nested.items()}
     result = polish_problems(problems[None], settings, parts, problems.__getitem__)
-    trained = len(single) + len(double) + 1
-    result.sample_forwards = trained * len(parts)
-    result.notes += (f"{trained} networks were trained",)
+    networks = len(left_out(folds))
+    result.sample_forwards = networks * len(parts)
+    result.notes += (f"{networks} networks were trained",)
     if result.verdict != NO_GAIN:
         fold_in(result, model, loader, None)
     return model, result
+
+
+def nested_outputs(
+    outputs_without: Callable[[tuple[int, ...]], Tensor], parts: Tensor
+) -> dict[int | None, Tensor]:
+    """Return the outputs that the choice for each judging fold may read, and (None) the final one.
+
+    Args:
+        outputs_without: folds -> outputs for all examples of what was trained without these folds.
+        parts: (n,) the fold of each example.
+
+    Returns:
+        For a judging fold j: an example of fold i has its outputs from what was trained without i
+        and j; an example of j itself from what was trained without j. For None: without i.
+    """
+    folds = int(parts.max()) + 1
+    found = {gone: outputs_without(gone) for gone in left_out(folds) if gone}
+    nested: dict[int | None, Tensor] = {}
+    for judging in (None, *range(folds)):
+        nested[judging] = torch.empty_like(found[0,])
+        for fold in range(folds):
+            gone = {fold} if judging is None else {fold, judging}
+            here = parts == fold
+            nested[judging][here] = found[tuple(sorted(gone))][here]
+    return nested

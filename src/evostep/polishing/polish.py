@@ -313,6 +313,7 @@ def _judge(
         found.evaluations,
         0,
         settings.as_dict(),
+        decisions,
     )
 
 

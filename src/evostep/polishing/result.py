@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from evostep.polishing.bootstrap import Interval
 from evostep.polishing.decision import Decision, Folded
 
@@ -46,6 +48,8 @@ class Polished:
         agreement: share of the examples that the final decision decides as the folds' did.
         optimism: what was taken off the values of start and polished, because pooled folds flatter
             them (`evostep.polishing.optimism`).
+        decisions: (3, n), or (3, n, L): of checkpoint, start and procedure about each example, by
+            what has not seen it.
         metrics: every named metric, (checkpoint, start, polished).
         classes: recall of every class (or label), (checkpoint, start, polished).
         decision: what was decided in the end: by the verdict.
@@ -76,6 +80,7 @@ class Polished:
     evaluations: int
     sample_forwards: int
     settings: Mapping[str, Any]
+    decisions: Tensor = field(repr=False)
     notes: tuple[str, ...] = ()
     folded: Folded | None = field(default=None, repr=False)
 
