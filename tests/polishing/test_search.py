@@ -7,7 +7,7 @@ from torch import Tensor
 from evostep.noise import derive_seed, make_generator
 from evostep.polishing.objective import Objective, parse_objective
 from evostep.polishing.problem import Problem, make_problem
-from evostep.polishing.search import Search, center_on_plateau, search, spread
+from evostep.polishing.search import Search, center_on_plateau, largest, search, spread
 from evostep.strategies.shaping import log_rank
 from evostep.strategies.snes import default_lr_sigma
 
@@ -62,6 +62,15 @@ def test_searches_at_once_are_those_done_one_by_one(kind: str) -> None:
         for p, pull in enumerate((0.001, 0.1)):
             slow = one_search(problem, objective, rows[r], start[r], pull)
             torch.testing.assert_close(path[:, r, p], torch.stack(slow))
+
+
+@pytest.mark.parametrize("n", [1, 7, 50_000])
+def test_the_largest_is_found_class_by_class_as_at_once(n: int) -> None:
+    outputs = torch.randn(n, 5, generator=G).round()  # with ties, of which the first counts
+    biases = torch.randn(3, 5, generator=G).round()
+    problem = Problem(outputs, torch.zeros(n, dtype=torch.long), "classes")
+    found = largest(outputs.T.contiguous(), biases)
+    assert torch.equal(found.long(), problem.decide(biases[:, None]))
 
 
 def test_a_search_finds_what_a_bias_has_spoilt() -> None:

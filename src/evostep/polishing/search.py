@@ -80,7 +80,7 @@ def search(
     origin, pull = center.clone(), torch.tensor(pulls, dtype=torch.float64)[:, None]
     log_sigma = torch.zeros_like(center)
     rate, half = default_lr_sigma(problem.biases), settings.population // 2
-    sets = [_Set(problem, objective, row) for row in rows]
+    sets = [Scorer(problem, objective, row) for row in rows]
     path = [center.clone()]
     for generation in range(settings.generations):
         generator = make_generator(derive_seed(settings.seed, "decision", generation))
@@ -97,25 +97,72 @@ def search(
     return torch.stack(path)
 
 
-class _Set:
-    """One set of examples, on which decisions are scored."""
+def largest(outputs: Tensor, biases: Tensor) -> Tensor:
+    """Return which class is the largest under each of many biases: `Problem.decide`, faster.
 
-    _AT_ONCE = 2**23  # numbers in flight
+    Class by class over blocks that stay in the processor's cache, where an argmax over the last
+    dimension is not vectorised. Of equals the first.
+
+    Args:
+        outputs: (C, n), contiguous.
+        biases: (M, C).
+
+    Returns:
+        (M, n) integers.
+
+    Example:
+        >>> largest(torch.tensor([[0.0, 2.0], [1.0, 0.0]]), torch.tensor([[0.0, 0.0], [3.0, 0.0]]))
+        tensor([[1, 0],
+                [0, 0]], dtype=torch.int16)
+    """
+    classes, n = outputs.shape
+    dtype = torch.int16 if classes < 2**15 else torch.int64
+    parts = []
+    for some in biases.to(outputs).split(max(1, _BLOCK // n)):
+        best = outputs[0] + some[:, 0, None]
+        index = torch.zeros_like(best, dtype=dtype)
+        other = torch.empty_like(best)
+        for c in range(1, classes):
+            torch.add(outputs[c], some[:, c, None], out=other)
+            index.masked_fill_(other > best, c)
+            torch.maximum(best, other, out=best)
+        parts.append(index)
+    return torch.cat(parts)
+
+
+_BLOCK = 40_000  # numbers of a block
+
+
+class Scorer:
+    """Scores decisions about one set of examples.
+
+    Args:
+        problem: outputs and targets.
+        objective: what is maximised.
+        row: (n,) how often each example counts.
+    """
+
+    _AT_ONCE = 2**22  # decisions that are counted at once
 
     def __init__(self, problem: Problem, objective: Objective, row: Tensor) -> None:
         there = row.nonzero().flatten()
-        self._row = row[there]
+        self._row: Tensor | None = None if bool((row[there] == 1).all()) else row[there]
         self._part = subset(problem, there)
+        self._by_class = self._part.outputs.T.contiguous()
         self._objective = objective
         self._parent = self._counts(torch.zeros(1, problem.biases))[0]
 
     def _counts(self, biases: Tensor) -> Tensor:
         part = self._part
-        rows = None if bool((self._row == 1).all()) else self._row
-        step = max(1, self._AT_ONCE // part.outputs.numel())
+        step = max(1, self._AT_ONCE // self._by_class.numel() * part.biases)
         return torch.cat(
-            [part.counts(part.decide(some[:, None, :]), rows) for some in biases.split(step)]
+            [part.counts(self._decide(some), self._row) for some in biases.split(step)]
         )
+
+    def _decide(self, biases: Tensor) -> Tensor:
+        if self._part.kind == "classes":
+            return largest(self._by_class, biases)
+        return self._part.decide(biases[:, None, :])
 
     def fitness(self, members: Tensor) -> Tensor:
         """Return the fitness of biases (..., C): (...)."""
