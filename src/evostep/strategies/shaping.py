@@ -99,20 +99,35 @@ def log_rank(scores: Sequence[float]) -> Tensor:
         >>> log_rank([1.0, 1.0]).tolist()
         [0.0, 0.0]
     """
-    values = torch.as_tensor(scores, dtype=torch.float64)
-    n = len(values)
-    values = torch.where(values.isfinite(), values, -torch.inf)
-    if bool((values == values[0]).all()):
-        return torch.zeros_like(values)
+    return log_rank_rows(torch.as_tensor(scores, dtype=torch.float64))
+
+
+def log_rank_rows(scores: Tensor) -> Tensor:
+    """Return the utilities of `log_rank` along the last dimension of many scores at once.
+
+    Args:
+        scores: (..., n), higher is better.
+
+    Returns:
+        float64, (..., n).
+
+    Example:
+        >>> same = log_rank([0.5, 0.9, 0.1, 0.1])
+        >>> bool((log_rank_rows(torch.tensor([[0.5, 0.9, 0.1, 0.1]]))[0] == same).all())
+        True
+    """
+    values = torch.where(scores.isfinite(), scores, -torch.inf).double()
+    n = values.shape[-1]
     rank = torch.arange(1, n + 1, dtype=torch.float64)
     raw = (math.log(n / 2 + 1) - rank.log()).clamp(min=0)
-    total = torch.cat([raw.new_zeros(1), (raw / raw.sum()).cumsum(0)])
+    total = torch.cat([raw.new_zeros(1), (raw / raw.sum()).cumsum(0)]).to(values.device)
     # members that are tied hold the ranks above + 1 ... above + tied
-    ordered = values.sort().values
+    ordered = values.sort(-1).values
     below = torch.searchsorted(ordered, values, right=False)
     up_to = torch.searchsorted(ordered, values, right=True)
     above, tied = n - up_to, up_to - below
-    return (total[above + tied] - total[above]) / tied - 1 / n
+    utilities = (total[above + tied] - total[above]) / tied - 1 / n
+    return torch.where(tied == n, 0.0, utilities)
 
 
 _SHAPERS: dict[str, Callable[[Sequence[float]], Tensor]] = {

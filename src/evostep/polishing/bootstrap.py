@@ -1,0 +1,167 @@
+"""The test: examples are resampled within their class, their decisions held fixed.
+
+Each example keeps all its decisions together (of the checkpoint, of the start, of the polished
+network), so that a difference is a paired one. Percentile intervals: Efron and Tibshirani 1993, "An
+Introduction to the Bootstrap", chapter 13. A whole group is drawn or left, never a part of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from evostep.noise import derive_seed, make_generator
+from evostep.polishing.problem import Problem
+
+DRAWS = 10_000
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with its percentile interval.
+
+    Attributes:
+        value: on the examples themselves.
+        low: lower end of the two-sided 95% interval.
+        high: its upper end.
+        p: two-sided, that it is 0: the level at which the interval would end at 0.
+    """
+
+    value: float
+    low: float
+    high: float
+    p: float
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether it lies above zero as a whole."""
+        return self.low > 0
+
+
+def interval(value: float, draws: Tensor) -> Interval:
+    """Return the percentile interval of draws (D,), and the p that inverts it.
+
+    Example:
+        >>> interval(2.0, torch.tensor([1.0, 2.0, 3.0] * 100)).confirmed
+        True
+    """
+    tail = (1 - LEVEL) / 2
+    ends = draws.double().quantile(
+        torch.tensor([tail, 1 - tail], dtype=torch.float64), interpolation="linear"
+    )
+    not_above, not_below = int((draws <= 0).sum()), int((draws >= 0).sum())
+    p = min(1.0, 2 * (min(not_above, not_below) + 1) / (len(draws) + 1))
+    return Interval(value, float(ends[0]), float(ends[1]), p)
+
+
+def resample(
+    problem: Problem,
+    decisions: Tensor,
+    measure: Callable[[Tensor], Tensor],
+    *,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> Tensor:
+    """Return the metric of several decisions on resampled examples.
+
+    Args:
+        problem: targets, weights, groups and strata.
+        decisions: (P, n), or (P, n, L) for several labels.
+        measure: counts (..., C, C) -> (...).
+        draws: D, how often examples are drawn.
+        seed: of the drawing.
+
+    Returns:
+        (D, P) float64.
+    """
+    cells = _Cells(problem, decisions)
+    generator = make_generator(derive_seed(seed, "bootstrap"))
+    at_once = max(1, 2**22 // (cells.size * len(decisions)))
+    parts = []
+    for start in range(0, draws, at_once):
+        drawn = cells.draw(min(at_once, draws - start), generator)  # (d, K)
+        parts.append(torch.stack([measure(cells.counts(drawn, p)) for p in range(len(decisions))]))
+    return torch.cat(parts, dim=1).T
+
+
+class _Cells:
+    """Examples that are alike in truth and in all decisions, counted together."""
+
+    def __init__(self, problem: Problem, decisions: Tensor) -> None:
+        several, classes = problem.several, problem.classes
+        labels = problem.biases if several else 1
+        truth = problem.targets.reshape(-1, labels)  # (n, L)
+        decided = decisions.reshape(len(decisions), -1, labels)  # (P, n, L)
+        label = torch.arange(labels).expand_as(truth)
+        key = torch.stack([label, truth, *decided], -1).view(-1, 2 + len(decisions))
+        cell, of_entry = key.unique(dim=0, return_inverse=True)
+        self._label, self._true, self._decided = cell[:, 0], cell[:, 1], cell[:, 2:]
+        self._shape = ([labels] if several else []) + [classes, classes]
+        self.size = labels * classes**2
+        entries = of_entry.view(-1, labels)  # (n, L)
+        weights = problem.weights
+        self._chain = None
+        if problem.groups is None and weights is None and not several:
+            # examples of a class are exchangeable: the draws of a class are multinomial
+            self._chain = torch.bincount(of_entry, minlength=len(cell)).double()
+            return
+        unit, strata = _units(problem)
+        self._strata = strata  # (U,)
+        weight = torch.ones(len(unit), dtype=torch.float64) if weights is None else weights
+        place = (unit[:, None] * len(cell) + entries).flatten()
+        self._held = torch.bincount(
+            place, weight[:, None].expand_as(entries).flatten(), minlength=len(strata) * len(cell)
+        ).view(len(strata), len(cell))
+
+    def draw(self, draws: int, generator: torch.Generator) -> Tensor:
+        """Return how much of each cell is drawn: (draws, K)."""
+        if self._chain is not None:
+            return self._multinomial(self._chain, draws, generator)
+        drawn = torch.zeros(draws, self._held.shape[1], dtype=torch.float64)
+        for stratum in self._strata.unique().tolist():
+            units = (self._strata == stratum).nonzero().flatten()
+            for some in torch.arange(draws).split(max(1, 2**24 // len(units))):
+                picked = torch.randint(len(units), (len(some), len(units)), generator=generator)
+                often = torch.zeros(len(some), len(units), dtype=torch.float64)
+                often.scatter_add_(1, picked, torch.ones_like(picked, dtype=torch.float64))
+                drawn[some] += often @ self._held[units]
+        return drawn
+
+    def _multinomial(self, held: Tensor, draws: int, generator: torch.Generator) -> Tensor:
+        drawn = torch.zeros(draws, len(held), dtype=torch.float64)
+        for stratum in self._true.unique().tolist():
+            cells = (self._true == stratum).nonzero().flatten().tolist()
+            rest = held[cells].sum()
+            left = torch.full((draws,), float(rest), dtype=torch.float64)
+            for cell in cells:  # each by a binomial of what the ones before have left
+                share = float(held[cell] / rest) if rest > 0 else 1.0
+                drawn[:, cell] = torch.binomial(
+                    left, torch.full_like(left, min(share, 1.0)), generator=generator
+                )
+                left, rest = left - drawn[:, cell], rest - held[cell]
+        return drawn
+
+    def counts(self, drawn: Tensor, p: int) -> Tensor:
+        """Return the counts of decision `p`: (draws, C, C), or (draws, L, C, C)."""
+        classes = self._shape[-1]
+        place = (self._label * classes + self._true) * classes + self._decided[:, p]
+        counts = torch.zeros(len(drawn), self.size, dtype=torch.float64)
+        counts.index_add_(1, place, drawn)
+        return counts.view(-1, *self._shape)
+
+
+def _units(problem: Problem) -> tuple[Tensor, Tensor]:
+    """Return the unit that each example is drawn with (n,), and the stratum of each unit (U,)."""
+    strata = problem.strata
+    if problem.groups is None:
+        return torch.arange(len(problem)), strata
+    groups = problem.groups
+    n = int(groups.max()) + 1
+    low = torch.full((n,), 2**62).scatter_reduce(0, groups, strata, "amin")
+    high = torch.full((n,), -1).scatter_reduce(0, groups, strata, "amax")
+    # groups of examples of several classes are drawn from among all such
+    return groups, torch.where(low == high, low, -1)

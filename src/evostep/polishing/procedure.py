@@ -1,0 +1,210 @@
+"""The whole procedure, cross-fitted: what decides about an example has not seen it.
+
+K folds. For the fold that judges, everything that depends on data is chosen on the other K - 1:
+there, each fold in turn is decided by starts and searches that were fitted without it and without
+the judging fold. So searches run on all examples (one set), on all but one fold (K sets) and on all
+but two (K (K - 1) / 2 sets), and every choice reads what was searched on other examples. Where the
+network itself was trained on the examples, each judging fold has outputs of its own, of networks
+that have seen neither it nor the example.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from evostep.polishing.bootstrap import resample
+from evostep.polishing.objective import Objective
+from evostep.polishing.problem import Problem
+from evostep.polishing.search import Search, center_on_plateau, search
+from evostep.polishing.starts import STARTS, fit_starts, subset
+
+PULLS = (0.001, 0.01, 0.1)
+_INNER_DRAWS = 200
+STOPS = 8  # so many times of a search at which it may be stopped, beside its start
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen on some examples.
+
+    Attributes:
+        start: which of `STARTS`.
+        pull: of the search; None where the start itself was better than every search.
+        generations: after which the search stopped.
+    """
+
+    start: str
+    pull: float | None
+    generations: int
+
+    def __str__(self) -> str:
+        if self.pull is None:
+            return self.start
+        return f"evolution, {self.generations} generations, pull {self.pull:g}"
+
+
+@dataclass(frozen=True)
+class CrossFit:
+    """What the procedure decided.
+
+    Attributes:
+        folds: (n,) who judges whom.
+        out_of_fold: (3, n, C) biases under which each example is judged: of the checkpoint (zero),
+            of the best simple start, of the whole procedure; none has seen the example.
+        bias: (C,) of the procedure on all examples.
+        start: (C,) of the best simple start on all examples.
+        choice: what was chosen on all examples.
+        start_choice: the best simple start on all examples.
+        choices: what was chosen for each judging fold.
+        evaluations: how many times a decision was scored.
+    """
+
+    folds: Tensor
+    out_of_fold: Tensor
+    bias: Tensor
+    start: Tensor
+    choice: Choice
+    start_choice: Choice
+    choices: tuple[Choice, ...]
+    evaluations: int
+
+
+def left_out(k: int) -> list[tuple[int, ...]]:
+    """Return the sets of folds that searches do without: none, one, two.
+
+    Example:
+        >>> left_out(3)
+        [(), (0,), (1,), (2,), (0, 1), (0, 2), (1, 2)]
+    """
+    return [(), *((i,) for i in range(k)), *combinations(range(k), 2)]
+
+
+def evaluations_a_generation(k: int, population: int) -> int:
+    """Return how many decisions one generation of all searches scores."""
+    return len(left_out(k)) * len(PULLS) * population
+
+
+def cross_fit(
+    problem: Problem,
+    objective: Objective,
+    folds: Tensor,
+    settings: Search,
+    *,
+    prior: Tensor | None = None,
+    problem_of: Callable[[int | None], Problem] | None = None,
+) -> CrossFit:
+    """Run the procedure.
+
+    Args:
+        problem: outputs and targets, each example's outputs by a network that has not seen it.
+        objective: what is maximised.
+        folds: (n,) integers in [0, K).
+        settings: of the searches.
+        prior: class frequencies in training; None: those of the examples searched on.
+        problem_of: the judging fold (None: all examples decide) -> the problem with the outputs
+            that its choice may read; None: the same for all.
+    """
+    k = int(folds.max()) + 1
+    fitter = _Fitter(objective, folds, settings, prior)
+    out_of_fold = torch.zeros(3, len(problem), problem.biases, dtype=torch.float64)
+    choices = []
+    for fold in range(k):
+        chosen = fitter.choose(problem if problem_of is None else problem_of(fold), fold)
+        out_of_fold[1, folds == fold] = chosen.start
+        out_of_fold[2, folds == fold] = chosen.bias
+        choices.append(chosen.choice)
+    final = fitter.choose(problem if problem_of is None else problem_of(None), None)
+    return CrossFit(
+        folds,
+        out_of_fold,
+        final.bias,
+        final.start,
+        final.choice,
+        final.start_choice,
+        tuple(choices),
+        fitter.evaluations,
+    )
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """What was chosen without the judging fold."""
+
+    bias: Tensor
+    start: Tensor
+    choice: Choice
+    start_choice: Choice
+
+
+class _Fitter:
+    """Fits candidates on sets of examples, each set once, and chooses among them."""
+
+    def __init__(
+        self, objective: Objective, folds: Tensor, settings: Search, prior: Tensor | None
+    ) -> None:
+        self._objective, self._folds = objective, folds
+        self._settings, self._prior = settings, prior
+        self._stops = sorted({round(i * settings.generations / STOPS) for i in range(1, STOPS + 1)})
+        # in the order of their simplicity: of equals the first is taken
+        self._choices = [Choice(name, None, 0) for name in STARTS]
+        self._choices += [
+            Choice(STARTS[-1], pull, stop) for stop in self._stops for pull in reversed(PULLS)
+        ]
+        self._fitted: dict[tuple[int, tuple[int, ...]], Tensor] = {}
+        self._problems: list[Problem] = []  # whose ids are keys
+        self.evaluations = 0
+
+    def _candidates(self, problem: Problem, gone: tuple[int, ...]) -> Tensor:
+        """Return all candidates, (N, C), fitted without the folds `gone`."""
+        key = id(problem), gone
+        if key not in self._fitted:
+            self._problems.append(problem)
+            settings = self._settings
+            row = self._without(gone).double()[None]
+            starts = fit_starts(problem, self._objective, row, self._prior)  # (3, 1, C)
+            path = search(problem, self._objective, row, starts[-1], PULLS, settings)[:, 0]
+            self.evaluations += settings.generations * len(PULLS) * settings.population
+            found = path[self._stops].flip(1).flatten(0, 1)  # by stop, the strongest pull first
+            self._fitted[key] = torch.cat([starts[:, 0], found])
+        return self._fitted[key]
+
+    def _without(self, gone: tuple[int, ...]) -> Tensor:
+        return ~torch.isin(self._folds, torch.tensor(gone, dtype=torch.long))
+
+    def choose(self, problem: Problem, judging: int | None) -> _Chosen:
+        """Choose on all folds but `judging`.
+
+        A search is chosen where it is better than the start by more than a standard error: of
+        many candidates the best on few examples is so by luck.
+        """
+        own = () if judging is None else (judging,)
+        rows = self._without(own)
+        part, folds = subset(problem, rows), self._folds[rows]
+        decisions = torch.empty(len(self._choices), *part.targets.shape, dtype=torch.long)
+        for fold in folds.unique().tolist():
+            here = folds == fold
+            judged = subset(part, here)
+            candidates = self._candidates(problem, tuple(sorted((*own, fold))))
+            decisions[:, here] = torch.stack([judged.decide(bias) for bias in candidates])
+        parent = part.counts(part.decide(torch.zeros(problem.biases)))
+        inside = self._objective.fitness(part.counts(decisions), parent, several=part.several)
+        best, simple = int(inside.argmax()), int(inside[: len(STARTS)].argmax())
+        if best >= len(STARTS):
+            drawn = resample(
+                part,
+                decisions[[best, simple]],
+                lambda counts: self._objective.value(counts, several=part.several),
+                draws=_INNER_DRAWS,
+            )
+            error = (drawn[:, 0] - drawn[:, 1]).std()
+            best = best if inside[best] - inside[simple] > error else simple
+        candidates, choice = self._candidates(problem, own), self._choices[best]
+        bias = candidates[best]
+        if choice.pull is not None:  # what a search found, in the middle of its plateau
+            bias = center_on_plateau(problem, bias, rows)
+        return _Chosen(bias, candidates[simple], choice, self._choices[simple])

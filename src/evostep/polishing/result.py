@@ -1,0 +1,165 @@
+"""What polishing found: values, contrasts, verdict, and the way back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from evostep.polishing.bootstrap import Interval
+from evostep.polishing.decision import Decision, Folded
+
+IMPROVED = "improved"
+BY_START = "improved by the start"
+NO_GAIN = "no confirmed gain"
+
+_PLAIN = (
+    *("verdict", "metric", "higher_is_better", "n", "groups", "start", "prior", "chosen"),
+    *("agreement", "optimism", "evaluations", "sample_forwards", "needed"),
+)
+
+
+@dataclass
+class Polished:
+    """The result of `evostep.polish`.
+
+    Values, contrasts and tables are of decisions that have not seen the examples that they are
+    judged on. They belong to the procedure on (K - 1) / K of the examples; the decision itself was
+    fitted on all of them, and `agreement` tells how far both agree.
+
+    Attributes:
+        verdict: ``"improved"``, ``"improved by the start"`` or ``"no confirmed gain"``.
+        metric: what was maximised.
+        higher_is_better: its direction.
+        fraction: whether it is told in percent.
+        n: examples.
+        groups: groups of examples that are drawn together; None where each stands alone.
+        values: the metric of the ``"checkpoint"``, of the ``"start"`` and ``"polished"``.
+        gain: polished - checkpoint, in the metric's good direction.
+        gain_of_start: start - checkpoint.
+        gain_over_start: polished - start.
+        start: the best simple start, by name.
+        prior: where its class frequencies are from.
+        chosen: what was chosen on all examples.
+        chosen_by_fold: what was chosen for each judging fold.
+        agreement: share of the examples that the final decision decides as the folds' did.
+        optimism: what was taken off the values of start and polished, because pooled folds flatter
+            them (`evostep.polishing.optimism`).
+        decisions: (3, n), or (3, n, L): of checkpoint, start and procedure about each example, by
+            what has not seen it.
+        metrics: every named metric, (checkpoint, start, polished).
+        classes: recall of every class (or label), (checkpoint, start, polished).
+        decision: what was decided in the end: by the verdict.
+        evaluations: how many decisions were scored.
+        sample_forwards: forwards through the network, an example at a time.
+        settings: what it was asked for.
+    """
+
+    verdict: str
+    metric: str
+    higher_is_better: bool
+    fraction: bool
+    n: int
+    groups: int | None
+    values: Mapping[str, float]
+    gain: Interval
+    gain_of_start: Interval
+    gain_over_start: Interval
+    start: str
+    prior: str
+    chosen: str
+    chosen_by_fold: tuple[str, ...]
+    agreement: float
+    optimism: tuple[float, ...]
+    metrics: Mapping[str, tuple[float, float, float]]
+    classes: tuple[tuple[float, float, float], ...]
+    decision: Decision
+    evaluations: int
+    sample_forwards: int
+    settings: Mapping[str, Any]
+    decisions: Tensor = field(repr=False)
+    notes: tuple[str, ...] = ()
+    folded: Folded | None = field(default=None, repr=False)
+
+    @property
+    def applied(self) -> bool:
+        """Whether the decision is in the network."""
+        return self.folded is not None and self.folded.applied
+
+    def apply(self) -> None:
+        """Put the decision into the network's last layer.
+
+        Raises:
+            ValueError: there is no network, or no layer to put it in.
+        """
+        if self.folded is None:
+            raise ValueError("the decision is not in a network: use result.decision")
+        self.folded.apply()
+
+    def revert(self) -> None:
+        """Take the decision out of the network again, bit for bit."""
+        if self.folded is not None:
+            self.folded.revert()
+
+    @property
+    def needed(self) -> int | None:
+        """How many examples would confirm a gain of this size; None where there is none to confirm.
+
+        The interval shrinks by the square root of the number of examples.
+        """
+        gain = self.gain if not self.gain.confirmed else self.gain_over_start
+        if gain.confirmed or gain.value <= 0:
+            return None
+        return math.ceil(self.n * ((gain.value - gain.low) / gain.value) ** 2)
+
+    def __str__(self) -> str:
+        values = self.values
+        ended = values["start"] if self.verdict == BY_START else values["polished"]
+        lead = {IMPROVED: "improved", BY_START: f"improved by {self.start}", NO_GAIN: NO_GAIN}
+        gain = self.gain_of_start if self.verdict == BY_START else self.gain
+        text = (
+            f"{lead[self.verdict]}: {self.metric} {self._number(values['checkpoint'])} -> "
+            f"{self._number(ended)} ({self._change(gain, ', 95% CI ')})"
+        )
+        over = self._change(self.gain_over_start, " (") + ")"
+        if self.verdict == BY_START:
+            text += f"; evolution added nothing confirmed: {over}"
+        elif self.start != "checkpoint":
+            text += f"; of these {over} over {self.start}"
+        if self.needed is not None:
+            what = "this gain" if not self.gain.confirmed else "evolution's part"
+            text += f"; about {self.needed:,} examples would be needed to confirm {what}"
+        return "; ".join([text, *self.notes])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the result as plain values, for JSON."""
+        plain = {name: getattr(self, name) for name in _PLAIN}
+        contrasts = {
+            "polished - checkpoint": self.gain,
+            "polished - start": self.gain_over_start,
+            "start - checkpoint": self.gain_of_start,
+        }
+        return {
+            **plain,
+            "values": dict(self.values),
+            "contrasts": {name: vars(of) for name, of in contrasts.items()},
+            "chosen_by_fold": list(self.chosen_by_fold),
+            "metrics": {name: list(row) for name, row in self.metrics.items()},
+            "classes": [list(row) for row in self.classes],
+            "decision": self.decision.as_dict(),
+            "applied": self.applied,
+            "settings": dict(self.settings),
+            "notes": list(self.notes),
+        }
+
+    def _number(self, value: float) -> str:
+        return f"{100 * value:.1f}%" if self.fraction else f"{value:.4g}"
+
+    def _change(self, gain: Interval, between: str) -> str:
+        def one(value: float) -> str:
+            return f"{100 * value:+.1f}" if self.fraction else f"{value:+.3g}"
+
+        return f"{one(gain.value)}{between}{one(gain.low)} to {one(gain.high)}"

@@ -1,0 +1,198 @@
+"""Evolution in the small space of a decision: many searches at once, on outputs computed once.
+
+Separable natural evolution strategy (SNES; Schaul, Glasmachers, Schmidhuber 2011,
+https://doi.org/10.1145/2001576.2001692) on the biases, which starts at the tuned logit adjustment
+and is pulled back to it: of equal decisions the nearest to the start wins. The mean of the
+distribution is proposed, for one member's score on few examples is mostly luck.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from evostep.noise import derive_seed, make_generator
+from evostep.polishing.objective import Objective
+from evostep.polishing.problem import Problem
+from evostep.polishing.starts import subset
+from evostep.strategies.shaping import log_rank_rows
+from evostep.strategies.snes import default_lr_sigma
+
+
+@dataclass(frozen=True)
+class Search:
+    """Settings of a search.
+
+    Attributes:
+        population: members of a generation, in mirrored pairs.
+        generations: how many at most.
+        sigma: standard deviation at the start, in units of `spread`.
+        seed: of the noise, which is the same for all searches of a generation.
+    """
+
+    population: int = 16
+    generations: int = 40
+    sigma: float = 0.5
+    seed: int = 0
+
+
+def spread(problem: Problem) -> float:
+    """Return the distance to the decision's border that a quarter of the examples is within.
+
+    It is the unit of steps: a bias of this size changes some decisions and leaves most.
+    """
+    outputs = problem.outputs.double()
+    if problem.kind == "classes":
+        top = outputs.topk(2, dim=1).values
+        margin = top[:, 0] - top[:, 1]
+    else:
+        margin = outputs.abs().flatten()
+    unit = float(margin.quantile(0.25)) if len(margin) < 2**24 else float(margin.median())
+    return unit if unit > 0 else float(margin.mean()) or 1.0
+
+
+@torch.no_grad()
+def search(
+    problem: Problem,
+    objective: Objective,
+    rows: Tensor,
+    start: Tensor,
+    pulls: tuple[float, ...],
+    settings: Search,
+) -> Tensor:
+    """Evolve the biases of decisions on several sets of examples, under several pulls.
+
+    Args:
+        problem: outputs and targets.
+        objective: what is maximised.
+        rows: (R, n), how often each example counts in each set.
+        start: (R, C) where each begins.
+        pulls: weights P of the squared distance to the start, in units of `spread`.
+        settings: population, generations, sigma, seed.
+
+    Returns:
+        (G + 1, R, P, C): the means of the distributions, the start first.
+    """
+    unit = spread(problem)
+    center = start.double()[:, None].repeat(1, len(pulls), 1)  # (R, P, C)
+    origin, pull = center.clone(), torch.tensor(pulls, dtype=torch.float64)[:, None]
+    log_sigma = torch.zeros_like(center)
+    rate, half = default_lr_sigma(problem.biases), settings.population // 2
+    sets = [Scorer(problem, objective, row) for row in rows]
+    path = [center.clone()]
+    for generation in range(settings.generations):
+        generator = make_generator(derive_seed(settings.seed, "decision", generation))
+        drawn = torch.randn(half, problem.biases, generator=generator, dtype=torch.float64)
+        eps = torch.cat([drawn, -drawn])  # (M, C)
+        sigma = log_sigma.exp() * (settings.sigma * unit)
+        members = center[:, :, None] + sigma[:, :, None] * eps  # (R, P, M, C)
+        away = ((members - origin[:, :, None]) / unit).square().sum(-1)  # (R, P, M)
+        fitness = torch.stack([s.fitness(m) for s, m in zip(sets, members, strict=True)])
+        utility = log_rank_rows(fitness - pull * away)
+        center = center + sigma * torch.einsum("rpm,mc->rpc", utility, eps)
+        log_sigma += rate / 2 * torch.einsum("rpm,mc->rpc", utility, eps.square() - 1)
+        path.append(center.clone())
+    return torch.stack(path)
+
+
+def largest(outputs: Tensor, biases: Tensor) -> Tensor:
+    """Return which class is the largest under each of many biases: `Problem.decide`, faster.
+
+    Class by class over blocks that stay in the processor's cache, where an argmax over the last
+    dimension is not vectorised. Of equals the first.
+
+    Args:
+        outputs: (C, n), contiguous.
+        biases: (M, C).
+
+    Returns:
+        (M, n) integers.
+
+    Example:
+        >>> largest(torch.tensor([[0.0, 2.0], [1.0, 0.0]]), torch.tensor([[0.0, 0.0], [3.0, 0.0]]))
+        tensor([[1, 0],
+                [0, 0]], dtype=torch.int16)
+    """
+    classes, n = outputs.shape
+    dtype = torch.int16 if classes < 2**15 else torch.int64
+    parts = []
+    for some in biases.to(outputs).split(max(1, _BLOCK // n)):
+        best = outputs[0] + some[:, 0, None]
+        index = torch.zeros_like(best, dtype=dtype)
+        other = torch.empty_like(best)
+        for c in range(1, classes):
+            torch.add(outputs[c], some[:, c, None], out=other)
+            index.masked_fill_(other > best, c)
+            torch.maximum(best, other, out=best)
+        parts.append(index)
+    return torch.cat(parts)
+
+
+_BLOCK = 40_000  # numbers of a block
+
+
+class Scorer:
+    """Scores decisions about one set of examples.
+
+    Args:
+        problem: outputs and targets.
+        objective: what is maximised.
+        row: (n,) how often each example counts.
+    """
+
+    _AT_ONCE = 2**22  # decisions that are counted at once
+
+    def __init__(self, problem: Problem, objective: Objective, row: Tensor) -> None:
+        there = row.nonzero().flatten()
+        self._row: Tensor | None = None if bool((row[there] == 1).all()) else row[there]
+        self._part = subset(problem, there)
+        self._by_class = self._part.outputs.T.contiguous()
+        self._objective = objective
+        self._parent = self._counts(torch.zeros(1, problem.biases))[0]
+
+    def _counts(self, biases: Tensor) -> Tensor:
+        part = self._part
+        step = max(1, self._AT_ONCE // self._by_class.numel() * part.biases)
+        return torch.cat(
+            [part.counts(self._decide(some), self._row) for some in biases.split(step)]
+        )
+
+    def _decide(self, biases: Tensor) -> Tensor:
+        if self._part.kind == "classes":
+            return largest(self._by_class, biases)
+        return self._part.decide(biases[:, None, :])
+
+    def fitness(self, members: Tensor) -> Tensor:
+        """Return the fitness of biases (..., C): (...)."""
+        counts = self._counts(members.reshape(-1, members.shape[-1]))
+        fitness = self._objective.fitness(counts, self._parent, several=self._part.several)
+        return fitness.view(members.shape[:-1])
+
+
+def center_on_plateau(problem: Problem, bias: Tensor, rows: Tensor | None = None) -> Tensor:
+    """Move each bias to the middle of the interval in which no decision on the examples changes.
+
+    Args:
+        problem: outputs.
+        bias: (C,).
+        rows: (n,), the examples that count; None: all.
+
+    Returns:
+        (C,) biases with the same decisions. A bias that could go on for ever on one side stays.
+    """
+    outputs = problem.outputs.double()
+    outputs = outputs if rows is None else outputs[rows > 0]
+    bias = bias.double().clone()
+    for c in range(problem.biases):
+        if problem.kind == "classes":
+            others = outputs + bias
+            others[:, c] = -torch.inf
+            borders = others.amax(1) - outputs[:, c]  # the class is decided above
+        else:
+            borders = -outputs[:, c]
+        below, above = borders[borders < bias[c]], borders[borders >= bias[c]]
+        if len(below) and len(above):
+            bias[c] = (below.max() + above.min()) / 2
+    return bias
