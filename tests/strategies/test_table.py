@@ -42,7 +42,7 @@ def sphere(weights: dict[str, Tensor]) -> float:
 def test_it_climbs(kind: type[Strategy]) -> None:
     weights = start()
     before = sphere(weights)
-    search(kind, weights).evolve(lambda: sphere(weights), 20)
+    search(kind, weights).evolve(lambda: sphere(weights), 40)
     assert sphere(weights) > 0.95 * before  # both below zero
 
 
