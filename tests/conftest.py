@@ -1,5 +1,6 @@
 """Settings that every test runs under."""
 
+import functools
 import os
 import weakref
 from collections import Counter
@@ -35,6 +36,27 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EVOSTEP_CACHE", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="session")
+def digits_read_once() -> Iterator[None]:
+    """Read scikit-learn's digits once; each reading of its text file takes a third of a second."""
+    import sklearn.datasets
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            sklearn.datasets, "load_digits", functools.cache(sklearn.datasets.load_digits)
+        )
+        yield
+
+
+@pytest.fixture
+def one_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave one figure of a report, the quickest: each has tests of its own."""
+    from evostep.lab.report.figures import FIGURES
+
+    for name in FIGURES.keys() - {"gap"}:
+        monkeypatch.delitem(FIGURES, name)
 
 
 class Ledger(TorchDispatchMode):

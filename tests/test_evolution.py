@@ -82,7 +82,9 @@ def fitness_of(model: nn.Module) -> Fitness:
 
 @each_strategy
 @pytest.mark.parametrize("accept", [Improves(), Always()])
-@pytest.mark.parametrize("stop", range(1, 6))
+@pytest.mark.parametrize(
+    "stop", [1, 3, 5, *(pytest.param(stop, marks=pytest.mark.slow) for stop in (2, 4))]
+)
 def test_resuming_at_any_generation_gives_the_same_bits(
     strategy: Strategy, accept: Rule, stop: int
 ) -> None:

@@ -87,6 +87,11 @@ SPACES: dict[str, Callable[[], Space]] = {
 }
 
 
+def take_turns(i: int, j: int) -> Any:
+    """Leave two of the four spaces to each strategy, the other ones to the slow tests."""
+    return () if (j - i) % 4 < 2 else pytest.mark.slow
+
+
 def search_of(
     model: nn.Module, strategy: str, space: str, accept: Rule, seed: int = 3
 ) -> Evolution:
@@ -104,8 +109,14 @@ def search_of(
 # The law: accepted is `Always`, rejected is as if nothing had been.
 
 
-@pytest.mark.parametrize("space", SPACES)
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(
+    ("strategy", "space"),
+    [
+        pytest.param(strategy, space, marks=take_turns(i, j))
+        for i, strategy in enumerate(STRATEGIES)
+        for j, space in enumerate(SPACES)
+    ],
+)
 def test_accepted_stands_where_always_leads_rejected_where_it_began(
     strategy: str, space: str
 ) -> None:
@@ -388,7 +399,7 @@ def test_every_forward_is_counted_and_judging_fits_in_the_budget(space: str, bud
 @pytest.mark.parametrize(
     ("strategy", "space", "every"),
     [
-        (strategy, space, ("phase", "generation")[(i + j) % 2])
+        pytest.param(strategy, space, ("phase", "generation")[(i + j) % 2], marks=take_turns(i, j))
         for i, strategy in enumerate(STRATEGIES)
         for j, space in enumerate(SPACES)
     ],

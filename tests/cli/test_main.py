@@ -1,7 +1,10 @@
 """The command line, as a user meets it: what it prints, what it writes, and how it ends."""
 
+import contextlib
 import dataclasses
+import io
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -74,7 +77,7 @@ def tiny(**changes: object) -> list[str]:
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(tmp_path: Path, digits_read_once: None, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory of the test's own to be in, with a module to import from."""
     (tmp_path / "module_of_cli.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)
@@ -334,6 +337,7 @@ def test_the_printed_configuration_can_be_read_back(
 # Running
 
 
+@pytest.mark.usefixtures("one_figure")
 def test_compare_from_end_to_end(capsys: pytest.CaptureFixture[str], here: Path) -> None:
     """And report, which builds the same again from what is there."""
     assert exit_code("compare", *tiny(seeds=2), "--out=deep/out") == 0
@@ -463,47 +467,91 @@ def test_a_setting_without_effect_is_told_in_a_line(capsys: pytest.CaptureFixtur
 # Processes that are really killed
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "evostep", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1", "PAUSE": "0.05"},
-    )
+class Spawned:
+    """A process from nothing, as a shell starts it; its imports take seconds."""
+
+    def __init__(self, *arguments: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "evostep", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", "PAUSE": "0.05"},
+        )
+        self.pid, self.poll = self._process.pid, self._process.poll
+
+    def wait(self) -> tuple[int, str]:
+        """Return the exit code, and what was written on standard error."""
+        _, err = self._process.communicate(timeout=60)
+        return self._process.returncode, err
 
 
-def wait_for_lines(directory: Path, n: int, process: subprocess.Popen[str]) -> None:
+class Forked:
+    """A process that has imported all that this one has."""
+
+    def __init__(self, *arguments: str) -> None:
+        self._err = Path("err.txt")
+        self._process = multiprocessing.get_context("fork").Process(
+            target=self._main, args=arguments
+        )
+        self._process.start()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+
+    def _main(self, *arguments: str) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.environ["PAUSE"] = "0.05"
+        with (
+            self._err.open("w") as err,
+            contextlib.redirect_stderr(err),
+            contextlib.redirect_stdout(io.StringIO()),
+        ):
+            code = exit_code(*arguments)
+        raise SystemExit(code)
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self) -> tuple[int, str]:
+        """Return the exit code, and what was written on standard error."""
+        self._process.join(60)
+        assert self._process.exitcode is not None
+        return self._process.exitcode, self._err.read_text()
+
+
+def wait_for_lines(directory: Path, n: int, process: Spawned | Forked) -> None:
     """Wait until the history has so many lines, while the process is still at work."""
     path = directory / "history.jsonl"
     until = time.monotonic() + 120
     while not path.exists() or path.read_bytes().count(b"\n") < n:
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None, process.wait()
         assert time.monotonic() < until
         time.sleep(0.05)
 
 
 @pytest.mark.usefixtures("without_report")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.parametrize("start", [Forked, pytest.param(Spawned, marks=pytest.mark.slow)])
 def test_a_process_that_is_stopped_and_killed_loses_nothing(
-    here: Path, capsys: pytest.CaptureFixture[str]
+    start: type[Spawned | Forked], here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # its pauses are long enough for it to be met in the middle
     given = ["compare", *tiny(epochs=16, evolve_from=10, metric="module_of_cli:slow")]
     given += ["--arms=sgd,openai-es"]
     process = start(*given, "--out=out")
     wait_for_lines(here / "out", 2, process)  # in the trunk
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    os.kill(process.pid, signal.SIGINT)
+    code, err = process.wait()
+    assert code == 130
     *_, last = err.splitlines()
     assert last == "evostep: stopped; the same command goes on from the last checkpoint"
     assert len(history(here / "out")) < 10
 
     process = start(*given, "--out=out")
     wait_for_lines(here / "out", 10 + 6 + 2, process)  # in an arm
-    process.kill()
-    process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGKILL
+    os.kill(process.pid, signal.SIGKILL)
+    code, _ = process.wait()
+    assert code == -signal.SIGKILL
     assert not (here / "out" / "runs" / "openai-es-seed0" / "result.json").exists()
 
     assert exit_code(*given, "--out=out") == 0

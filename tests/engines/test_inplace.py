@@ -479,7 +479,7 @@ def test_memory_is_a_copy_of_the_center_and_does_not_grow_with_the_population(
     parameters = sum(p.numel() * 4 for p in model.parameters())
     inputs, peaks = torch.randn(1, 256), []
     draw("normal", inputs, seed=0, generation=0, member=0, name="")  # its tables stay
-    for population in (2, 12):
+    for population in (2, 8):
         search = Evolution(model, make_strategy(population), accept=accept)
         with new_ledger() as ledger:
             search.evolve(lambda: float(model(inputs).sum()), generations=2)

@@ -14,6 +14,25 @@ from evostep.lab.data.parts import Parts, cut
 from evostep.lab.data.splits import make_splits
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _read_once(digits_read_once: None) -> None:
+    """Nearly all of the lab's tests begin with the digits."""
+
+
+@pytest.fixture
+def without_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out PNG files, which take as long to draw as SVG: `test_page` looks at some."""
+    from evostep.lab.report.figures import drawing
+
+    savefig = drawing.Figure.savefig
+
+    def without(self: Any, file: Any, *, format: str, **options: Any) -> None:
+        if format != "png":
+            savefig(self, file, format=format, **options)
+
+    monkeypatch.setattr(drawing.Figure, "savefig", without)
+
+
 @pytest.fixture
 def refused() -> Callable[..., None]:
     """Check that loading fails in one line that matches."""

@@ -99,7 +99,7 @@ def test_weights_are_a_function_of_the_seed(name: str) -> None:
         ("resnet81", COLOUR, "unknown model 'resnet81': did you mean .*resnet18"),
         ("torchvision:resnet", COLOUR, "unknown model 'resnet'"),
         ("resnet18", DIGITS, "resnet18 takes 3-channel images, these have 1"),
-        ("vgg11", {**COLOUR, "image_size": 16}, "vgg11 cannot take 3x16x16 images"),
+        ("squeezenet1_1", {**COLOUR, "image_size": 16}, "squeezenet1_1 cannot take 3x16x16"),
         ("vit_b_16", {**COLOUR, "image_size": 20}, "vit_b_16"),
         ("small-cnn", {**DIGITS, "image_size": 3}, "3 is too small: use mlp"),
         ("no_such_module:Net", DIGITS, "cannot import 'no_such_module'"),

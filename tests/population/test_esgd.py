@@ -163,7 +163,10 @@ class Twin:
         self.round += 1
 
 
-@pytest.mark.parametrize(("rho", "lam", "m"), [(2, 5, 3), (1, 8, 1), (4, 3, 4), (3, 12, 2)])
+@pytest.mark.parametrize(
+    ("rho", "lam", "m"),
+    [(2, 5, 3), (1, 8, 1), (4, 3, 4), pytest.param(3, 12, 2, marks=pytest.mark.slow)],
+)
 def test_generations_agree_with_the_twin_step_by_step(rho: int, lam: int, m: int) -> None:
     # float64, or the rounding of two ways to take a mean would grow with each wild step
     ours = population(dtype=torch.float64, offspring=lam, parents=rho, elite=m)
@@ -503,7 +506,12 @@ def steps(esgd: ESGD) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("name", "stop"), [(name, stop + i) for i, name in enumerate(FITNESSES) for stop in (1, 4)]
+    ("name", "stop"),
+    [
+        pytest.param(name, stop + i, marks=pytest.mark.slow if (stop == 4) != i % 2 else ())
+        for i, name in enumerate(FITNESSES)
+        for stop in (1, 4)
+    ],
 )
 def test_resume_gives_the_same_bits(name: str, stop: int) -> None:
     esgd = population(fitness=FITNESSES[name](), offspring=8)

@@ -386,7 +386,9 @@ def test_the_step_is_in_units_of_the_root_mean_square() -> None:
     torch.testing.assert_close(w, unit * v)
 
 
-@pytest.mark.parametrize("sigma", [0.01, 0.1, 1.0, 3.0])
+@pytest.mark.parametrize(
+    "sigma", [0.1, 3.0, *(pytest.param(sigma, marks=pytest.mark.slow) for sigma in (0.01, 1.0))]
+)
 @pytest.mark.parametrize(
     "es",
     [

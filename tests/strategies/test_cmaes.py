@@ -98,7 +98,7 @@ def rosenbrock(w: Tensor) -> float:
     [
         # cma 4.5.0 alone, 5 seeds: 910 to 1,030, and 3,840 to 5,120
         pytest.param(lambda w: float(w.square().sum()), 1.0, 1e-6, 980, 1, id="sphere"),
-        pytest.param(rosenbrock, 0.0, 1e-3, 4500, 1, id="rosenbrock"),
+        pytest.param(rosenbrock, 0.0, 1e-3, 4500, 1, id="rosenbrock", marks=pytest.mark.slow),
     ],
 )
 def test_reaches_the_target_within_its_budget(

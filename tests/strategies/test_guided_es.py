@@ -100,7 +100,7 @@ def test_equals_its_twin(shaping: Any, scale: Any, k: int, own: float | None) ->
     es = GuidedES(0.1, lr=0.02, population=6, alpha=0.3, shaping=shaping, scale=scale)
     g = genome(*random_guides(k), b=own)
     target = np.linspace(-1, 1, 9)
-    for generation in range(8):
+    for generation in range(4):
         f = lambda x: -float(((x - target) ** 2).sum())  # noqa: E731
         expected, stepped = twin(es, g, f, generation, seed=5)
         population = members(es, g, generation, seed=5)
@@ -181,7 +181,7 @@ def test_useless_guides_are_left_out() -> None:
 # Laws
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("alpha", [0.0, 0.5, pytest.param(1.0, marks=pytest.mark.slow)])
 def test_the_covariance_is_the_papers(alpha: float) -> None:
     es = GuidedES(0.2, population=1000, alpha=alpha, scale="absolute")
     g = genome(*random_guides(2))
@@ -198,7 +198,7 @@ def flat_center(g: Genome) -> np.ndarray:
     return np.concatenate([g.center[name].numpy().ravel() for name in ("w", "b")])
 
 
-@pytest.mark.parametrize("own", [None, 0.3])
+@pytest.mark.parametrize("own", [0.3, pytest.param(None, marks=pytest.mark.slow)])
 def test_the_expected_step_is_the_preconditioned_gradient(own: float | None) -> None:
     """On a quadratic E[step] = lr * (alpha I + n (1 - alpha) / k Q Q^T) gradient, exactly so, in
     the coordinates in which the noise is isotropic; it never points against the gradient."""
@@ -279,8 +279,8 @@ def test_members_mirror_each_other_and_what_has_sigma_zero_stays() -> None:
     assert step is not None
     assert torch.equal(step.center.tensor("b"), g.center["b"])
     # the basis is of the moving part alone, so its share of the noise is whole
-    alone = GuidedES(0.1, population=2000, alpha=0.0, scale="absolute")
-    eps = np.stack([alone.member(g, {}, 0, i, 0).tensor("w").numpy() for i in range(0, 2000, 2)])
+    alone = GuidedES(0.1, population=1000, alpha=0.0, scale="absolute")
+    eps = np.stack([alone.member(g, {}, 0, i, 0).tensor("w").numpy() for i in range(0, 1000, 2)])
     assert float(((eps - g.center["w"].numpy()) ** 2).mean()) == pytest.approx(0.01, rel=0.1)
 
 

@@ -382,6 +382,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Any, list[Any], dict[str, Any]]]
     "resnet18, late norms": (resnet, Only("layer4.1.bn?.*"), IMAGES, {}),
 }
 
+LARGE = ("resnet18, head", "resnet18, late norms")  # "resnet18, last block" stands for them
+
 STRATEGIES: dict[str, Strategy] = {
     "openai-es": OpenAIES(0.1, population=4),
     "mutation": RandomMutation(0.1, population=3),
@@ -499,7 +501,11 @@ def no_trace(model: nn.Module, fitness: Fitness) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("name", "strategy"), [(name, list(STRATEGIES)[i % 2]) for i, name in enumerate(CASES)]
+    ("name", "strategy"),
+    [
+        pytest.param(name, list(STRATEGIES)[i % 2], marks=pytest.mark.slow if name in LARGE else ())
+        for i, name in enumerate(CASES)
+    ],
 )
 def test_scores_are_those_of_scoring_in_place_to_the_bit(name: str, strategy: str) -> None:
     here = scene(name, strategy=STRATEGIES[strategy])
@@ -514,7 +520,7 @@ def test_scores_are_those_of_scoring_in_place_to_the_bit(name: str, strategy: st
         assert recordings(session), "something was replayed"
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name for name in CASES if name not in LARGE])
 def test_outputs_are_those_of_a_full_forward_to_the_bit(name: str) -> None:
     here = scene(name)
     session = here.open()

@@ -44,6 +44,10 @@ TINY: dict[str, Any] = {
 }
 
 
+# As few examples as show what a method costs
+FEW = {"train_size": 50, "fitness_size": 20, "test_size": 20}
+
+
 def plan_of(**options: Any) -> Plan:
     return make_plan(Options(**{**TINY, **options}))
 
@@ -372,7 +376,7 @@ def uninterrupted(
     [
         *(("mutation", "mlp", point) for point in POINTS),
         ("sgd", "mlp", "after save_checkpoint"),
-        ("openai-es", "small-cnn", "half a line"),
+        pytest.param("openai-es", "small-cnn", "half a line", marks=pytest.mark.slow),
     ],
 )
 def test_a_run_stopped_anywhere_goes_on_to_the_same_bits(
@@ -424,12 +428,12 @@ def test_a_run_stopped_again_and_again_gets_to_the_same_bits(
 def test_every_method_ends_at_its_budget_and_can_be_stopped_on_the_way(
     label: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = plan_of(model="small-cnn", arms=[label], sigma=None, accept_size=20, batch=64)
+    plan = plan_of(model="small-cnn", arms=[label], sigma=None, accept_size=10, **FEW)
     expected = run(plan, tmp_path / "whole", label)
     budget = plan.budgets[label]
     assert budget is not None
     # one epoch of an individual of a population, or one generation with its verdict, or a phase's
-    assert budget <= expected["sample_forwards"] < budget + 2 * 480
+    assert budget <= expected["sample_forwards"] < budget + 2 * 240
     with monkeypatch.context() as patch:
         stop_at(patch, "after save_checkpoint", 2)  # two of the trunk, one of the arm
         with pytest.raises(Stop):
@@ -443,14 +447,13 @@ def test_every_method_ends_at_its_budget_and_can_be_stopped_on_the_way(
 
 
 @pytest.mark.parametrize(
-    ("label", "accept_size"), [(label, 20 * (i % 2)) for i, label in enumerate(METHODS)]
+    ("label", "accept_size"), [(label, 10 * (i % 2)) for i, label in enumerate(METHODS)]
 )
 def test_no_method_costs_more_than_its_procedure_says(
     label: str, accept_size: int, tmp_path: Path
 ) -> None:
-    plan = plan_of(
-        model="small-cnn", arms=[label], sigma=None, accept_size=accept_size, equal_budget=False
-    )
+    small: dict[str, Any] = {**FEW, "model": "small-cnn", "accept_size": accept_size}
+    plan = plan_of(**small, arms=[label], sigma=None, equal_budget=False)
     (arm,) = plan.arms
     result = run(plan, tmp_path, label)
     cost = arm_cost(arm, plan.sizes)

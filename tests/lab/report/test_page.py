@@ -190,12 +190,9 @@ def test_figures_are_told_to_who_cannot_see_them(written) -> None:
     assert sum(tag == "desc" for tag, _ in page.tags) == 5
 
 
-def test_the_same_records_give_the_same_bytes(tmp_path) -> None:
-    results, history = records(("mutation",), seeds=1, epochs=2, start=1)
-    files = []
-    for name in "ab":
-        paths = write_report(write(tmp_path / name, results, history))
-        files.append([p.read_bytes() for p in (paths.table, paths.page, *paths.figures)])
+def test_the_same_records_give_the_same_bytes(written, tmp_path) -> None:
+    paths = (written[1], write_report(write(tmp_path, *records())))
+    files = [[f.read_bytes() for f in (one.table, one.page, *one.figures)] for one in paths]
     assert files[0] == files[1]
 
 
@@ -261,6 +258,7 @@ def test_a_metric_that_is_no_fraction_is_said_to_be_higher_is_better(tmp_path) -
     assert told in Page(write_report(write(tmp_path, results, None)).page).text
 
 
+@pytest.mark.usefixtures("without_pixels")
 def test_no_runs_yet(tmp_path) -> None:
     results, history = records(("sgd",), seeds=1, epochs=2, start=1)
     results["runs"] = []
@@ -285,6 +283,7 @@ def test_broken_lines_of_history_are_skipped_and_counted(tmp_path) -> None:
     assert "3 lines of history.jsonl could not be read" in Page(write_report(directory).page).text
 
 
+@pytest.mark.usefixtures("without_pixels")
 def test_labels_cannot_break_out_of_table_or_page(tmp_path) -> None:
     results, history = records(("sgd", "openai-es"), seeds=1, epochs=2, start=1)
     evil = '<script>alert(1)</script> $a|b` "x'
@@ -300,6 +299,7 @@ def test_labels_cannot_break_out_of_table_or_page(tmp_path) -> None:
             ET.parse(path)
 
 
+@pytest.mark.usefixtures("without_pixels")
 def test_diverged_and_incomplete_runs_are_shown(tmp_path) -> None:
     results, history = records(("sgd", "openai-es"), seeds=2, epochs=2, start=1)
     results["runs"][-1]["test"] = {"accuracy": math.nan, "loss": math.nan}

@@ -46,7 +46,7 @@ def test_contrast_is_scipys_paired_test() -> None:
 
 def test_interval_covers_the_truth_in_95_percent_of_experiments() -> None:
     generator = np.random.default_rng(1)
-    trials, hits = 2000, 0
+    trials, hits = 1000, 0
     for _ in range(trials):
         seeds = generator.normal(0.5, 0.1, 4)  # large, shared by both arms: pairing removes it
         arm = seeds + generator.normal(0.01, 0.02, 4)

@@ -6,11 +6,14 @@ import re
 from typing import Any
 
 import matplotlib.style
+import pytest
 
 from evostep.lab.report.figures import FIGURES
 from evostep.lab.report.figures.drawing import STYLE, Drawing, looks
 
 LABELS = ("sgd", "mutation")
+
+pytestmark = pytest.mark.usefixtures("without_pixels")
 
 
 def draw(name: str, ends: dict[str, int], start: int, budget: int | None = 9000) -> Drawing:
