@@ -15,7 +15,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-        The exit code: 0, or 130 after Ctrl-C. Bad input leaves with 2 and one line that names it.
+        The exit code: 0, or 130 after Ctrl-C. Bad input leaves with 2, a full disk with 1, and
+        one line that names it.
     """
     try:
         from evostep.cli.parser import COMMANDS, fail, parse
@@ -32,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             COMMANDS[command].run(parsed[command])
         except InputError as error:
-            fail(" ".join(str(error).split()))
+            fail(" ".join(str(error).split()), error.exit_code)
         except KeyboardInterrupt:
             again = "train --resume" if command == "train" else "the same command"
             text = f"evostep: stopped; {again} goes on from the last checkpoint"

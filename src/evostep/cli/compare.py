@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
     from evostep.lab.comparison.plan import Plan
+    from evostep.lab.report.page import ReportPaths
 
 SUMMARY = "compare arms over seeds"
 DESCRIPTION = (
@@ -37,9 +38,17 @@ def run(parsed: Any) -> None:
     options = make_options(parsed)
     from rich.console import Console
 
-    from evostep.lab.comparison.compare import check_directory, describe_plan
+    from evostep.lab.comparison.compare import describe_plan
+    from evostep.lab.comparison.directory import check_directory, is_complete
     from evostep.lab.comparison.plan import make_plan
 
+    if is_complete(options, parsed.out):
+        from evostep.lab.report.page import write_report
+
+        print(f"{parsed.out} holds every run of this comparison: nothing is run")
+        if not parsed.get("dry_run"):
+            _show(write_report(parsed.out))
+        return
     plan = make_plan(options)
     check_directory(plan, parsed.out)
     if parsed.get("dry_run"):
@@ -54,5 +63,8 @@ def run_plan(plan: Plan, out: Path) -> None:
 
     from evostep.lab.comparison.compare import compare
 
-    paths = compare(plan, out, Console())
+    _show(compare(plan, out, Console()))
+
+
+def _show(paths: ReportPaths) -> None:
     print(f"{paths.table.read_text()}\ntable: {paths.table}\npage:  {paths.page}")

@@ -40,10 +40,10 @@ class _Parser(ArgumentParser):
         fail(reword(" ".join(str(message).split()), self._kinds))
 
 
-def fail(message: str) -> NoReturn:
-    """Print in one line what is wrong, and leave with exit code 2."""
+def fail(message: str, exit_code: int = 2) -> NoReturn:
+    """Print in one line what is wrong, and leave."""
     print(f"evostep: error: {message}", file=sys.stderr)
-    raise SystemExit(2)
+    raise SystemExit(exit_code)
 
 
 @functools.cache
