@@ -55,7 +55,6 @@ def test_sigma_and_population_apply_to_all_methods() -> None:
     assert (es.strategy.sigma, es.strategy.population, es.strategy.size) == (0.5, 6, 6)
 
 
-@pytest.mark.filterwarnings("ignore:--openai-es.sigma has no effect")
 def test_the_more_particular_setting_wins() -> None:
     def sigmas(*arms: ArmEntry, **options: Any) -> list[float]:
         made = make_arms(Options(arms=list(arms), **options))

@@ -59,22 +59,15 @@ def make_arms(options: Options) -> list[Arm]:
 
 
 def _check_settings_of_methods(entries: list[dict[str, Any]], options: Options) -> None:
-    """Refuse settings of methods that are no arms, and warn of those that all their arms override.
-
-    A file may hold them for other comparisons: there they are warned of.
-    """
-    for method, settings in options.strategies.items():
-        own = [entry.get("strategy", {}) | entry for entry in entries if entry["method"] == method]
-        for name in settings:
-            setting = f"--{method}.{name}"
-            if not own:
-                arms = ", ".join(dict.fromkeys(entry["method"] for entry in entries))
-                text = f"{setting} has no effect: {method} is none of the arms ({arms})"
-                if not options.from_file:
-                    raise InputError(f"{text}: add it to --arms, or leave the setting out")
-                warn(text)
-            elif all(entry.get(name) is not None for entry in own):
-                warn(f"{setting} has no effect: every arm of {method} sets its own {name}")
+    """Refuse settings of methods that are no arms; a file may hold them for other comparisons."""
+    methods = dict.fromkeys(entry["method"] for entry in entries)
+    for method in options.strategies.keys() - methods.keys():
+        settings = " and ".join(f"--{method}.{name}" for name in options.strategies[method])
+        verb = "has" if len(options.strategies[method]) == 1 else "have"
+        text = f"{settings} {verb} no effect: {method} is none of the arms ({', '.join(methods)})"
+        if not options.from_file:
+            raise InputError(f"{text}: add it to --arms, or leave the setting out")
+        warn(text)
 
 
 def _concerns(name: str, method: Method) -> bool:

@@ -146,12 +146,13 @@ def warn_of_absent_classes(data: ImageData, splits: Mapping[int, Splits]) -> Non
     """Warn of each class that some part of some seed has no example of."""
     absent: dict[tuple[str, str], list[int]] = {}
     for seed, of_seed in splits.items():
-        for part, indices in of_seed.indices().items():
+        for part in PARTS:
+            indices: Tensor = getattr(of_seed, part)
             official = part == "test" and of_seed.official_test
             targets = data.test_targets if official else data.targets
             assert targets is not None, "an official test set has targets"
-            counts = torch.bincount(targets[torch.tensor(indices)], minlength=len(data.classes))
-            for label in (counts == 0).nonzero().flatten().tolist() if indices else ():
+            counts = torch.bincount(targets[indices], minlength=len(data.classes))
+            for label in (counts == 0).nonzero().flatten().tolist() if len(indices) else ():
                 absent.setdefault((part, str(data.classes[label])), []).append(seed)
     if absent:
         told = [
