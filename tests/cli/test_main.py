@@ -340,7 +340,7 @@ def test_compare_from_end_to_end(capsys: pytest.CaptureFixture[str], here: Path)
     assert (out / "table.md").read_text().strip() in captured.out
     assert captured.out.replace("\n", "").isprintable()  # no control characters in a pipe
     results = read_json(out / "results.json")
-    assert [r["arm"] for r in results["runs"]] == ["sgd", "mutation", "openai-es"] * 2
+    assert [r["arm"] for r in results["runs"]] == ["sgd", "sgd-all", "mutation", "openai-es"] * 2
     page, table = (out / "report.html").read_text(), (out / "table.md").read_text()
     assert page.startswith("<!doctype html>") or page.lower().startswith("<!doctype html>")
     (out / "table.md").unlink()
@@ -401,7 +401,7 @@ def test_ctrl_c_is_one_line_and_the_same_command_goes_on(
     assert captured.err == ("evostep: stopped; the same command goes on from the last checkpoint\n")
     assert not list((here / "out").rglob("*.part"))
     finished = weights(here / "out")
-    assert list(finished) == ["sgd-seed0"]
+    assert list(finished) == ["sgd-all-seed0", "sgd-seed0"]
     module = sys.modules["module_of_cli"]
     monkeypatch.setattr(module, "large", lambda outputs: False)
     assert exit_code("compare", *tiny(), *given) == 0
@@ -440,7 +440,8 @@ def test_members_that_fail_are_told_in_plain_lines(
 @pytest.mark.filterwarnings("default")
 def test_a_setting_without_effect_is_told_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code("compare", *tiny(arms="sgd"), "--data-dir=x", "--out=out") == 0
-    (line,) = capsys.readouterr().err.splitlines()
+    idle, line = capsys.readouterr().err.splitlines()
+    assert "have no effect: of the arms (sgd) none evolves by it" in idle
     assert line.startswith("evostep: warning: the data folder 'x' has no effect on 'digits'")
 
 

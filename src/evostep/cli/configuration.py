@@ -39,4 +39,14 @@ def load(text: str) -> Any:
         >>> load("{seeds: 10:12, lr: 1e-3}")
         {'seeds': '10:12', 'lr': 0.001}
     """
-    return yaml.load(text, _Loader)
+    value = yaml.load(text, _Loader)
+    _refuse_circles(value, ())
+    return value
+
+
+def _refuse_circles(value: Any, above: tuple[int, ...]) -> None:
+    if id(value) in above:
+        raise yaml.YAMLError("an alias refers to what it stands in")
+    inside = value.values() if isinstance(value, dict) else value
+    for item in inside if isinstance(value, dict | list) else ():
+        _refuse_circles(item, (*above, id(value)))

@@ -70,7 +70,10 @@ def parse(arguments: list[str]) -> Namespace:
     Only a configuration that is to be printed has the defaults, too.
     """
     shown = any(argument.startswith("--print_config") for argument in arguments)
-    return make_parser().parse_args(_files_first(arguments), defaults=shown)
+    try:
+        return make_parser().parse_args(_files_first(arguments), defaults=shown)
+    except UnicodeDecodeError as error:
+        fail(f"the configuration is no text ({error}): give a YAML file in UTF-8")
 
 
 def _files_first(arguments: list[str]) -> list[str]:

@@ -45,15 +45,20 @@ def make_arms(options: Options) -> list[Arm]:
         if labels.count(label) > 1:
             raise InputError(f"two arms are called {label!r}: give each its own label in YAML")
     _check_settings_of_methods(entries, options)
-    for name in _OPTIONS:
-        if name not in options.given or getattr(options, name) is None:
-            continue
-        concerned = [entry for entry in entries if _concerns(name, METHODS[entry["method"]])]
-        if not concerned:
-            warn(
-                f"{flag(name)} has no effect: none of the arms ({', '.join(labels)}) evolves by it"
-            )
-        elif all(name in _own_names(entry, options) for entry in concerned):
+    given = [
+        name for name in _OPTIONS if name in options.given and getattr(options, name) is not None
+    ]
+    concerned = {
+        name: [entry for entry in entries if _concerns(name, METHODS[entry["method"]])]
+        for name in given
+    }
+    if idle := [flag(name) for name in given if not concerned[name]]:
+        warn(
+            f"{' and '.join(idle)} {'has' if len(idle) == 1 else 'have'} no effect: of the arms "
+            f"({', '.join(labels)}) none evolves by it"
+        )
+    for name in given:
+        if concerned[name] and all(name in _own_names(e, options) for e in concerned[name]):
             warn(f"{flag(name)} has no effect: every arm sets its own {name}")
     return arms
 
