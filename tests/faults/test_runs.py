@@ -182,7 +182,7 @@ def test_a_plan_is_made_again_from_the_results(content: bytes | None, copied: Pa
     assert read_json(path) == before
     (copied / "results.json").unlink()
     path.write_bytes(b"[]")
-    with pytest.raises(InputError, match="restore it or results.json from a copy"):
+    with pytest.raises(InputError, match=r"restore it or results.json from a copy"):
         known_plan(copied)
 
 
