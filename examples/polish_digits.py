@@ -11,7 +11,6 @@ the test examples are read once.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 

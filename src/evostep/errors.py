@@ -8,7 +8,7 @@ import inspect
 import sys
 import warnings
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 T = TypeVar("T")
 
@@ -16,8 +16,16 @@ T = TypeVar("T")
 class InputError(ValueError):
     """Bad input from a user: one line that names the value and the correction.
 
-    The command line prints it and leaves with exit code 2; in a program it is a `ValueError`.
+    The command line prints it and leaves with `exit_code`; in a program it is a `ValueError`.
     """
+
+    exit_code: ClassVar[int] = 2
+
+
+class DiskError(InputError):
+    """A disk that is full, or fails: nothing in what was asked for is wrong."""
+
+    exit_code: ClassVar[int] = 1
 
 
 def reason(error: BaseException) -> str:

@@ -345,13 +345,13 @@ def test_compare_from_end_to_end(capsys: pytest.CaptureFixture[str], here: Path)
     assert all(line.startswith("[") for line in captured.err.splitlines())  # progress
     out = here / "deep" / "out"
     printed = captured.out.splitlines()
-    assert printed[0] == "Digits (8x8), mlp, 2 seeds; differences to sgd in points"
+    assert printed[0] == "Digits (8x8), mlp, 2 seeds; differences to sgd-all in points"
     assert max(map(len, printed)) <= 80
     assert printed[-2:] == ["table: deep/out/table.md", "page:  deep/out/report.html"]
-    assert [line.split()[0] for line in printed[3:6]] == ["sgd", "mutation", "openai-es"]
+    assert [line.split()[0] for line in printed[3:7]] == ["sgd", "sgd-all", "mutation", "openai-es"]
     assert captured.out.replace("\n", "").isprintable()  # no control characters in a pipe
     results = read_json(out / "results.json")
-    assert [r["arm"] for r in results["runs"]] == ["sgd", "mutation", "openai-es"] * 2
+    assert [r["arm"] for r in results["runs"]] == ["sgd", "sgd-all", "mutation", "openai-es"] * 2
     page, table = (out / "report.html").read_text(), (out / "table.md").read_text()
     assert page.startswith("<!doctype html>") or page.lower().startswith("<!doctype html>")
     (out / "table.md").unlink()
@@ -420,7 +420,7 @@ def test_ctrl_c_is_one_line_and_the_same_command_goes_on(
     assert last == "evostep: stopped; the same command goes on from the last checkpoint"
     assert not list((here / "out").rglob("*.part"))
     finished = weights(here / "out")
-    assert list(finished) == ["sgd-seed0"]
+    assert list(finished) == ["sgd-all-seed0", "sgd-seed0"]
     module = sys.modules["module_of_cli"]
     monkeypatch.setattr(module, "large", lambda outputs: False)
     assert exit_code("compare", *tiny(), *given) == 0
@@ -460,7 +460,8 @@ def test_members_that_fail_are_told_in_plain_lines(
 @pytest.mark.filterwarnings("default")
 def test_a_setting_without_effect_is_told_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code("compare", *tiny(arms="sgd"), "--data-dir=x", "--out=out") == 0
-    line = capsys.readouterr().err.splitlines()[0]
+    idle, line = capsys.readouterr().err.splitlines()[:2]
+    assert "have no effect: of the arms (sgd) none evolves by it" in idle
     assert line.startswith("evostep: warning: the data folder 'x' has no effect on 'digits'")
 
 

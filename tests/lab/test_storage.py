@@ -2,14 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from evostep.errors import InputError
+from evostep.errors import DiskError, InputError
 from evostep.lab import storage
 from evostep.lab.storage import (
     History,
@@ -47,7 +47,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(
         raise FullError("no space left")
 
     monkeypatch.setattr(Path, "write_bytes", half)
-    with pytest.raises(FullError):
+    with pytest.raises(DiskError, match="no space left"):
         write_bytes(path, b"something else")
     assert read_json(path) == {"old": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
@@ -111,12 +111,12 @@ def test_a_checkpoint_that_fails_half_way_leaves_the_one_before(
     path = tmp_path / "c.pt"
     save_checkpoint(path, {"n": 1})
 
-    def half(state: Any, part: Path) -> None:
-        part.write_bytes(b"PK")
+    def half(state: Any, file: BinaryIO) -> None:
+        file.write(b"PK")
         raise FullError("no space left")
 
     monkeypatch.setattr(storage.torch, "save", half)
-    with pytest.raises(FullError):
+    with pytest.raises(DiskError, match="no space left"):
         save_checkpoint(path, {"n": 2})
     monkeypatch.undo()
     assert load_checkpoint(path, CPU) == {"n": 1}

@@ -39,11 +39,19 @@ def run(parsed: Any) -> None:
     options = make_options(parsed)
     from rich.console import Console
 
-    from evostep.lab.comparison.compare import check_directory, describe_plan
+    from evostep.lab.comparison.compare import describe_plan
+    from evostep.lab.comparison.directory import check_directory, is_complete
     from evostep.lab.comparison.plan import make_plan
     from evostep.lab.storage import check_writable
 
     check_writable(parsed.out)  # before data are read, which may take long
+    if is_complete(options, parsed.out):
+        from evostep.lab.report.page import write_report
+
+        print(f"{parsed.out} holds every run of this comparison: nothing is run")
+        if not parsed.get("dry_run"):
+            show(write_report(parsed.out))
+        return
     plan = make_plan(options)
     check_directory(plan, parsed.out)
     if parsed.get("dry_run"):

@@ -110,7 +110,12 @@ def make_options(parsed: Any, **fixed: Any) -> Options:
             settings = _plain(parsed[key])
             check_type(name, settings, dict)
             strategies[name] = _current_names(name, settings, method["renamed"])
-    return Options(**values, strategies=strategies, given=frozenset(values))
+    return Options(
+        **values,
+        strategies=strategies,
+        given=frozenset(values),
+        from_file=bool(parsed.get("config")),
+    )
 
 
 def _check_names(values: dict[str, Any]) -> None:

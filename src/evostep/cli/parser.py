@@ -81,7 +81,11 @@ def parse(arguments: list[str]) -> Namespace:
     """
     shown = any(argument.startswith("--print_config") for argument in arguments)
     short = not shown and "--help-all" not in arguments
-    return make_parser(everything=not short).parse_args(_files_first(arguments), defaults=shown)
+    try:
+        parser = make_parser(everything=not short)
+        return parser.parse_args(_files_first(arguments), defaults=shown)
+    except UnicodeDecodeError as error:
+        fail(f"the configuration is no text ({error}): give a YAML file in UTF-8")
 
 
 def _files_first(arguments: list[str]) -> list[str]:

@@ -37,7 +37,7 @@ def run(parsed: Any) -> None:
     if seed < 0:
         raise InputError(f"--seed must be at least 0, got {seed}")
     options = make_options(parsed, arms=[parsed.get("arm", "openai-es")], seeds=[seed])
-    from evostep.lab.comparison.compare import check_directory
+    from evostep.lab.comparison.directory import check_directory
     from evostep.lab.comparison.plan import make_plan
     from evostep.lab.storage import check_writable
 

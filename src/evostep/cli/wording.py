@@ -52,6 +52,8 @@ def reword(message: str, kinds: Mapping[str, Any]) -> str:
         return f"{flag(found[1])}: {found[2]}"
     if found := re.fullmatch(r"Problems parsing config: (.*)", message):
         return f"the configuration is not valid YAML: {found[1]}"
+    if message == "Unexpected config:":
+        return "the configuration is empty: write options such as `epochs: 30`"
     if found := re.fullmatch(r"Unexpected config: (.*)", message):
         return f"the configuration {found[1]} is not a mapping of options: write `epochs: 30`"
     return message

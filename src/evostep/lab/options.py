@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from evostep.errors import InputError, unknown_name
 
 ArmEntry = str | dict[str, Any]
+MOST_SEEDS = 10_000
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,11 @@ class Options:
     Attributes:
         strategies: method -> the settings that were set for it, and for no other.
         given: which options were set, be it to their defaults.
+        from_file: whether a file set some of them. Files are shared among comparisons, so that
+            what has no effect is warned of, and not refused.
 
     Raises:
-        InputError: a value of the wrong type, or a number out of its range.
+        InputError: a value of the wrong type, a number that is not finite or out of its range.
     """
 
     data: Annotated[str, "{data}"] = "digits"
@@ -39,7 +42,7 @@ class Options:
     init_from: Annotated[Path | None, "start from the weights in this .safetensors file"] = None
     arms: Annotated[
         str | list[ArmEntry], "methods, comma-separated; in YAML a list with settings"
-    ] = "sgd,mutation,openai-es"
+    ] = "sgd,sgd-all,mutation,openai-es"
     seeds: Annotated[
         str | int | list[int], "a count (3 = 0,1,2), a list 0,4,7, a range 100:108"
     ] = 3
@@ -80,11 +83,15 @@ class Options:
         int, "training examples on which a mixture's BatchNorm statistics are estimated again"
     ] = 500
     equal_budget: Annotated[bool, "run every arm up to the budget of the costliest one"] = True
+    budget: Annotated[
+        int | None, "sample-forwards of every run; default: what the costliest arm needs"
+    ] = None
     engine: Annotated[str, "how members are scored; auto: the fastest that can take them"] = "auto"
     device: Annotated[str, "auto, cpu, cuda, ..."] = "auto"
     threads: Annotated[int | None, "CPU threads of torch; default: torch's own choice"] = None
     strategies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     given: frozenset[str] = frozenset()
+    from_file: bool = False
 
     def __post_init__(self) -> None:
         for name, kind in option_kinds().items():
@@ -97,6 +104,7 @@ class Options:
             ("batch", 2),
             ("calibration_size", 2),
             ("threads", 1),
+            ("budget", 1),
             ("weight_decay", 0),
         ):
             value = getattr(self, name)
@@ -107,10 +115,14 @@ class Options:
                 f"--evolve-from {self.evolve_from} lies past the end: there are {self.epochs} "
                 "epochs; lower it or raise --epochs"
             )
-        if not (self.lr > 0 and math.isfinite(self.lr)):
-            raise InputError(f"--lr must be a finite number > 0, got {self.lr}")
+        if self.lr <= 0:
+            raise InputError(f"--lr must be > 0, got {self.lr}")
         if not 0 <= self.momentum < 1:
             raise InputError(f"--momentum must lie in [0, 1), got {self.momentum}")
+        if self.budget is not None and not self.equal_budget:
+            raise InputError(
+                f"--budget {self.budget} and --equal-budget false exclude each other: leave one out"
+            )
 
     @property
     def seed_list(self) -> list[int]:
@@ -177,7 +189,7 @@ def flag(name: str) -> str:
 
 
 def check_type(name: str, value: Any, kind: Any) -> None:
-    """Refuse a value that is not of the kind that an annotation tells.
+    """Refuse a value that is not of the kind that an annotation tells, or not finite.
 
     A whole number passes as a float; a bool as neither a float nor an int.
 
@@ -193,6 +205,8 @@ def check_type(name: str, value: Any, kind: Any) -> None:
     if not _fits(value, kind):
         value = repr(value) if isinstance(value, str) else value
         raise InputError(f"{name} must be {kind_in_words(kind)}, got {shown(value)}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{name} must be a finite number, got {value}")
 
 
 def shown(value: Any) -> str:
@@ -251,7 +265,8 @@ def parse_seeds(value: int | str | Iterable[int]) -> list[int]:
     """Read seeds: a count, a list, or a range whose end is not included.
 
     Raises:
-        InputError: none of these, an empty range, a seed that is negative or given twice.
+        InputError: none of these, an empty range, more than 10,000 of them, a seed that is
+            negative, above 2^64 - 1 (the largest that torch takes) or given twice.
 
     Example:
         >>> parse_seeds(3), parse_seeds("4,7"), parse_seeds("100:103")
@@ -260,10 +275,14 @@ def parse_seeds(value: int | str | Iterable[int]) -> list[int]:
     text = str(value).strip()
     if isinstance(value, list | tuple):
         seeds = [int(seed) for seed in value]
-    elif re.fullmatch(r"\d+", text):
-        seeds = list(range(int(text)))
-    elif re.fullmatch(r"\d+:\d+", text):
-        seeds = list(range(*map(int, text.split(":"))))
+    elif found := re.fullmatch(r"(?:(\d+):)?(\d+)", text):
+        first, end = int(found[1] or 0), int(found[2])
+        if end - first > MOST_SEEDS:
+            raise InputError(
+                f"--seeds {text!r} stands for {end - first} seeds, more than {MOST_SEEDS}: write "
+                f"'{end},' for the one seed {end}"
+            )
+        seeds = list(range(first, end))
     elif re.fullmatch(r"\d+(\s*,\s*\d+)+|\d+,", text):
         seeds = [int(part) for part in text.split(",") if part.strip()]
     else:
@@ -272,4 +291,6 @@ def parse_seeds(value: int | str | Iterable[int]) -> list[int]:
         )
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
         raise InputError(f"--seeds {text!r} must give distinct seeds >= 0, and at least one")
+    if max(seeds) >= 2**64:
+        raise InputError(f"seed {max(seeds)} is too large: give at most 2^64 - 1")
     return seeds

@@ -2,33 +2,111 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from evostep.errors import InputError, warn
+from evostep.errors import DiskError, InputError, reason, warn
+
+_OF_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}  # the rest, another --out mends
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a file to write, which takes the place of `path` when the context is left.
+
+    No reader, and no killed run, is left with half of a file. Folders that are missing are made;
+    the mode is that of any new file.
+
+    Raises:
+        InputError: the place cannot be written.
+        DiskError: the disk is full, or fails; the file that was there is there still.
+    """
+    part = path.with_name(path.name + ".part")
+    with writing(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part.touch()
+            mode = part.stat().st_mode
+            yield part
+            part.chmod(mode)  # safetensors gives its files to their owner alone
+            part.replace(path)
+        finally:
+            with suppress(OSError):  # after success it is not there
+                part.unlink()
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what a write raises into one line that names the file, the reason and the cure.
+
+    Raises:
+        InputError: the place cannot be written.
+        DiskError: the disk is full, or fails.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, SafetensorError, RuntimeError) as error:  # torch raises the last
+        cause = error if isinstance(error, OSError) else error.__context__
+        code = cause.errno if isinstance(cause, OSError) else None
+        why = os.strerror(code) if code else reason(error)
+        if code is not None and code not in _OF_DISK:
+            raise InputError(f"cannot write {path} ({why}): choose another --out") from error
+        raise DiskError(
+            f"cannot write {path} ({why}): free some space on the disk; what is finished is kept, "
+            "and the same command goes on from there"
+        ) from error
+
+
+@contextmanager
+def claimed(directory: Path) -> Iterator[None]:
+    """Make a directory and keep other processes out of it, until the context is left or we die.
+
+    Raises:
+        InputError: another process is at work in it, or it cannot be made.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(directory, os.O_RDONLY)
+    except OSError as error:
+        raise InputError(
+            f"--out {directory} cannot be made ({reason(error)}): choose another"
+        ) from error
+    try:
+        with suppress(ImportError):  # where there is none (Windows), nobody is kept out
+            import fcntl
+
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(
+                    f"another evostep is at work in {directory}: wait until it has ended, or "
+                    "choose another --out"
+                ) from None
+            except OSError:
+                pass  # a file system without locks
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: no reader, and no killed run, is left with half of one.
-
-    Folders that are missing are made.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    try:
+    """Write a file whole or not at all; see `replacing`."""
+    with replacing(path) as part:
         part.write_bytes(content)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)  # after success it is not there
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -36,22 +114,100 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(_finite(value), indent=1, default=str) + "\n").encode())
 
 
-def read_json(path: Path) -> Any:
-    """Read JSON; a file that is none is an InputError."""
+def read_json(path: Path, shape: Any = object, *, cure: str = "") -> Any:
+    """Read JSON of a shape.
+
+    Args:
+        path: of the file.
+        shape: what it must hold: see `mismatch`.
+        cure: what an error advises.
+
+    Raises:
+        InputError: it cannot be read, is no JSON, or has another shape.
+    """
+    cure = cure or "delete it, or choose another --out"
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path} cannot be read ({error}): delete it, or choose another --out"
-        ) from error
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read ({reason(error)}): {cure}") from error
+    if wrong := mismatch(value, shape):
+        raise InputError(f"{path} is not what evostep wrote ({wrong}): {cure}")
+    return value
+
+
+_WORDS: dict[Any, str] = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    type(None): "null",
+    None: "null",
+    dict: "an object",
+    list: "a list",
+    object: "anything",
+}
+
+
+def mismatch(value: Any, shape: Any, where: str = "") -> str:
+    """Return where a value is not of a shape, in words; empty where it is.
+
+    Args:
+        value: as JSON has it.
+        shape: a type (a whole number passes as a float, a bool as neither) or None; a tuple of
+            shapes, of which one must fit; ``[shape]``, a list of such; ``{str: shape}``, an object
+            of such; or ``{"key": shape}``, an object with at least these keys (``"key?"`` may be
+            absent).
+        where: of the value in the file.
+
+    Example:
+        >>> mismatch({"runs": [{"seed": "x"}]}, {"runs": [{"seed": int}]})
+        "runs[0].seed is 'x', not a whole number"
+    """
+    if shape is None:
+        shape = type(None)
+    if isinstance(shape, tuple):
+        tried = [mismatch(value, one, where) for one in shape]
+        # of an alternative that is an object or a list, tell what is inside
+        inside = [text for text in tried if not text.startswith(f"{where or 'it'} is ")]
+        return "" if "" in tried else (inside or [_is_not(value, _in_words(shape), where)])[0]
+    if isinstance(shape, list):
+        if not isinstance(value, list):
+            return _is_not(value, "a list", where)
+        found = (mismatch(one, shape[0], f"{where}[{i}]") for i, one in enumerate(value))
+        return next(filter(None, found), "")
+    if isinstance(shape, dict):
+        if not isinstance(value, dict):
+            return _is_not(value, "an object", where)
+        if str in shape:
+            wanted = [(key, shape[str]) for key in value]
+        else:
+            missing = [key for key in shape if key[-1] != "?" and key not in value]
+            if missing:
+                return f"{where or 'it'} lacks {missing[0]!r}"
+            names = {key.rstrip("?"): kind for key, kind in shape.items()}
+            wanted = [(key, kind) for key, kind in names.items() if key in value]
+        dot = f"{where}." if where else ""
+        found = (mismatch(value[key], kind, f"{dot}{key}") for key, kind in wanted)
+        return next(filter(None, found), "")
+    kinds = (int, float) if shape is float else shape
+    boolean = isinstance(value, bool) and shape in (int, float)
+    return "" if isinstance(value, kinds) and not boolean else _is_not(value, _WORDS[shape], where)
+
+
+def _is_not(value: Any, expected: str, where: str) -> str:
+    return f"{where or 'it'} is {value!r:.40}, not {expected}"
+
+
+def _in_words(shapes: tuple[Any, ...]) -> str:
+    kinds = (one if one is None or isinstance(one, type) else type(one) for one in shapes)
+    return " or ".join(_WORDS[kind] for kind in kinds)
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     """Save the state of a run atomically, so that it loads with ``weights_only=True``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    torch.save(dict(state), part)
-    part.replace(path)
+    # an open file, for torch has no words for what happens to a path
+    with replacing(path) as part, part.open("wb") as file:
+        torch.save(dict(state), file)
 
 
 def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
@@ -62,17 +218,15 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
             raise ValueError(f"it holds a {type(state).__name__}")
         return state
     except Exception as error:  # torch raises half a dozen kinds
-        reason = str(error).strip().splitlines()
+        first = str(error).strip().splitlines()
         raise InputError(
-            f"checkpoint {path} is corrupt ({reason[0] if reason else type(error).__name__}): "
+            f"checkpoint {path} is corrupt ({first[0] if first else type(error).__name__}): "
             "delete it, and the part of the run that it holds is done again"
         ) from error
 
 
 def save_weights(path: Path, model: torch.nn.Module) -> None:
     """Save a model's parameters and buffers as safetensors, atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
     seen: set[int] = set()
     tensors: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
@@ -80,8 +234,8 @@ def save_weights(path: Path, model: torch.nn.Module) -> None:
             tensor = tensor.clone()  # safetensors refuses shared memory
         seen.add(tensor.data_ptr())
         tensors[name] = tensor.contiguous()
-    save_file(tensors, part)
-    part.replace(path)
+    with replacing(path) as part:
+        save_file(tensors, part)
 
 
 def check_writable(directory: Path) -> None:
@@ -121,17 +275,28 @@ class History:
         self.path = path
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Add one line; a number that is not finite is null."""
-        with self.path.open("a") as file:
+        """Add one line; a number that is not finite is null.
+
+        Raises:
+            InputError: it cannot be written.
+            DiskError: the disk is full, or fails.
+        """
+        with writing(self.path), self.path.open("a") as file:
             file.write(json.dumps(_finite(record)) + "\n")
 
     def cut(self, arm: str, seed: int, keep: int) -> None:
-        """Drop what a run wrote after its last checkpoint, for it will be written again."""
+        """Drop what a run wrote after its last checkpoint, for it will be written again.
+
+        Raises:
+            InputError: it cannot be read or written.
+            DiskError: the disk is full, or fails.
+        """
         if not self.path.exists():
             return
-        text = self.path.read_text()
+        with writing(self.path):
+            content = self.path.read_bytes()
         kept, seen = [], 0
-        for line in text.splitlines():
+        for line in content.splitlines():
             try:
                 record = json.loads(line)
                 own = (record.get("arm"), record.get("seed")) == (arm, seed)
@@ -139,9 +304,11 @@ class History:
                 continue
             seen += own
             if not own or seen <= keep:
-                kept.append(line + "\n")
-        if "".join(kept) != text:  # also where half a line is left, to which the next would stick
-            write_bytes(self.path, "".join(kept).encode())
+                kept.append(line + b"\n")
+        if (
+            b"".join(kept) != content
+        ):  # also where half a line is left, to which the next would stick
+            write_bytes(self.path, b"".join(kept))
 
 
 def _finite(value: Any) -> Any:

@@ -131,10 +131,11 @@ def test_what_a_strategy_measures_is_in_the_cost(scale: str, measured: int) -> N
 
 
 def test_mixtures_pay_for_their_statistics() -> None:
-    """Start: two scored, one estimated again; members each; verdict: two scored, one estimated."""
+    """Start: two scored, one estimated; members and step each; verdict: two scored."""
     (arm,) = arms_of(arms="soup-cycle").values()
     sizes = Sizes(train=100, fitness=40, accept=0, test=50, calibration=30)
     cost = PROCEDURES[arm.procedure].phase_cost
-    assert cost(arm, sizes, 3) - cost(arm, sizes, 2) == 4 * (40 + 30) + 40
-    assert cost(arm, sizes, 2) - 2 * (4 * (40 + 30) + 40) == 2 * (2 * 40 + 30)
+    generation = 4 * (40 + 30) + 40 + 30
+    assert cost(arm, sizes, 3) - cost(arm, sizes, 2) == generation
+    assert cost(arm, sizes, 2) - 2 * generation == 2 * 2 * 40 + 30
     assert cost(arm, sizes, 0) == 0

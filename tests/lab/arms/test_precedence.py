@@ -166,7 +166,7 @@ REFUSED: list[tuple[Any, str]] = [
     ([{"method": "sgd", "label": ""}], "label '' may hold letters"),
     ([{"method": "sgd", "sigm": 1}], "unknown setting of arm 'sgd' 'sigm': did you mean sigma"),
     ([{"method": "sgd", "epochs": 3}], "unknown setting of arm 'sgd' 'epochs'"),
-    ([{"method": "sgd", "lr": -1.0}], "arm 'sgd': --lr must be a finite number > 0, got -1.0"),
+    ([{"method": "sgd", "lr": -1.0}], "arm 'sgd': --lr must be > 0, got -1.0"),
     ([{"method": "sgd", "lr": "fast"}], "arm 'sgd': --lr must be a number, got 'fast'"),
     ([{"method": "sgd", "optimizer": "x"}], "arm 'sgd': --optimizer must be sgd or adam"),
     ([{"method": "sgd", "augment": "x"}], "arm 'sgd': --augment must be none or shift"),

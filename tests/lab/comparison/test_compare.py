@@ -17,7 +17,9 @@ from safetensors.torch import load_file
 
 from evostep.errors import InputError
 from evostep.lab.comparison import compare as compare_module
-from evostep.lab.comparison.compare import check_directory, compare, describe_plan, finished_runs
+from evostep.lab.comparison import directory as directory_module
+from evostep.lab.comparison.compare import compare, describe_plan
+from evostep.lab.comparison.directory import check_directory, finished_runs
 from evostep.lab.comparison.plan import Plan, make_plan
 from evostep.lab.options import Options
 from evostep.lab.report.figures import FIGURES
@@ -334,7 +336,8 @@ def test_stopped_between_runs_it_goes_on(
 
     plan = plan_of(seeds=1)
     with monkeypatch.context() as patch:
-        patch.setattr(compare_module, "write_json", stopping)
+        for module in (compare_module, directory_module):
+            patch.setattr(module, "write_json", stopping)
         with pytest.raises(Stop):
             run(plan, tmp_path)
     run(plan, tmp_path)
@@ -356,7 +359,8 @@ def test_stopped_before_the_first_run_the_directory_is_still_ones_own(
 
     plan = plan_of(seeds=1, arms="sgd")
     with monkeypatch.context() as patch:
-        patch.setattr(compare_module, "write_json", stopping)
+        for module in (compare_module, directory_module):
+            patch.setattr(module, "write_json", stopping)
         with pytest.raises(Stop):
             run(plan, tmp_path / "out")
     run(plan, tmp_path / "out")
@@ -495,7 +499,7 @@ Damage = Callable[[bytes], bytes]
     ],
     ids=["half", "empty", "list", "no keys", "other keys"],
 )
-@pytest.mark.parametrize("name", ["plan.json", "splits.json", "runs/sgd-seed1/result.json"])
+@pytest.mark.parametrize("name", ["splits.json", "runs/sgd-seed1/result.json"])
 def test_a_corrupt_file_is_named_and_nothing_else_is_touched(
     name: str, damage: Damage, copied: Path
 ) -> None:

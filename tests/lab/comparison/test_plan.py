@@ -108,6 +108,7 @@ class Undirected:
     def update(self, outputs, targets): pass
     def compute(self): return 0.0
     def reset(self): pass
+    def to(self, device): return self
 
 number = 3
 """
@@ -167,7 +168,7 @@ def test_a_direction_makes_a_metric_known() -> None:
 def test_controls_alone_need_no_evolution() -> None:
     plan = plan_of(arms="sgd,sgd-all", fitness_size=0, evolve_from=3, every=9)
     assert plan.sizes.fitness == 0
-    assert plan_of(generations=0, evolve_from=3).budgets["mutation"] == 900
+    assert plan_of(arms="sgd,mutation", generations=0, evolve_from=3).budgets["mutation"] == 900
 
 
 def test_a_plan_is_frozen() -> None:

@@ -91,24 +91,14 @@ def weights_of(plan: Plan, directory: Path, label: str) -> bytes:
 # The trunk
 
 
-def test_a_trunk_keeps_the_weights_of_each_epoch_and_the_last_state(
-    plan: Plan, tmp_path: Path
-) -> None:
+def test_a_trunk_keeps_what_arms_branch_from_and_nothing_else(plan: Plan, tmp_path: Path) -> None:
     seed_run, training = seed_run_of(plan, tmp_path), plan.arms[0].training
     checkpoint = run_trunk(seed_run, training, ["sgd", "mutation"])
     folder = trunk_directory(tmp_path, training, 0)
-    assert sorted(p.name for p in folder.iterdir()) == [
-        "epoch-1.safetensors",
-        "epoch-2.safetensors",
-        "last.pt",
-    ]
+    assert [p.name for p in folder.iterdir()] == ["last.pt"]
     state = load_checkpoint(checkpoint, CPU)
     assert state["counters"]["epoch"] == 2
     assert state["counters"]["forwards"] == 2 * 300
-    last = load_file(folder / "epoch-2.safetensors")
-    assert all(torch.equal(state["model"][name], tensor) for name, tensor in last.items())
-    first = load_file(folder / "epoch-1.safetensors")
-    assert not all(torch.equal(first[name], tensor) for name, tensor in last.items())
     assert [(r["kind"], r["epoch"], r["arms"]) for r in lines(tmp_path)] == [
         ("epoch", 0, ["sgd", "mutation"]),
         ("epoch", 1, ["sgd", "mutation"]),
@@ -457,9 +447,6 @@ def test_no_method_costs_more_than_its_procedure_says(
     (arm,) = plan.arms
     result = run(plan, tmp_path, label)
     cost = arm_cost(arm, plan.sizes)
-    if arm.mixes and arm.accept.every == "phase":
-        # not reckoned: the statistics of where each generation's step leads
-        cost += result["generations"] * plan.sizes.calibration
     if METHODS[label].evolves:
         # what is saved: candidates that were never scored, statistics of none, short searches
         assert cost / 2 < result["sample_forwards"] <= cost

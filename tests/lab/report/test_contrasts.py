@@ -43,13 +43,16 @@ def test_controls_are_compared_once_and_with_every_arm() -> None:
     ]
 
 
-def test_a_diverged_run_is_not_left_out() -> None:
+def test_a_diverged_run_is_left_out_of_numbers_and_counted() -> None:
     runs = [run("sgd", 0, 0.5), run("sgd", 1, 0.6), run("es", 0, 0.9), run("es", 1, math.nan)]
     rows = {row["arm"]: row for row in arm_table(runs, "accuracy")}
-    assert rows["es"]["mean"] is None
-    assert rows["es"]["not_finite"] == 1
+    assert (rows["es"]["mean"], rows["es"]["n"], rows["es"]["not_finite"]) == (0.9, 2, 1)
+    assert "not_finite" not in rows["sgd"]
     (contrast,) = contrast_table(runs, "accuracy", ["sgd"])
-    assert (contrast["mean"], contrast["p"], contrast["not_finite"]) == (None, None, 1)
+    assert contrast["mean"] == pytest.approx(0.4)
+    assert (contrast["p"], contrast["n"], contrast["not_finite"]) == (None, 2, 1)
+    (row,) = arm_table([run("es", 0, math.nan), run("es", 1, None)], "accuracy")
+    assert (row["mean"], row["sd"], row["ci95"], row["not_finite"]) == (None, None, None, 2)
 
 
 def test_a_run_written_twice_is_refused() -> None:

@@ -307,7 +307,7 @@ def test_diverged_and_incomplete_runs_are_shown(tmp_path) -> None:
     history[0]["fitness"] = None
     history[-1] |= {"scores": [None, math.nan], "candidate": None}
     paths = write_report(write(tmp_path, results, history))
-    assert "diverged in 1 of 2" in paths.table.read_text()
+    assert "(1 of 2 diverged)" in paths.table.read_text()
     assert "nan" not in paths.table.read_text().lower()
 
 
@@ -327,12 +327,13 @@ def test_another_metric_decides_and_accuracy_stays(tmp_path) -> None:
     ("content", "message"),
     [
         (None, "no results.json in"),
-        ("", "cannot read"),
-        ('{"runs": [', "cannot read"),
-        ("[]", 'has no list of "runs"'),
-        ('{"runs": [3]}', "holds the run 3 without"),
-        ('{"runs": [], "config": {"arms": ["sgd"]}}', "holds the arm 'sgd' without"),
-        ('{"runs": [], "splits": 3}', 'holds 3 for "splits"'),
+        ("", "cannot be read"),
+        ('{"runs": [', "cannot be read"),
+        ("[]", r"\(it is \[\], not an object\)"),
+        ("{}", r"\(it lacks 'runs'\)"),
+        ('{"runs": [3]}', r"\(runs\[0\] is 3, not an object\)"),
+        ('{"runs": [], "config": {"arms": ["sgd"]}}', r"config.arms\[0\] is 'sgd', not an object"),
+        ('{"runs": [], "splits": 3}', "splits is 3, not an object"),
         (json.dumps({"runs": [{"arm": "a", "seed": 0, "test": {"accuracy": 1}}] * 2}), "twice"),
     ],
 )

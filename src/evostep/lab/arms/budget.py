@@ -2,14 +2,16 @@
 
 One example forward through the network is one sample-forward; its backward counts as two more.
 Acceptance is paid for; evaluation (the curves by epoch, the test at the end) is not, for any arm.
-What the parts of a run cost, its procedure knows (`evostep.lab.arms.procedures`); a run ends
-with the step or generation that reaches its budget (`evostep.lab.comparison.run`).
+A run ends with the step or generation that reaches its budget, so it may spend a bit more: at most
+one generation (of a population: one epoch).
+What the parts of a run cost, its procedure knows (`evostep.lab.arms.procedures`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+from evostep.errors import InputError
 from evostep.lab.arms.arm import Arm
 from evostep.lab.arms.procedures import PROCEDURES
 from evostep.lab.arms.procedures.base import descent_cost
@@ -35,7 +37,28 @@ def common_budget(arms: list[Arm], sizes: Sizes) -> int:
     return max(arm_cost(arm, sizes) for arm in arms)
 
 
-def budgets(arms: list[Arm], sizes: Sizes, *, equal: bool) -> Mapping[str, int | None]:
-    """Return each arm's budget by label; None: as much as its epochs take."""
-    common = common_budget(arms, sizes) if equal else None
+def budgets(
+    arms: list[Arm], sizes: Sizes, *, equal: bool, budget: int | None = None
+) -> Mapping[str, int | None]:
+    """Return each arm's budget by label; None: as much as its epochs take.
+
+    Args:
+        arms: of the comparison.
+        sizes: of the parts of the data.
+        equal: whether they have one in common.
+        budget: which; None: what the costliest arm needs.
+
+    Raises:
+        InputError: a budget that ends before an arm has left its trunk, or evolved.
+    """
+    for arm in arms:
+        epochs = 0 if arm.at_end or not arm.schedule.evolution else arm.schedule.gradient
+        least = trunk_cost(arm, sizes) + epochs * PROCEDURES[arm.procedure].epoch_cost(arm, sizes)
+        if budget is not None and budget <= least:
+            what = "its first evolution comes" if epochs else "its trunk ends"
+            raise InputError(
+                f"--budget {budget} is too small for arm {arm.label!r}, where {what} after {least} "
+                "sample-forwards: raise it"
+            )
+    common = (budget or common_budget(arms, sizes)) if equal else None
     return {arm.label: common for arm in arms}

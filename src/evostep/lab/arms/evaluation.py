@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -56,12 +59,15 @@ def evaluate(model: nn.Module, part: Part, data: ImageData, options: Options) ->
 
     Returns:
         ``{"accuracy", "loss", <metric>}``; a metric of which less is better is negated, as
-        evolution sees it. Empty where the part is.
+        evolution sees it. All of them NaN where an output is not finite: what a network that has
+        diverged votes for is no accuracy. Empty where the part is.
     """
     if not len(part):
         return {}
     outputs = Fitness(model, part.batches(data), "accuracy")
     logits = outputs.score(outputs.examples(), keep_outputs=True).outputs
+    if logits is None or not bool(torch.isfinite(logits).all()):
+        return dict.fromkeys(("accuracy", "loss", options.metric), math.nan)
     values = {
         "accuracy": float(accuracy(logits, part.targets).mean()),
         "loss": float(F.cross_entropy(logits, part.targets)),

@@ -9,6 +9,7 @@ import typing
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal
 
+from evostep.errors import InputError
 from evostep.lab.arms.procedures import PROCEDURES
 from evostep.noise import LowRank
 from evostep.strategies.base import Strategy
@@ -191,12 +192,17 @@ def strategy_settings(strategy: Strategy) -> dict[str, tuple[Any, Any]]:
 def read_setting(name: str, value: Any) -> Any:
     """Read the settings that are objects: ``noise: low-rank-4``, ``scale: safe-abs``.
 
+    Raises:
+        InputError: a rank that is none.
+
     Example:
         >>> read_setting("noise", "low-rank-4")
         LowRank(rank=4)
     """
-    if isinstance(value, str) and name == "noise" and re.fullmatch(r"low-rank-[1-9]\d*", value):
-        return LowRank(int(value.rpartition("-")[2]))
+    if isinstance(value, str) and name == "noise" and value.startswith("low-rank"):
+        if not (found := re.fullmatch(r"low-rank-([1-9]\d{0,8})", value)):
+            raise InputError(f"noise {value!r} has no rank of 1 or more: write low-rank-4")
+        return LowRank(int(found[1]))
     if isinstance(value, str) and name == "scale" and value in ("safe-sum", "safe-abs"):
         return Safe("sum" if value == "safe-sum" else "abs")
     return value

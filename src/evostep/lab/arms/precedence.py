@@ -21,6 +21,7 @@ from evostep.strategies.base import Strategy
 from evostep.strategies.random_mutation import RandomMutation
 
 _TRAINING = ("optimizer", "lr", "momentum", "weight_decay", "batch", "augment")
+MOST_OF_A_LABEL = 100
 _SHARED = ("sigma", "population")  # settings of a strategy that are options for all methods, too
 _OF_STRATEGY = ("sigma", "accept", "space")
 # what an arm may set for itself: how it is told, and options
@@ -31,11 +32,11 @@ OLD_NAMES: dict[type[Strategy], dict[str, str]] = {RandomMutation: {"children": 
 
 
 def make_arms(options: Options) -> list[Arm]:
-    """Make the arms that the options ask for; warn of an option that every one of them overrides.
+    """Make the arms that the options ask for; warn of an option that has no effect on any of them.
 
     Raises:
         InputError: an unknown method or setting, two arms with one label, a value that a strategy
-            refuses.
+            refuses, settings of a method that is no arm (a warning, where a file may hold them).
     """
     entries = read_arms(options.arms, METHODS)
     arms = [_make_arm(entry, options) for entry in entries]
@@ -43,14 +44,35 @@ def make_arms(options: Options) -> list[Arm]:
     for label in labels:
         if labels.count(label) > 1:
             raise InputError(f"two arms are called {label!r}: give each its own label in YAML")
-    for name in _OPTIONS:
-        concerned = [entry for entry in entries if _concerns(name, METHODS[entry["method"]])]
-        overridden = concerned and all(name in _own_names(e, options) for e in concerned)
-        if overridden and name in options.given and getattr(options, name) is not None:
-            warn(
-                f"{flag(name)} has no effect: every arm sets its own {name}",
-            )
+    _check_settings_of_methods(entries, options)
+    given = [
+        name for name in _OPTIONS if name in options.given and getattr(options, name) is not None
+    ]
+    concerned = {
+        name: [entry for entry in entries if _concerns(name, METHODS[entry["method"]])]
+        for name in given
+    }
+    if idle := [flag(name) for name in given if not concerned[name]]:
+        warn(
+            f"{' and '.join(idle)} {'has' if len(idle) == 1 else 'have'} no effect: of the arms "
+            f"({', '.join(labels)}) none evolves by it"
+        )
+    for name in given:
+        if concerned[name] and all(name in _own_names(e, options) for e in concerned[name]):
+            warn(f"{flag(name)} has no effect: every arm sets its own {name}")
     return arms
+
+
+def _check_settings_of_methods(entries: list[dict[str, Any]], options: Options) -> None:
+    """Refuse settings of methods that are no arms; a file may hold them for other comparisons."""
+    methods = dict.fromkeys(entry["method"] for entry in entries)
+    for method in options.strategies.keys() - methods.keys():
+        settings = " and ".join(f"--{method}.{name}" for name in options.strategies[method])
+        verb = "has" if len(options.strategies[method]) == 1 else "have"
+        text = f"{settings} {verb} no effect: {method} is none of the arms ({', '.join(methods)})"
+        if not options.from_file:
+            raise InputError(f"{text}: add it to --arms, or leave the setting out")
+        warn(text)
 
 
 def _concerns(name: str, method: Method) -> bool:
@@ -73,6 +95,11 @@ def _make_arm(entry: Mapping[str, Any], options: Options) -> Arm:
     if label is None or not re.fullmatch(r"[\w.+=-]+", str(label)):
         raise InputError(f"label {label!r} may hold letters, digits and the signs . + = - _ only")
     label = str(label)
+    if len(label) > MOST_OF_A_LABEL:
+        raise InputError(
+            f"label {label[:20]}... has {len(label)} characters: give at most {MOST_OF_A_LABEL}, "
+            "for it names a folder"
+        )
     check_type(f"strategy of arm {label!r}", entry.get("strategy", {}), Mapping)
     settings = {name: entry[name] for name in entry if name not in _FORM}
     for name in settings:

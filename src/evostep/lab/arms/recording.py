@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +22,10 @@ def note_epoch(
     running: dict[str, float],
     **extra: Any,
 ) -> None:
-    """Measure the model after an epoch, write the line of history, and count the epoch."""
+    """Measure the model after an epoch, write the line of history, and count the epoch.
+
+    Where a loss is not finite the run has diverged: `counters` say so, and it is told.
+    """
     measured = evaluate(model, seed_run.parts.fitness, seed_run.parts.data, seed_run.options)
     record = {
         "kind": "epoch",
@@ -36,6 +40,10 @@ def note_epoch(
     }
     seed_run.write(counters, record)
     counters.epoch += 1
+    for part, values in (("training", running), ("fitness", measured)):
+        if values and not math.isfinite(values["loss"]) and not counters.diverged:
+            counters.diverged = f"{part} loss {values['loss']} in epoch {counters.epoch}"
+            seed_run.watch.warn(f"{name} seed {seed_run.seed} diverged: {counters.diverged}")
     held_out = f", fitness set {measured['accuracy']:.2%}" if measured else ""
     seed_run.watch.say(
         f"{name} seed {seed_run.seed} epoch {counters.epoch}: train {running['accuracy']:.2%}, "

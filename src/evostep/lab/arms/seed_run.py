@@ -48,7 +48,10 @@ class Watch:
 
 @dataclass
 class Counters:
-    """What a run has spent and done so far; saved with each checkpoint."""
+    """What a run has spent and done so far; saved with each checkpoint.
+
+    `diverged` says where a loss was first not finite, which ends the run; empty where none was.
+    """
 
     epoch: int = 0
     forwards: int = 0
@@ -57,6 +60,7 @@ class Counters:
     accepted: int = 0
     failed: int = 0
     lines: int = 0
+    diverged: str = ""
 
     def left(self, budget: int | None) -> int | None:
         """Return the sample-forwards that may still be spent; None: no budget."""

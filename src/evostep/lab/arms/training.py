@@ -61,7 +61,9 @@ def train_epoch(
     max_forwards: int | None,
     on_step: Callable[[int], None],
 ) -> tuple[dict[str, float], int]:
-    """Train for one epoch, or up to the first step that reaches `max_forwards`.
+    """Train for one epoch, or up to the first step that reaches `max_forwards` or diverges.
+
+    It diverges where the loss is not finite; then the mean loss is neither.
 
     The order of the examples, their augmentation and the model's own randomness (dropout) are a
     pure function of (seed, epoch), so that a resumed run sees what the first one saw.
@@ -101,6 +103,6 @@ def train_epoch(
             lost += float(loss.detach()) * len(targets)
             right += float(accuracy(outputs.detach(), targets).sum())
             on_step(cost)
-            if max_forwards is not None and forwards >= max_forwards:
+            if not math.isfinite(lost) or (max_forwards is not None and forwards >= max_forwards):
                 break
     return {"accuracy": right / seen, "loss": lost / seen}, forwards

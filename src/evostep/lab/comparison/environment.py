@@ -8,6 +8,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,24 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
     if commit:
         facts["commit"] = commit
     return facts
+
+
+def merge_environments(environments: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what the runs of a comparison ran on: command and date of the last, and all the rest.
+
+    Example:
+        >>> merge_environments([{"torch": "2.1", "threads": 1}, {"torch": "2.1", "threads": 2}])
+        {'torch': '2.1', 'threads': '1 and 2'}
+    """
+    merged: dict[str, Any] = {}
+    by_date = sorted(environments, key=lambda one: str(one.get("date")))
+    for name in dict.fromkeys(key for one in by_date for key in one):
+        values = list(dict.fromkeys(one[name] for one in by_date if one.get(name) is not None))
+        if len(values) > 1 and name not in ("command", "date"):
+            merged[name] = " and ".join(map(str, values))
+        else:
+            merged[name] = values[-1] if values else None
+    return merged
 
 
 def _cpu_name() -> str:

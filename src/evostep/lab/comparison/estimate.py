@@ -85,7 +85,7 @@ def estimate(plan: Plan) -> Estimate:
         for arm in plan.arms
     }
     weights = sum(t.numel() * t.element_size() for t in model.state_dict().values())
-    per_seed = len(plan.trunks) * (options.evolve_from + 3) * weights + 4 * len(plan.arms) * weights
+    per_seed = 4 * (len(plan.trunks) + len(plan.arms)) * weights
     total = len(plan.seeds) * (trunk_hours + sum(hours for _, hours in runs.values()))
     size = len(plan.seeds) * per_seed
     return Estimate(gradient, forward, scored, total, size, runs, trunk_hours)

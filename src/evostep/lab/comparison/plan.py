@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from evostep.errors import InputError
+from evostep.errors import InputError, reason
 from evostep.genome.slots import slots_of_module
 from evostep.lab.arms.arm import Arm, Training
 from evostep.lab.arms.budget import budgets
@@ -20,12 +20,22 @@ from evostep.lab.arms.precedence import make_arms
 from evostep.lab.arms.seed_run import make_model
 from evostep.lab.data.images import ImageData, load_data
 from evostep.lab.data.parts import Sizes
-from evostep.lab.data.splits import Splits, make_splits
+from evostep.lab.data.splits import Splits, make_splits, warn_of_absent_classes
 from evostep.lab.options import Options
 from evostep.scoring.metrics import make_metric
 
 # Options that a directory of results may be continued with, whatever they were before
-_FREE = ("arms", "seeds", "threads", "device", "data_dir", "strategies", "given")
+_FREE = (
+    "arms",
+    "seeds",
+    "threads",
+    "device",
+    "data_dir",
+    "strategies",
+    "given",
+    "from_file",
+    "budget",
+)
 
 
 @dataclass(frozen=True)
@@ -65,15 +75,24 @@ class Plan:
 
     def identity(self) -> dict[str, Any]:
         """Return what must be equal for two comparisons to share a directory."""
-        config = {
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in dataclasses.asdict(self.options).items()
-            if name not in _FREE
-        }
-        arms = {
-            arm.label: {**arm.describe(), "budget": self.budgets[arm.label]} for arm in self.arms
-        }
-        return {"options": config, "arms": arms}
+        arms = describe_arms(self.arms)
+        for label, described in arms.items():
+            described["budget"] = self.budgets[label]
+        return {"options": describe_options(self.options), "arms": arms}
+
+
+def describe_options(options: Options) -> dict[str, Any]:
+    """Return the options that must be equal for two comparisons to share a directory."""
+    return {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in dataclasses.asdict(options).items()
+        if name not in _FREE
+    }
+
+
+def describe_arms(arms: list[Arm]) -> dict[str, dict[str, Any]]:
+    """Return what determines the arms' results, by label."""
+    return {arm.label: arm.describe() for arm in arms}
 
 
 def make_plan(options: Options) -> Plan:
@@ -87,7 +106,6 @@ def make_plan(options: Options) -> Plan:
         torch.set_num_threads(options.threads)
     arms = make_arms(options)
     seeds = options.seed_list
-    _check_metric(options)
     if options.init_from is not None and options.pretrained:
         raise InputError("--pretrained and --init-from exclude each other: leave one out")
     evolving = [arm.label for arm in arms if METHODS[arm.method].evolves]
@@ -106,6 +124,7 @@ def make_plan(options: Options) -> Plan:
         )
         for seed in seeds
     }
+    warn_of_absent_classes(data, splits)
     one = splits[seeds[0]]
     sizes = Sizes(
         len(one.train),
@@ -115,26 +134,40 @@ def make_plan(options: Options) -> Plan:
         calibration=min(options.calibration_size, len(one.train)),
         classes=len(data.classes),
     )
+    _check_metric(options, sizes.classes)
     plan = Plan(
         options,
         arms,
         data,
         splits,
         sizes,
-        budgets(arms, sizes, equal=options.equal_budget),
+        budgets(arms, sizes, equal=options.equal_budget, budget=options.budget),
         device,
     )
     _check_spaces(plan)
     return plan
 
 
-def _check_metric(options: Options) -> None:
+def _check_metric(options: Options, classes: int) -> None:
+    """Try the metric on outputs of the kind that it will see, before anything is trained."""
     try:
-        make_metric(resolve_metric(options.metric), higher_is_better=options.higher_is_better)
+        metric = make_metric(
+            resolve_metric(options.metric), higher_is_better=options.higher_is_better
+        )()
     except (ValueError, ImportError) as error:
         # the library's argument, as the command line calls it
         text = str(error).replace("higher_is_better=", "--higher-is-better ")
         raise InputError(f"--metric {options.metric}: {text}") from error
+    targets = torch.arange(classes).repeat(2)
+    outputs = torch.nn.functional.one_hot(targets.roll(1), classes).float()
+    try:
+        metric.update(outputs, targets)
+        float(metric.compute()[0])
+    except Exception as error:  # a user's function may raise anything
+        raise InputError(
+            f"--metric {options.metric} fails on outputs {tuple(outputs.shape)} and targets "
+            f"{tuple(targets.shape)} ({reason(error)}): name a function on (outputs, targets)"
+        ) from error
 
 
 def _check_schedules(arms: list[Arm], options: Options) -> None:

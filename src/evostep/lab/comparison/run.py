@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,7 +26,7 @@ class _Saved(Protocol):
 def run_trunk(seed_run: SeedRun, training: Training, labels: list[str]) -> Path:
     """Train the trunk up to the epoch of the first evolution, or what is missing of it.
 
-    The weights of each epoch stay; of the optimizer's state only the last.
+    Its last state stays, for arms to branch from; also where it diverged, which ends them, too.
 
     Returns:
         The checkpoint from which arms branch.
@@ -40,9 +41,8 @@ def run_trunk(seed_run: SeedRun, training: Training, labels: list[str]) -> Path:
         counters = _restore(seed_run, checkpoint, learner)
     seed_run.history.cut(name, seed, counters.lines)
     seed_run.watch.advance(counters.forwards)
-    while counters.epoch < options.evolve_from:
+    while counters.epoch < options.evolve_from and not counters.diverged:
         learner.descend(name, counters, arms=labels)
-        save_weights(folder / f"epoch-{counters.epoch}.safetensors", learner.model)
         _save(checkpoint, learner, counters)
     if not checkpoint.exists():  # evolution from the first epoch on
         _save(checkpoint, learner, counters)
@@ -51,6 +51,8 @@ def run_trunk(seed_run: SeedRun, training: Training, labels: list[str]) -> Path:
 
 def run_arm(seed_run: SeedRun, arm: Arm, trunk: Path, budget: int | None) -> dict[str, Any]:
     """Train one arm from the trunk to its end, or what is missing of it, and test it once.
+
+    A run that diverges ends there. Its result says so, and has no numbers.
 
     Args:
         seed_run: of the seed.
@@ -73,10 +75,10 @@ def run_arm(seed_run: SeedRun, arm: Arm, trunk: Path, budget: int | None) -> dic
         counters = _restore(seed_run, checkpoint, procedure)
     seed_run.history.cut(arm.label, seed_run.seed, counters.lines)
     seed_run.watch.advance(counters.forwards - shared)
-    while not _finished(counters, arm, budget):
+    while not counters.diverged and not _finished(counters, arm, budget):
         procedure.epoch(counters, budget)
         _save(checkpoint, procedure, counters)
-    model = procedure.finish(counters)
+    model = procedure.learner.model if counters.diverged else procedure.finish(counters)
     result = _conclude(seed_run, arm, model, counters)
     save_weights(folder / "model.safetensors", model)
     return result
@@ -89,10 +91,19 @@ def _finished(counters: Counters, arm: Arm, budget: int | None) -> bool:
 def _conclude(seed_run: SeedRun, arm: Arm, model: nn.Module, counters: Counters) -> dict[str, Any]:
     """Measure the final model, and say what the run has spent and done."""
     all_data = arm.training.all_data
+    measured: dict[str, Any] = evaluate_at_the_end(
+        model, seed_run.parts, seed_run.options, all_data=all_data
+    )
+    if not counters.diverged and not math.isfinite(measured["test"]["loss"]):
+        counters.diverged = "outputs that are not finite at the end"
+        seed_run.watch.warn(f"{arm.label} seed {seed_run.seed} diverged: {counters.diverged}")
+    if counters.diverged:
+        measured = {part: dict.fromkeys(values) for part, values in measured.items()}
     return {
         "arm": arm.label,
         "seed": seed_run.seed,
-        **evaluate_at_the_end(model, seed_run.parts, seed_run.options, all_data=all_data),
+        **measured,
+        **({"diverged": counters.diverged} if counters.diverged else {}),
         "sample_forwards": counters.forwards,
         "seconds": round(counters.seconds, 2),
         "epochs": counters.epoch,

@@ -81,10 +81,10 @@ def load_data(name: str, folder: Path | None = None, *, image_size: int | None =
 
     Args:
         name: `digits` (scikit-learn's), `fashion-mnist`, `cifar10`, `folder:PATH` (one folder per
-            class, optionally below train/ and test/ or val/), or `package.module:attribute`: a
-            `torch.utils.data.Dataset` of (image, label), a pair (train, test) of them, or a
-            function without arguments that returns either. Images are PIL images, uint8 tensors,
-            or float tensors in [0, 1].
+            class, optionally below train/ and test/ or val/, however these are spelled), or
+            `package.module:attribute`: a `torch.utils.data.Dataset` of (image, label), a pair
+            (train, test) of them, or a function without arguments that returns either. Images are
+            PIL images, uint8 tensors, or float tensors in [0, 1].
         folder: where the files of `fashion-mnist` or `cifar10` are. Without it they are looked for
             in `$EVOSTEP_DATA/NAME` and the usual places, then downloaded by torchvision.
         image_size: height and width in pixels: needed for `folder:`, allowed for PIL images from
@@ -96,7 +96,7 @@ def load_data(name: str, folder: Path | None = None, *, image_size: int | None =
 
     Raises:
         InputError: unknown name; a file is missing, truncated or malformed; images or labels of
-            the wrong kind.
+            the wrong kind; fewer than two classes.
 
     Example:
         >>> digits = load_data("digits")
@@ -110,6 +110,10 @@ def load_data(name: str, folder: Path | None = None, *, image_size: int | None =
         warn(f"the data folder {str(folder)!r} has no effect on {name!r}: leave it out")
     given = {"name": name, "folder": folder, "image_size": image_size}
     source = reader.load(**{key: given[key] for key in reader.takes})
+    if len(source.classes) < 2:
+        raise InputError(
+            f"{name} has one class alone ({', '.join(map(str, source.classes))}): give two or more"
+        )
     native = source.train[0].shape[-1]
     if "image_size" not in reader.takes and image_size not in (None, native):
         raise InputError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from evostep.errors import InputError
+from evostep.errors import InputError, warn
 
 if TYPE_CHECKING:
     from evostep.lab.data.images import ImageData
@@ -139,6 +140,30 @@ def make_splits(
         test=torch.from_numpy(test),
         official_test=official,
     )
+
+
+def warn_of_absent_classes(data: ImageData, splits: Mapping[int, Splits]) -> None:
+    """Warn of each class that some part of some seed has no example of."""
+    absent: dict[tuple[str, str], list[int]] = {}
+    for seed, of_seed in splits.items():
+        for part in PARTS:
+            indices: Tensor = getattr(of_seed, part)
+            official = part == "test" and of_seed.official_test
+            targets = data.test_targets if official else data.targets
+            assert targets is not None, "an official test set has targets"
+            counts = torch.bincount(targets[indices], minlength=len(data.classes))
+            for label in (counts == 0).nonzero().flatten().tolist() if len(indices) else ():
+                absent.setdefault((part, str(data.classes[label])), []).append(seed)
+    if absent:
+        told = [
+            f"{name!r} in {part} (seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))})"
+            for (part, name), seeds in absent.items()
+        ]
+        more = f" and {len(told) - 3} more" if len(told) > 3 else ""
+        warn(
+            f"{data.name} has no example of class {', '.join(told[:3])}{more}: add images of these "
+            "classes, give larger sizes, or leave the classes out"
+        )
 
 
 def _check_size(part: str, size: int, classes: int, *, may_be_empty: bool) -> None:

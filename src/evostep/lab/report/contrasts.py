@@ -24,9 +24,10 @@ def arm_table(runs: Sequence[Mapping[str, Any]], metric: str) -> list[dict[str, 
         metric: a key of "test".
 
     Returns:
-        Rows {"arm", "n", "metric", "mean", "sd", "ci95"} in the order of first appearance. Where a
-        run diverged (a value that is null or not finite) the numbers are None and "not_finite"
-        counts such runs: leaving them out would flatter the arm.
+        Rows {"arm", "n", "metric", "mean", "sd", "ci95"} in the order of first appearance. Runs
+        that diverged (a value that is null or not finite) are left out of the numbers, which are
+        None where all did; "n" counts them, too, and "not_finite" alone: without its failures an
+        arm looks better than it is.
 
     Raises:
         ValueError: one arm and seed twice.
@@ -34,12 +35,14 @@ def arm_table(runs: Sequence[Mapping[str, Any]], metric: str) -> list[dict[str, 
     rows: list[dict[str, Any]] = []
     for arm, values in _by_arm(runs, metric).items():
         row: dict[str, Any] = {"arm": arm, "n": len(values), "metric": metric}
-        bad = sum(value is None for value in values.values())
-        if bad:
-            row |= {"mean": None, "sd": None, "ci95": None, "not_finite": bad}
-        else:
-            summary = summarise([value for value in values.values() if value is not None])
+        finite = [value for value in values.values() if value is not None]
+        if finite:
+            summary = summarise(finite)
             row |= {"mean": summary.mean, "sd": summary.sd, "ci95": _as_list(summary.ci95)}
+        else:
+            row |= {"mean": None, "sd": None, "ci95": None}
+        if len(finite) < len(values):
+            row["not_finite"] = len(values) - len(finite)
         rows.append(row)
     return rows
 
@@ -58,8 +61,8 @@ def contrast_table(
 
     Returns:
         Rows {"arm", "control", "metric", "n", "mean", "ci95", "p"}; "mean" is arm - control. A pair
-        without a common seed has no row; one with a diverged run has None for its numbers and
-        "not_finite", the count of such pairs.
+        without a common seed has no row. Pairs with a diverged run are left out of the numbers,
+        which are None where all are such, and counted by "n" and "not_finite".
 
     Raises:
         ValueError: one arm and seed twice.
@@ -187,16 +190,13 @@ def _contrast_row(
     finite = [(a, c) for a, c in pairs if a is not None and c is not None]
     if not pairs:
         return None
+    row: dict[str, Any] = {"n": len(pairs), "mean": None, "ci95": None, "p": None}
+    if finite:
+        contrast = paired_contrast([a for a, _ in finite], [c for _, c in finite])
+        row |= {"mean": contrast.mean, "ci95": _as_list(contrast.ci95), "p": contrast.p}
     if len(finite) < len(pairs):
-        bad = len(pairs) - len(finite)
-        return {"n": len(pairs), "mean": None, "ci95": None, "p": None, "not_finite": bad}
-    contrast = paired_contrast([a for a, _ in finite], [c for _, c in finite])
-    return {
-        "n": contrast.n,
-        "mean": contrast.mean,
-        "ci95": _as_list(contrast.ci95),
-        "p": contrast.p,
-    }
+        row["not_finite"] = len(pairs) - len(finite)
+    return row
 
 
 def _as_list(interval: tuple[float, float] | None) -> list[float] | None:

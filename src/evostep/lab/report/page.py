@@ -115,6 +115,7 @@ def _context(results: Mapping[str, Any], skipped: int) -> dict[str, Any]:
         "environment": {k: wording.plain(v) for k, v in environment.items() if k != "command"},
         "command": environment.get("command") or "not recorded",
         "stamp": wording.stamp(environment),
+        "spent": _spent(results),
         "skipped": skipped,
         "absent": wording.ABSENT,
     }
@@ -128,11 +129,15 @@ def _row(
     strongest: str | None,
 ) -> dict[str, Any]:
     runs = _runs_of(results, label)
+    whole = [run for run in runs if not run.get("diverged")] or runs
     summary = _find(results["arms"], arm=label, metric=metric)
-    train, test = (_mean(run.get(part, {}).get("accuracy") for run in runs) for part in PARTS[::3])
-    loss = _mean(run["test"].get("loss") for run in runs)
-    forwards = _mean(run.get("sample_forwards") for run in runs)
+    train, test = (
+        _mean((run.get(part) or {}).get("accuracy") for run in whole) for part in PARTS[::3]
+    )
+    loss = _mean(run["test"].get("loss") for run in whole)
+    forwards = _mean(run.get("sample_forwards") for run in whole)
     first = _runs_of(results, controls[0]) if controls else []
+    first = [run for run in first if not run.get("diverged")] or first
     reference = _mean(run.get("sample_forwards") for run in first)
     relative = gap = wording.ABSENT
     if forwards is not None and reference:
@@ -156,8 +161,22 @@ def _row(
         "forwards": wording.ABSENT if forwards is None else f"{forwards / 1e6:.3f}",
         "relative": relative,
         "generations": wording.generations(runs),
-        "minutes": wording.minutes(_mean(run.get("seconds") for run in runs)),
+        "minutes": wording.minutes(_mean(run.get("seconds") for run in whole)),
     }
+
+
+def _spent(results: Mapping[str, Any]) -> str:
+    """Return what runs spent of their common budget, in words; empty where they had none."""
+    budget = results["config"].get("budget")
+    spent = [run.get("sample_forwards") for run in results["runs"] if not run.get("diverged")]
+    if not budget or not spent or not all(spent):
+        return ""
+    least, most = (extreme(spent) / budget for extreme in (min, max))
+    return (
+        "Runs end with the step or generation that reaches the budget of "
+        f"{budget / 1e6:.3f} million sample-forwards: they spent {least:.2f} to {most:.2f} times "
+        "as much."
+    )
 
 
 def _mean(values: Any) -> float | None:

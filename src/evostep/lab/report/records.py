@@ -6,10 +6,52 @@ import json
 from pathlib import Path
 from typing import Any
 
-from evostep.errors import InputError
+from evostep.errors import InputError, reason
 from evostep.lab.report import contrasts
+from evostep.lab.storage import mismatch, read_json
 
 _REPAIR = "restore the file, or run `evostep compare --out` into a new directory"
+
+_MEASURES = ({str: (float, None)}, None)
+_COUNT = (int, None)
+RUN = {
+    "arm": str,
+    "seed": int,
+    "test": {str: (float, None)},
+    **dict.fromkeys(("train?", "fitness?", "accept?"), _MEASURES),
+    **dict.fromkeys(("sample_forwards?", "epochs?"), _COUNT),
+    **dict.fromkeys(("generations?", "accepted?", "failed?"), _COUNT),
+    "seconds?": (float, None),
+    "diverged?": (str, None),
+    "environment?": {str: (str, float, None)},
+}
+_ARM = {"label": str, "method?": str, "control?": bool}
+RESULTS = {
+    "runs": [RUN],
+    "config?": {
+        "arms?": ([_ARM], None),
+        "seeds?": ([int], None),
+        "budget?": _COUNT,
+        **dict.fromkeys(("metric?", "model?", "data?"), (str, None)),
+    },
+    "environment?": {str: (str, float, None)},
+    "data?": {"title?": (str, None)},
+    "splits?": {str: {str: object}},
+}
+_SCORES = ([(float, None)], None)
+_LINE = {
+    "arm": str,
+    "kind": str,
+    "seed": int,
+    "epoch": float,
+    "train?": _MEASURES,
+    "fitness?": _MEASURES,
+    "arms?": ([str], None),
+    "generation?": _COUNT,
+    "scores?": _SCORES,
+    **dict.fromkeys(("parent?", "candidate?", "sample_forwards?", "seconds?"), (float, None)),
+    "phase?": ({str: (float, bool, None)}, None),
+}
 
 
 def read_records(
@@ -25,17 +67,14 @@ def read_records(
         InputError: `results.json` is missing, malformed or of another format.
     """
     path = directory / "results.json"
-    try:
-        results = json.loads(path.read_bytes())
-    except FileNotFoundError:
+    if not path.exists():
         raise InputError(
             f"no results.json in {str(directory)!r}: "
             "give the directory that `evostep compare --out` wrote"
-        ) from None
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"cannot read {str(path)!r} ({reason}): {_REPAIR}") from None
-    _check_results(results, path)
+        )
+    results = read_json(path, RESULTS, cure=_REPAIR)
+    for key in ("config", "environment", "data", "splits"):
+        results.setdefault(key, {})
     try:
         results = contrasts.with_statistics(results)
     except ValueError as error:
@@ -43,44 +82,21 @@ def read_records(
     return results, *_read_history(directory / "history.jsonl")
 
 
-def _check_results(results: object, path: Path) -> None:
-    def refuse(what: str) -> InputError:
-        return InputError(f"{str(path)!r} {what}: {_REPAIR}")
-
-    if not isinstance(results, dict) or not isinstance(results.get("runs"), list):
-        raise refuse('has no list of "runs"')
-    for key in ("config", "environment", "data", "splits"):
-        if not isinstance(results.setdefault(key, {}), dict):
-            raise refuse(f'holds {results[key]!r:.40} for "{key}", not an object')
-    for arm in results["config"].get("arms") or []:
-        if not isinstance(arm, dict) or not isinstance(arm.get("label"), str):
-            raise refuse(f'holds the arm {arm!r:.40} without a "label"')
-    for run in results["runs"]:
-        good = isinstance(run, dict) and isinstance(run.get("arm"), str)
-        if (
-            not good
-            or not isinstance(run.get("seed"), int)
-            or not isinstance(run.get("test"), dict)
-        ):
-            raise refuse(f'holds the run {run!r:.40} without "arm", "seed" and "test"')
-
-
 def _read_history(path: Path) -> tuple[list[dict[str, Any]], int]:
+    try:
+        content = path.read_bytes() if path.exists() else b""
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read ({reason(error)}): remove it, and the curves are left out"
+        ) from error
     records, skipped = [], 0
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-    for line in filter(str.strip, lines):
+    for line in filter(bytes.strip, content.splitlines()):
         try:
             record = json.loads(line)
-            complete = (
-                isinstance(record["arm"], str)
-                and isinstance(record["kind"], str)
-                and isinstance(record["seed"], int)
-                and isinstance(record["epoch"], (int, float))
-            )
-        except (ValueError, KeyError, TypeError):
-            complete = False
-        if complete:
-            records.append(record)
-        else:
+        except (ValueError, RecursionError):
+            record = None
+        if mismatch(record, _LINE):
             skipped += 1
+        else:
+            records.append(record)
     return records, skipped

@@ -14,7 +14,7 @@ OUTCOMES = {
     "worse": "Worse: ",
     "one seed": "One seed, so a difference cannot be told from luck: ",
     "equal": "The same difference on every seed, so no interval: ",
-    "diverged": "No number, since a run diverged: ",
+    "diverged": "No verdict, since a run diverged: ",
 }
 
 
@@ -78,7 +78,7 @@ def _headline(rows: Sequence[Mapping[str, Any]], of: str) -> str:
 
 def outcome_of(row: Mapping[str, Any]) -> str:
     """Return what a row of "contrasts" shows: a key of `OUTCOMES`."""
-    if row["mean"] is None:
+    if row.get("not_finite"):  # what is left may be a choice of the luckiest seeds
         return "diverged"
     if row["ci95"] is None:
         return "one seed" if row["n"] == 1 else "equal"

@@ -28,13 +28,14 @@ def is_fraction(metric: str) -> bool:
 
 def contrast_text(row: Mapping[str, Any]) -> str:
     """Return a row of "contrasts" in words: the difference, its interval, p and n."""
+    diverged = f", of which {row['not_finite']} diverged" if row.get("not_finite") else ""
     if row["mean"] is None:
-        return f"n = {row['n']}, of which {row['not_finite']} without a number"
+        return f"n = {row['n']}{diverged}"
     unit = " points" if is_fraction(row["metric"]) else ""
     text = f"{signed(row['mean'], row['metric'])}{unit}"
     if row["ci95"] is not None:
         text += f", 95% CI {_signed_interval(row)}, p {_p(row['p'])}"
-    return f"{text}, n = {row['n']}"
+    return f"{text}, n = {row['n']}{diverged}"
 
 
 def contrast_cell(row: Mapping[str, Any] | None) -> dict[str, str]:
@@ -46,13 +47,14 @@ def contrast_cell(row: Mapping[str, Any] | None) -> dict[str, str]:
 
 
 def score(row: Mapping[str, Any] | None, metric: str) -> str:
-    """Return mean and standard deviation of a row of "arms" as text."""
+    """Return mean and standard deviation of a row of "arms" as text, and how many diverged."""
     if row is None:
         return ABSENT
     if row["mean"] is None:
         return f"diverged in {row['not_finite']} of {row['n']}"
     sd = "" if row["sd"] is None else f" ± {_value(row['sd'], metric)}"
-    return _value(row["mean"], metric) + sd
+    diverged = f" ({row['not_finite']} of {row['n']} diverged)" if row.get("not_finite") else ""
+    return _value(row["mean"], metric) + sd + diverged
 
 
 def interval(row: Mapping[str, Any] | None, metric: str) -> str:

@@ -52,8 +52,9 @@ def test_image_folder(pictures: Path) -> None:
 def test_images_are_cropped_to_a_square_not_squeezed(tmp_path: Path) -> None:
     image = Image.new("RGB", (30, 10), (255, 0, 0))
     image.paste((0, 255, 0), (10, 0, 20, 10))  # the middle square is green
-    (tmp_path / "a").mkdir()
-    image.save(tmp_path / "a" / "x.png")
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        image.save(tmp_path / name / "x.png")
     inputs = load_data(f"folder:{tmp_path}", image_size=10).inputs
     assert inputs[0, :, :, :].flatten(1).unique(dim=1).flatten().tolist() == [0, 255, 0]
 

@@ -49,17 +49,21 @@ class Alternating(Procedure):
 
     @classmethod
     def generation_cost(cls, arm: Arm, sizes: Sizes) -> int:
-        """Return the most sample-forwards of a generation: members, parent, and candidate."""
+        """Return the most sample-forwards of a generation: members, parent, and candidate.
+
+        Where mixtures have their BatchNorm statistics estimated, the step's are, too; the parent is
+        scored as it stands.
+        """
         strategy, rule = arm.strategy, arm.accept
         assert strategy is not None, "only an arm that evolves alternates"
-        calibration = sizes.calibration if arm.mixes else 0  # the parent is scored as it stands
-        cost = strategy.size * (sizes.fitness + calibration) + sizes.fitness
+        calibration = sizes.calibration if arm.mixes else 0
+        cost = strategy.size * (sizes.fitness + calibration) + sizes.fitness + calibration
         cost += strategy.measuring_cost(sizes.fitness, sizes.classes)
         if rule.needs_scores and rule.every == "generation":
             if sizes.accept:
-                cost += 2 * sizes.accept + calibration
+                cost += 2 * sizes.accept
             elif not strategy.selects:  # the candidate is no member, so it has no score yet
-                cost += sizes.fitness + calibration
+                cost += sizes.fitness
         return cost
 
     @classmethod
@@ -68,11 +72,10 @@ class Alternating(Procedure):
         if not generations:
             return 0
         cost = generations * cls.generation_cost(arm, sizes)
-        calibration = sizes.calibration if arm.mixes else 0
         if arm.mixes:  # the average and the weights as they stand are both tried
-            cost += 2 * sizes.fitness + calibration
+            cost += 2 * sizes.fitness + sizes.calibration
         if arm.accept.needs_scores and arm.accept.every == "phase":
-            cost += 2 * (sizes.accept or sizes.fitness) + calibration
+            cost += 2 * (sizes.accept or sizes.fitness)
         return cost
 
     def epoch(self, counters: Counters, budget: int | None) -> None:
@@ -90,7 +93,7 @@ class Alternating(Procedure):
         if arm.at_end and descent_ends is not None and counters.forwards >= descent_ends:
             # the phase was reckoned at its most: what is left over goes into a further one
             generations = arm.schedule.evolution
-        if generations and counters.left(budget) != 0:
+        if generations and counters.left(budget) != 0 and not counters.diverged:
             self._evolve(generations, counters, budget)
 
     def _evolve(self, generations: int, counters: Counters, budget: int | None) -> None:

@@ -6,6 +6,7 @@ drawn within a factor of 3 around the arm's own (a tenth of it for Adam).
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any, ClassVar
 
@@ -79,10 +80,12 @@ class Population(Procedure):
         esgd.descend(train, max_forwards=counters.left(budget))
         counters.seconds += time.perf_counter() - began
         counters.forwards += esgd.sample_forwards - spent
-        running = {key: sum(one[key] for one in measured) / len(measured) for key in measured[0]}
+        # an individual that diverged loses every competition; the run diverges where all do
+        learning = [one for one in measured if math.isfinite(one["loss"])] or measured
+        running = {key: sum(one[key] for one in learning) / len(learning) for key in learning[0]}
         note_epoch(seed_run, label, esgd.best().model, counters, running)
         generations = self.arm.schedule.generations(epoch)
-        if not generations or counters.left(budget) == 0:
+        if not generations or counters.left(budget) == 0 or counters.diverged:
             return
         spent = esgd.sample_forwards
         records = esgd.evolve(

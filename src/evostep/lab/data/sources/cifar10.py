@@ -33,8 +33,7 @@ def load(folder: Path | None) -> Source:
 
     Args:
         folder: holds train.parquet and test.parquet in the layout of Hugging Face, or torchvision's
-            cifar-10-batches-py; None: look in `$EVOSTEP_DATA/cifar10` and in shared/data/cifar10
-            beside the project, then download.
+            cifar-10-batches-py; None: look in `$EVOSTEP_DATA/cifar10`, then download.
 
     Returns:
         The images; the title says so where a parquet file holds JPEG images, for they are not
@@ -43,12 +42,10 @@ def load(folder: Path | None) -> Source:
     Raises:
         InputError: a file is missing, truncated or malformed.
     """
-    beside = Path("shared", "data", "cifar10")
-    roots = [Path(__file__).resolve().parents[5], Path.cwd()]
-    usual = list(dict.fromkeys(root.parent / beside for root in roots))
-    places = places_of("cifar10", folder, *usual)
+    places = places_of("cifar10", folder)
     correction = (
-        "give --data-dir FOLDER with train.parquet and test.parquet (columns img.bytes, label)"
+        "give --data-dir FOLDER with train.parquet and test.parquet (columns img.bytes, label), or "
+        "set EVOSTEP_DATA to the folder that holds it as cifar10"
     )
     for place in places:
         paths = [place / "train.parquet", place / "test.parquet"]

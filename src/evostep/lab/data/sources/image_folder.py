@@ -7,9 +7,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from evostep.errors import InputError, reason
+from evostep.errors import InputError, reason, warn
 from evostep.lab.data.sources.base import Part, Source
 from evostep.lab.data.sources.pixels import decode_rgb
+
+PARTS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
+PARTS |= dict.fromkeys(("val", "valid", "validation", "dev"), "val")
 
 
 def load(name: str, image_size: int | None) -> Source:
@@ -20,7 +23,8 @@ def load(name: str, image_size: int | None) -> Source:
         image_size: height and width to which images are cropped and scaled, in pixels.
 
     Returns:
-        The images, three channels each; test/, else val/, is the official test set.
+        The images, three channels each; test/, else val/, is the official test set. Parts may be
+        called as in `PARTS`, in upper or lower case.
 
     Raises:
         InputError: no image size, no such folder, an image that does not decode, or parts that
@@ -31,31 +35,78 @@ def load(name: str, image_size: int | None) -> Source:
         raise InputError(f"{name} needs an image size: give --image-size PIXELS, such as 64")
     if not root.is_dir():
         raise InputError(f"no folder {root}: give folder:PATH of a folder with one per class")
-    subfolders = {path.name for path in root.iterdir() if path.is_dir()}
-    if "train" not in subfolders and subfolders and subfolders <= {"test", "val"}:
-        raise InputError(f"{root} has {', '.join(sorted(subfolders))} but no train folder: add it")
-    if "train" not in subfolders:
-        train, classes = _folder_part(root, image_size)
-        return Source(root.resolve().name, train, None, classes)
-    train, classes = _folder_part(root / "train", image_size)
+    parts, classes = _parts(root)
+    if not parts:
+        train, names = _folder_part(root, image_size)
+        return Source(root.resolve().name, train, None, names)
+    if "train" not in parts:
+        found = ", ".join(sorted(path.name for path in parts.values()))
+        raise InputError(f"{root} has {found} but no train folder: add it")
+    train, names = _folder_part(parts["train"], image_size)
+    held_out = parts.get("test") or parts.get("val")
+    ignored = [path.name for kind, path in parts.items() if path not in (parts["train"], held_out)]
+    if ignored or classes:
+        warn(
+            f"{root} has train and other folders, which are ignored: "
+            f"{', '.join(sorted([*ignored, *classes]))}"
+        )
     test = None
-    held_out = next((part for part in ("test", "val") if part in subfolders), None)
     if held_out is not None:
-        test, test_classes = _folder_part(root / held_out, image_size)
-        if test_classes != classes:
-            odd = sorted(set(classes) ^ set(test_classes))
+        test, test_names = _folder_part(held_out, image_size)
+        if test_names != names:
+            odd = sorted(set(names) ^ set(test_names))
             raise InputError(
-                f"{root}: train and {held_out} differ in the classes {', '.join(odd)}: give "
-                f"both the same class folders"
+                f"{root}: {parts['train'].name} and {held_out.name} differ in the classes "
+                f"{', '.join(odd)}: give both the same class folders"
             )
-    return Source(root.resolve().name, train, test, classes)
+    return Source(root.resolve().name, train, test, names)
+
+
+def _parts(root: Path) -> tuple[dict[str, Path], list[str]]:
+    """Return the folders of the parts by what they are for, and the names of all other folders.
+
+    There are no parts where train has no folders of its own and stands beside others: a class.
+    """
+    parts: dict[str, Path] = {}
+    others: list[str] = []
+    for path in _folders(root):
+        kind = PARTS.get(path.name.lower())
+        if kind is None:
+            others.append(path.name)
+        elif kind in parts:
+            raise InputError(
+                f"{root} has both {parts[kind].name} and {path.name}: leave one of them out"
+            )
+        else:
+            parts[kind] = path
+    train = parts.get("train")
+    if others and (train is None or not _folders(train)):
+        return {}, []
+    return parts, others
+
+
+def _folders(root: Path) -> list[Path]:
+    return sorted(path for path in root.iterdir() if path.is_dir() and _counts(path.name))
+
+
+def _counts(name: str) -> bool:
+    """Return whether a folder counts, which hidden ones and those of archives do not."""
+    return not name.startswith((".", "__"))
 
 
 def _folder_part(root: Path, image_size: int) -> tuple[Part, list[str]]:
     from torchvision.datasets import ImageFolder
 
+    class Shown(ImageFolder):  # type: ignore[misc]
+        """An image folder without its hidden folders."""
+
+        def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
+            names = filter(_counts, super().find_classes(directory)[0])
+            classes = {name: index for index, name in enumerate(names)}
+            return list(classes), classes
+
     try:
-        found = ImageFolder(str(root))
+        found = Shown(str(root))
     except OSError as error:
         raise InputError(
             f"{root} is no image folder ({reason(error)}): put the images of each class in a "

@@ -26,7 +26,7 @@ def decode_rgb(file: Any, named: str, image_size: int | None = None) -> NDArray[
     try:
         with Image.open(file) as image:
             refuse_deep(image, named)
-            return to_bytes(image.convert("RGB"), image_size)
+            return to_bytes(_as_shown(image).convert("RGB"), image_size)
     except InputError:
         raise
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
@@ -49,9 +49,23 @@ def to_bytes(image: Any, image_size: int | None) -> NDArray[np.uint8]:
     """Return the `(c, h, w)` bytes of a PIL image: one channel if it is grey, else three."""
     from PIL import Image, ImageOps
 
+    image = _as_shown(image)
     if image.mode not in ("L", "RGB"):
         image = image.convert("L" if image.mode == "1" else "RGB")
     if image_size is not None and image.size != (image_size, image_size):
         image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR)
     array = np.asarray(image, dtype=np.uint8)
     return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
+
+
+def _as_shown(image: Any) -> Any:
+    """Return an image as a viewer shows it: turned as its EXIF says, on white where transparent."""
+    from PIL import Image, ImageOps
+
+    image = ImageOps.exif_transpose(image)
+    if "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
+        grey = image.mode in ("L", "LA", "La", "1")
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image).convert("L" if grey else "RGB")
+    return image

@@ -20,7 +20,8 @@ def places_of(name: str, folder: Path | None, *usual: Path) -> list[Path]:
 
 def not_found(title: str, places: Sequence[Path], correction: str) -> InputError:
     """Return the error for a data set that is in none of the places."""
-    return InputError(f"no {title} in {', '.join(map(str, places))}: {correction}")
+    looked = f" in {', '.join(map(str, places))}" if places else ""
+    return InputError(f"no {title}{looked}: {correction}")
 
 
 def download(dataset: str, title: str, places: Sequence[Path], correction: str) -> Path:
