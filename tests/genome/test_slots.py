@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from evostep.genome.anatomy import clean_names, module_names
 from evostep.genome.slots import (
-    clean_names,
-    module_names,
     renamed,
     slots_of_groups,
     slots_of_module,
