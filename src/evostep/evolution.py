@@ -21,8 +21,8 @@ from evostep.compatibility import (
 from evostep.engines.auto import Auto, Findings
 from evostep.engines.base import Engine
 from evostep.errors import warn
-from evostep.genome.guides import add_guides, copy_guides
 from evostep.genome.anatomy import module_names
+from evostep.genome.guides import add_guides, copy_guides
 from evostep.genome.point import Genome, as_coordinates
 from evostep.genome.slots import Slots, check_memory, renamed, slots_of, with_model
 from evostep.phase import Phase
@@ -141,16 +141,19 @@ class Evolution:
         warn_of_lost(before, slots, scored, own_forward, self._told)
 
     def _forget_replaced(self, before: Slots) -> None:
-        """Forget what belongs to tensors that are there no more, or have another shape."""
+        """Forget what was learned of tensors that are there no more."""
         old, new = before.tensors, self.slots.tensors
         if any(name in old and old[name].shape != new[name].shape for name in new):
             self._state = None  # the strategy begins anew
-        forgotten = self._memory.forget_others(new)
-        if forgotten:
+        if old.keys() == new.keys() and all(old[name] is new[name] for name in new):
+            return
+        if len(self._memory):
+            other = next((n for n in (*new, *old) if new.get(n) is not old.get(n)), "")
             warn(
-                f"the model's parameters changed: {forgotten} remembered checkpoints fit them no "
-                "more and are forgotten; remember() the new model"
+                f"{other!r} is a new parameter: the {len(self._memory)} checkpoints remembered "
+                "before are forgotten; remember() the model as it is"
             )
+            self._memory = Memory(self._memory.size)
 
     @property
     def guided(self) -> bool:
@@ -330,9 +333,7 @@ class Evolution:
         assert self._state is not None, "_open() comes first"
         if "precision" not in self._told:
             self._told.add("precision")
-            check_precision(
-                self.strategy, phase.workspace, self._state, self.generation, self.seed
-            )
+            check_precision(self.strategy, phase.workspace, self._state, self.generation, self.seed)
         record, state = phase.generation(self.generation, self._state)
         self._state, self.generation = state, self.generation + 1
         self.attempts = phase.attempts

@@ -243,9 +243,9 @@ class Evolved(Optimizer):
         if same and (slots.named or scored is None):
             slots.sigma.update(zip(slots.tensors, sigmas_of_groups(groups), strict=True))
             return
-        if not slots.named and self._model is None:
-            self._model = scored
         self.evolution.bind(slots_of_groups(groups, self._model or scored))
+        if not slots.named:
+            self._model = self._model or scored
 
     def _guides(self) -> list[dict[str, Tensor]]:
         """Return the last gradients and the momentum buffers, as far as there are any."""

@@ -171,7 +171,7 @@ def test_a_groups_sigma_must_be_a_number_from_zero(sigma: float) -> None:
     ("value", "words"),
     [
         (torch.zeros(2, dtype=torch.int64), "'w' is of dtype torch.int64: only floating-point"),
-        (torch.zeros(2, dtype=torch.complex64), "'w' is of dtype torch.complex64"),
+        (torch.zeros(2, dtype=torch.float8_e4m3fn), "'w' is of dtype torch.float8_e4m3fn"),
         ([1.0, 2.0], "'w' is of list"),
     ],
 )

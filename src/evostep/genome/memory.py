@@ -132,7 +132,10 @@ def _meeting(tensors: Mapping[str, Tensor]) -> list[tuple[str, str]]:
     reaching: list[str] = []
     for name in sorted(tensors, key=lambda n: ranges[n]):
         reaching = [other for other in reaching if ranges[other][1] > ranges[name][0]]
-        pairs += [(min(o, name, key=order.__getitem__), max(o, name, key=order.__getitem__)) for o in reaching]
+        pairs += [
+            (min(o, name, key=order.__getitem__), max(o, name, key=order.__getitem__))
+            for o in reaching
+        ]
         reaching.append(name)
     return sorted(pairs, key=lambda pair: (order[pair[0]], order[pair[1]]))
 

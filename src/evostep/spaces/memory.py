@@ -56,14 +56,6 @@ class Memory(Sequence[Checkpoint]):
             del kept[_superfluous([checkpoint.number for checkpoint in kept])]
         self._kept, self.taken = kept, self.taken + 1
 
-    def forget_others(self, weights: Mapping[str, Tensor]) -> int:
-        """Drop the checkpoints if they are of other names or shapes; return how many they were."""
-        count = len(self._kept)
-        for before in self._kept[-1:]:
-            if _shapes(before.weights) != _shapes(weights):
-                self._kept = []
-        return count - len(self._kept)
-
     def state_dict(self) -> dict[str, Any]:
         """Return everything as plain tensors, numbers, lists and dictionaries."""
         return {
@@ -84,12 +76,8 @@ class Memory(Sequence[Checkpoint]):
             del self._kept[_superfluous([checkpoint.number for checkpoint in self._kept])]
 
 
-def _shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in weights.items()}
-
-
 def _check_same(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> None:
-    shapes, others = _shapes(now), _shapes(before)
+    shapes, others = ({n: tuple(t.shape) for n, t in w.items()} for w in (now, before))
     for name in {**shapes, **others}:
         if shapes.get(name) != others.get(name):
             raise InputError(

@@ -110,9 +110,7 @@ class AllWeights(_Weights):
 
     def touched(self, slots: Slots) -> tuple[str, ...]:
         """Return the names of all parameters that may move."""
-        return check_movable(
-            slots.movable(frozen=self.frozen), slots, "AllWeights(frozen=True)"
-        )
+        return check_movable(slots.movable(frozen=self.frozen), slots, "AllWeights(frozen=True)")
 
 
 def _settings(space: _Weights) -> list[str]:
