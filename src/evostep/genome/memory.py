@@ -113,8 +113,8 @@ def _storage(tensor: Tensor) -> tuple[object, int] | None:
 def _range(tensor: Tensor) -> tuple[int, int]:
     """Return the first byte and the one after the last."""
     pairs = zip(tensor.stride(), tensor.shape, strict=True)
-    reach = 1 + sum(stride * (size - 1) for stride, size in pairs)
-    begin = tensor.storage_offset() * tensor.element_size()
+    reach = 1 + sum(int(stride) * (int(size) - 1) for stride, size in pairs)
+    begin = int(tensor.storage_offset()) * tensor.element_size()
     return begin, begin + reach * tensor.element_size()
 
 
@@ -132,12 +132,10 @@ def _meeting(tensors: Mapping[str, Tensor]) -> list[tuple[str, str]]:
     reaching: list[str] = []
     for name in sorted(tensors, key=lambda n: ranges[n]):
         reaching = [other for other in reaching if ranges[other][1] > ranges[name][0]]
-        pairs += [
-            (min(o, name, key=order.__getitem__), max(o, name, key=order.__getitem__))
-            for o in reaching
-        ]
+        pairs += [(other, name) for other in reaching]
         reaching.append(name)
-    return sorted(pairs, key=lambda pair: (order[pair[0]], order[pair[1]]))
+    in_order = [(a, b) if order[a] < order[b] else (b, a) for a, b in pairs]
+    return sorted(in_order, key=lambda pair: (order[pair[0]], order[pair[1]]))
 
 
 def _entries(tensor: Tensor) -> Tensor:
