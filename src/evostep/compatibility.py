@@ -90,40 +90,49 @@ def warn_of_lost(
 ) -> None:
     """Warn, once each, of tensors that do not move as the model that is scored lacks them.
 
-    A loss's own parameters are nobody's fault. A tensor whose layer was replaced is.
+    A loss's own parameters are as they should be; a layer that was replaced, perhaps by one of as
+    many inputs, is a mistake.
 
     Args:
         before: as of the phase before.
         slots: as they are.
         scored: the fitness's model.
         own_forward: whether the fitness has a `forward` of its own, which may use any tensor.
-        told: the warnings there were; those given now are added.
+        told: names of which it was told before; those told now are added.
     """
+    if slots.outside <= told:
+        return
     held = {id(tensor) for tensor in slots.tensors.values()}
     new = {
         name: p
         for name, p in scored.named_parameters()
-        if slots.outside and p.requires_grad and moves(p) and id(p) not in held
+        if p.requires_grad and moves(p) and id(p) not in held
     }
     shapes = {p.shape for p in new.values()}
-    was_inside = slots.outside - before.outside if before.places and new else set()
-    lost = was_inside | {name for name in slots.outside if slots.tensors[name].shape in shapes}
+    inputs = {p.shape[1:] for p in new.values() if p.dim() > 1}
+    lost = {
+        name
+        for name in slots.outside
+        for shape in [slots.tensors[name].shape]
+        if shape in shapes
+        or (len(shape) > 1 and shape[1:] in inputs)
+        or (before.places and new and name not in before.outside)
+    }
     if lost:
         text = (
             f"{_listed(lost)} of the optimizer: the model has it no more, so it does not move; nor "
             f"does the model's {_listed(new)}, which the optimizer lacks: add_param_group() it, or "
             "make a new optimizer"
         )
-    elif own_forward and slots.outside:
+    elif own_forward:
         text = (
             f"{_listed(slots.outside)} of the optimizer does not move, as the fitness's model "
             "lacks it: where forward= uses it, pass model= that holds both"
         )
     else:
         return
-    if text not in told:
-        told.add(text)
-        warn(text)
+    told.update(slots.outside)
+    warn(text)
 
 
 def _listed(names: Iterable[str]) -> str:
