@@ -95,9 +95,8 @@ def test_a_head_that_the_optimizer_does_not_know_is_named_once(when: str, classe
         for _ in range(2):
             optimizer.evolve(fitness_of(model))
     (text,) = [str(one.message) for one in caught]
-    assert re.search(
-        r"(weight|group0.2).*does not move.*'2.weight', which the optimizer lacks", text
-    )
+    assert "does not move" in text
+    assert "'2.weight', which the optimizer lacks" in text
     assert "\n" not in text
     assert torch.equal(old, kept)  # a dead tensor
     assert torch.equal(head, model[2].weight)  # as gradients would leave it
