@@ -164,6 +164,12 @@ def test_a_groups_sigma_must_be_a_number_from_zero(sigma: float) -> None:
         slots_of_groups(optimizer.param_groups, None)
 
 
+def test_a_lazy_layer_is_named_in_one_line() -> None:
+    with pytest.raises(ValueError, match=r"'0.weight' of a lazy layer.*send a batch") as caught:
+        slots_of_module(nn.Sequential(nn.LazyLinear(3)))
+    assert "\n" not in str(caught.value)
+
+
 # Named tensors
 
 

@@ -88,6 +88,12 @@ def is_frozen(tensor: Tensor) -> bool:
 def slots_of_module(model: nn.Module) -> Slots:
     """Return a model's parameters and buffers, those of integers left out: see `moves`."""
     names = module_names(model)
+    for parameter in model.parameters():
+        if isinstance(parameter, nn.UninitializedParameter):
+            raise InputError(
+                f"{names[id(parameter)]!r} of a lazy layer has no shape yet: send a batch through "
+                "the model first"
+            )
     tensors: dict[str, Tensor] = {names[id(p)]: p for p in model.parameters() if moves(p)}
     return with_model(Slots(tensors, sigma=dict.fromkeys(tensors)), model)
 
