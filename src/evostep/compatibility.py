@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from evostep.acceptance import Rule
 from evostep.errors import warn
-from evostep.genome.slots import Slots
+from evostep.genome.slots import Slots, moves
 from evostep.scoring.calibration import estimates
 from evostep.scoring.fitness import Fitness
 from evostep.spaces.base import Space
-from evostep.strategies.base import Strategy
+from evostep.spaces.workspace import Workspace
+from evostep.strategies.base import State, Strategy
 
 FitnessLike = Fitness | Callable[[], float]
+_FEW = 0.5  # share of weights of 16 bits that a member changes, below which a warning says so
+_COUNTED = 2**22  # weights that are counted for it
 
 
 def check_fitness(fitness: FitnessLike, space: Space, slots: Slots) -> None:
@@ -78,4 +82,89 @@ def check_choices(
         warn(
             f"{space!r} mixes weights but not BatchNorm statistics, which are the current "
             "weights': pass Fitness(calibration=) to estimate them again",
+        )
+
+
+def warn_of_lost(
+    before: Slots, slots: Slots, scored: nn.Module, own_forward: bool, told: set[str]
+) -> None:
+    """Warn, once each, of tensors that do not move as the model that is scored lacks them.
+
+    A loss's own parameters are as they should be; a layer that was replaced, perhaps by one of as
+    many inputs, is a mistake.
+
+    Args:
+        before: as of the phase before.
+        slots: as they are.
+        scored: the fitness's model.
+        own_forward: whether the fitness has a `forward` of its own, which may use any tensor.
+        told: names of which it was told before; those told now are added.
+    """
+    if slots.outside <= told:
+        return
+    held = {id(tensor) for tensor in slots.tensors.values()}
+    new = {
+        name: p
+        for name, p in scored.named_parameters()
+        if p.requires_grad and moves(p) and id(p) not in held
+    }
+    shapes = {p.shape for p in new.values()}
+    inputs = {p.shape[1:] for p in new.values() if p.dim() > 1}
+    lost = {
+        name
+        for name in slots.outside
+        for shape in [slots.tensors[name].shape]
+        if shape in shapes
+        or (len(shape) > 1 and shape[1:] in inputs)
+        or (before.places and new and name not in before.outside)
+    }
+    if lost:
+        text = (
+            f"{_listed(lost)} of the optimizer: the model has it no more, so it does not move; nor "
+            f"does the model's {_listed(new)}, which the optimizer lacks: add_param_group() it, or "
+            "make a new optimizer"
+        )
+    elif own_forward:
+        text = (
+            f"{_listed(slots.outside)} of the optimizer does not move, as the fitness's model "
+            "lacks it: where forward= uses it, pass model= that holds both"
+        )
+    else:
+        return
+    told.update(slots.outside)
+    warn(text)
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = sorted(names)
+    return ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "")
+
+
+@torch.no_grad()
+def check_precision(
+    strategy: Strategy, workspace: Workspace, state: State, generation: int, seed: int
+) -> None:
+    """Warn where members differ from the center in few weights, being rounded to 16 bits."""
+    genome, space = workspace.genome, workspace.space
+    half = {
+        name: tensor
+        for name, tensor in workspace.live.items()
+        if tensor.dtype in (torch.bfloat16, torch.float16) and genome.sigma.get(name) != 0
+    }
+    if not half or not space.holds_weights or space.precise or strategy.needs_probe:
+        return
+    member = strategy.member(genome, state, generation, 0, seed)
+    counted, changed = 0, []
+    for name, tensor in half.items():
+        changed.append((member.tensor(name).to(tensor.dtype) != tensor).sum().cpu())
+        counted += genome.sizes[name]
+        if counted >= _COUNTED:
+            break
+    share = float(torch.stack(changed).sum()) / max(counted, 1)
+    if share < _FEW:
+        kind = str(next(iter(half.values())).dtype).removeprefix("torch.")
+        warn(
+            f"a member changes {share:.0%} of the {kind} weights: sigma is below their precision "
+            f"elsewhere; take a larger sigma, or the space's precision='float32', which keeps a "
+            "finer center"
         )

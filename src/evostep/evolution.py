@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from evostep.acceptance import Improves, Rule
-from evostep.compatibility import FitnessLike, check_choices, check_fitness, check_probe
+from evostep.compatibility import (
+    FitnessLike,
+    check_choices,
+    check_fitness,
+    check_precision,
+    check_probe,
+    warn_of_lost,
+)
 from evostep.engines.auto import Auto, Findings
 from evostep.engines.base import Engine
 from evostep.errors import warn
+from evostep.genome.anatomy import module_names
 from evostep.genome.guides import add_guides, copy_guides
-from evostep.genome.slots import Slots, module_names, renamed, slots_of, with_model
+from evostep.genome.point import Genome, as_coordinates
+from evostep.genome.slots import Slots, check_memory, renamed, slots_of, with_model
 from evostep.phase import Phase
 from evostep.record import Record, warn_of_failures
 from evostep.scoring.evaluator import Evaluator
@@ -69,6 +79,7 @@ class Evolution:
     _phase: Phase | None
     _saved_phase: dict[str, Any] | None
     _guides: list[dict[str, Tensor]]
+    _center: dict[str, Tensor]
     _findings: Findings
 
     def __init__(
@@ -95,6 +106,8 @@ class Evolution:
         self.strategy, self.space, self.accept = strategy, space, accept
         self.seed = int(seed)
         self.model = target if isinstance(target, nn.Module) else model
+        self._whole = isinstance(target, nn.Module)  # whatever the model holds moves
+        self._told: set[str] = set()  # warnings that are given once
         self.engine = engine
         self._choice = Auto.of(engine)
         self.history: list[Record] = []
@@ -109,8 +122,38 @@ class Evolution:
                 f"{self.space!r} needs names: pass model=, or make the optimizer from "
                 "model.named_parameters()"
             )
-        self.space.touched(slots)
-        self.slots = slots
+        check_memory(slots, self.space.touched(slots))
+        before, self.slots = getattr(self, "slots", slots), slots
+        if before.named and slots.named:
+            self._forget_replaced(before)
+
+    def _look_at(self, fitness: FitnessLike | None) -> None:
+        """Look at the model again before a phase: what was replaced, frozen, pruned or added."""
+        scored = fitness.model if isinstance(fitness, Fitness) else self.model
+        model = self.model or scored
+        if model is None or scored is None:
+            return
+        own_forward = isinstance(fitness, Fitness) and fitness.has_own_forward
+        slots, before = slots_of(model) if self._whole else self.slots, self.slots
+        if not self._whole or scored is not model:
+            slots = with_model(slots, model, [scored, model] if own_forward else [scored])
+        self.bind(slots)
+        warn_of_lost(before, slots, scored, own_forward, self._told)
+
+    def _forget_replaced(self, before: Slots) -> None:
+        """Forget what was learned of tensors that are there no more."""
+        old, new = before.tensors, self.slots.tensors
+        if any(name in old and old[name].shape != new[name].shape for name in new):
+            self._state = None  # the strategy begins anew
+        if old.keys() == new.keys() and all(old[name] is new[name] for name in new):
+            return
+        if len(self._memory):
+            other = next((n for n in (*new, *old) if new.get(n) is not old.get(n)), "")
+            warn(
+                f"{other!r} is a new parameter: the {len(self._memory)} checkpoints remembered "
+                "before are forgotten; remember() the model as it is"
+            )
+            self._memory = Memory(self._memory.size)
 
     @property
     def guided(self) -> bool:
@@ -174,6 +217,7 @@ class Evolution:
         """
         if generations < 0:
             raise ValueError(f"generations must be >= 0, got {generations}")
+        self._look_at(fitness)
         check_fitness(fitness, self.space, self.slots)
         check_probe(fitness, self.strategy)
         if accept_on is not None:
@@ -221,12 +265,10 @@ class Evolution:
 
     def _open(self, fitness: FitnessLike, accept_on: FitnessLike | None) -> Phase:
         """Begin a phase, or go on with a loaded one."""
-        if self.space.moves_buffers and self.model is not None:
-            # unlike parameters, buffers are replaced by model.to() and by some modules' forward
-            self.slots = with_model(self.slots, self.model)
         saved = self._saved_phase
         space = self.space.enter(self.slots, self._memory, saved["space"] if saved else None)
         genome = space.open(self.slots)
+        self._go_on_from_center(genome)
         if self._state is None or self._layout != space.layout:
             self._state, self._layout = self.strategy.init(genome), space.layout
         if self.strategy.needs_guides and not add_guides(genome, self._guides):
@@ -239,7 +281,9 @@ class Evolution:
             self._unguided = True
         live = self.slots.live
         touched = space.touched(self.slots)
-        workspace = Workspace(space, genome, {name: live[name] for name in touched})
+        workspace = Workspace(
+            space, genome, {name: live[name] for name in touched}, self._shared(touched)
+        )
         evaluator = self._evaluator(fitness)
         phase = Phase(
             self.strategy,
@@ -258,14 +302,38 @@ class Evolution:
             phase.choose_start(self.generation)
         return phase
 
+    def _go_on_from_center(self, genome: Genome) -> None:
+        """Take up a finer center where the weights still are its rounding."""
+        if not self.space.precise:
+            return
+        live = self.slots.live
+        for name, z in genome.center.items():
+            kept, weight = self._center.get(name), as_coordinates(live[name].detach())
+            if kept is not None and kept.shape == z.shape:
+                kept = kept.to(z)
+                z.copy_(torch.where(kept.to(weight.dtype) == weight, kept, z))
+        self._center = genome.center
+
+    def _shared(self, touched: Iterable[str]) -> str | None:
+        """Return which of the tensors that move lies on the memory of another one; None: none."""
+        for name in touched:
+            for other in sorted(self.slots.sharing.meets(name)):
+                return f"{name!r} and {other!r} lie on one memory"
+        return None
+
     def _evaluator(self, fitness: FitnessLike) -> Evaluator:
         model = fitness.model if isinstance(fitness, Fitness) else self.model
-        touched = set(self.space.touched(self.slots)) if self.space.moves_buffers else set()
+        # a buffer on the memory of a weight moves with it
+        touched = set(self.space.touched(self.slots))
+        touched |= {other for name in touched for other in self.slots.sharing.meets(name)}
         moving = {id(tensor) for name, tensor in self.slots.buffers.items() if name in touched}
         return Evaluator(fitness, ModuleState(model, moving) if model is not None else None)
 
     def _generation(self, phase: Phase) -> Record:
         assert self._state is not None, "_open() comes first"
+        if "precision" not in self._told:
+            self._told.add("precision")
+            check_precision(self.strategy, phase.workspace, self._state, self.generation, self.seed)
         record, state = phase.generation(self.generation, self._state)
         self._state, self.generation = state, self.generation + 1
         self.attempts = phase.attempts
@@ -297,9 +365,11 @@ class Evolution:
             return
         if self._phase is not None or self._saved_phase is not None:
             raise ValueError("remember() in the middle of a phase: call it before evolve or after")
+        if self._whole:
+            self._look_at(None)
         known = module_names(self.model) if self.model is not None else None
         for name, tensor in self.slots.tensors.items():
-            if known is not None and id(tensor) not in known:
+            if known is not None and id(tensor) not in known and name not in self.slots.outside:
                 raise ValueError(
                     f"the model has changed: {name!r} is not the parameter that evolves any more; "
                     "make a new optimizer and a new Evolution for the model as it is"
@@ -316,6 +386,7 @@ class Evolution:
         self._memory = Memory(max(self.space.memory, 1))
         self._phase = self._saved_phase = None
         self._guides = []
+        self._center = {}
         self._findings = Findings()
 
     def state_dict(self) -> dict[str, Any]:
@@ -334,6 +405,7 @@ class Evolution:
             "state": self._state,
             "engines": self._findings.state(),
             **({"guides": self._guides} if self.strategy.needs_guides else {}),
+            **({"center": _copies(self._center)} if self.space.precise else {}),
             **self._phase_state(),
         }
 
@@ -356,7 +428,7 @@ class Evolution:
                 f"the state of an evolution has the format {state['format']!r}, this version of "
                 f"evostep reads {FORMAT}: load it with the version that saved it"
             )
-        may_lack = ("format", "phase", "engines")
+        may_lack = ("format", "phase", "engines", "center")
         missing = [key for key in self.state_dict() if key not in state and key not in may_lack]
         if missing:
             raise ValueError(f"the state of an evolution lacks {', '.join(missing)}")
@@ -388,5 +460,10 @@ class Evolution:
         if self.space.memory:
             self._memory.load_state_dict(state["memory"])
         self._phase, self._saved_phase = None, state.get("phase")
+        self._center = _copies(state.get("center", {}))
         self._guides = list(state["guides"]) if self.strategy.needs_guides else []
         self._findings.load(state.get("engines", {}))
+
+
+def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in tensors.items()}

@@ -14,7 +14,7 @@ from evostep.acceptance import Rule
 from evostep.compatibility import FitnessLike
 from evostep.engines.base import Engine
 from evostep.evolution import Evolution
-from evostep.genome.slots import sigmas_of_groups, slots_of_groups
+from evostep.genome.slots import movable_of_groups, sigmas_of_groups, slots_of_groups
 from evostep.record import Record
 from evostep.scoring.fitness import Fitness
 from evostep.spaces.base import Space
@@ -157,7 +157,15 @@ class Evolved(Optimizer):
             super().__delattr__(name)
 
     def __repr__(self) -> str:
-        return f"Evolved({self.base!r}, {self.evolution.strategy!r}, {self.evolution.space!r})"
+        evolution = self.evolution
+        told = f"Evolved({self.base!r}, {evolution.strategy!r}, {evolution.space!r})"
+        shapes = {
+            name: tuple(tensor.shape)
+            for name, tensor in evolution.slots.tensors.items()
+            if name in evolution.slots.outside
+        }
+        outside = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        return f"{told}\nnot evolved, since the model lacks it: {outside}" if shapes else told
 
     @property
     def history(self) -> list[Record]:
@@ -188,7 +196,7 @@ class Evolved(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the base; its parameters evolve, too."""
         self.base.add_param_group(param_group)
-        self.evolution.bind(slots_of_groups(self.base.param_groups, self._model))
+        self._bind()
 
     # Evolution.
 
@@ -206,11 +214,7 @@ class Evolved(Optimizer):
 
         An accepted move treats the base's momentum as the `momentum` policy says.
         """
-        if not self.evolution.slots.named and isinstance(fitness, Fitness):
-            self.evolution.bind(slots_of_groups(self.base.param_groups, fitness.model))
-            self._model = fitness.model
-        else:
-            self._refresh_sigma()
+        self._bind(fitness.model if isinstance(fitness, Fitness) else None)
         if self.evolution.strategy.needs_guides and not self.evolution.guided:
             self.evolution.guide(*self._guides())
 
@@ -226,12 +230,22 @@ class Evolved(Optimizer):
 
     def remember(self) -> None:
         """Take a checkpoint of the weights as they stand: see `Evolution.remember`."""
+        self._bind()
         self.evolution.remember()
 
-    def _refresh_sigma(self) -> None:
-        """Read the groups' sigmas again: they may be scheduled, as learning rates are."""
-        sigmas = sigmas_of_groups(self.param_groups)
-        self.evolution.slots.sigma.update(zip(self.evolution.slots.tensors, sigmas, strict=True))
+    def _bind(self, scored: nn.Module | None = None) -> None:
+        """Look at the groups again: parameters may be others, sigmas be scheduled.
+
+        Names are given once, by the model that is first known; new parameters get theirs.
+        """
+        slots, groups = self.evolution.slots, self.base.param_groups
+        same = [*map(id, slots.tensors.values())] == [*map(id, movable_of_groups(groups))]
+        if same and (slots.named or scored is None):
+            slots.sigma.update(zip(slots.tensors, sigmas_of_groups(groups), strict=True))
+            return
+        self.evolution.bind(slots_of_groups(groups, self._model or scored))
+        if not slots.named:
+            self._model = self._model or scored
 
     def _guides(self) -> list[dict[str, Tensor]]:
         """Return the last gradients and the momentum buffers, as far as there are any."""

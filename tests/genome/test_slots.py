@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from evostep.genome.anatomy import clean_names, module_names
 from evostep.genome.slots import (
-    clean_names,
-    module_names,
     renamed,
     slots_of_groups,
     slots_of_module,
@@ -165,6 +164,12 @@ def test_a_groups_sigma_must_be_a_number_from_zero(sigma: float) -> None:
         slots_of_groups(optimizer.param_groups, None)
 
 
+def test_a_lazy_layer_is_named_in_one_line() -> None:
+    with pytest.raises(ValueError, match=r"'0.weight' of a lazy layer.*send a batch") as caught:
+        slots_of_module(nn.Sequential(nn.LazyLinear(3)))
+    assert "\n" not in str(caught.value)
+
+
 # Named tensors
 
 
@@ -172,7 +177,7 @@ def test_a_groups_sigma_must_be_a_number_from_zero(sigma: float) -> None:
     ("value", "words"),
     [
         (torch.zeros(2, dtype=torch.int64), "'w' is of dtype torch.int64: only floating-point"),
-        (torch.zeros(2, dtype=torch.complex64), "'w' is of dtype torch.complex64"),
+        (torch.zeros(2, dtype=torch.float8_e4m3fn), "'w' is of dtype torch.float8_e4m3fn"),
         ([1.0, 2.0], "'w' is of list"),
     ],
 )

@@ -447,28 +447,27 @@ def test_errors(make: Callable[[Path], object], message: str, tmp_path: Path) ->
     assert "\n" not in str(caught.value)
 
 
-def test_remembering_a_changed_model_is_refused() -> None:
+def test_a_layer_that_was_replaced_is_no_part_of_what_is_remembered() -> None:
     model = network()
     search = Evolution(model, SNES(0.1, population=4), space=Span())
     search.remember()
     model[2] = nn.Linear(4, 2)
-    with pytest.raises(ValueError, match=r"the model has changed: '2.weight' is not"):
+    with pytest.warns(UserWarning, match=r"'2.weight' is a new parameter: the 1 checkpoints"):
         search.remember()
     assert len(search._memory) == 1
+    assert torch.equal(search._memory[0].weights["2.weight"], model[2].weight)
 
 
-def test_remembering_more_parameters_than_before_is_refused() -> None:
+def test_more_parameters_than_before_are_remembered_anew() -> None:
     model = network()
     base = torch.optim.SGD(model[0].parameters(), 0.1)
     optimizer = Evolved(base, SNES(0.1, population=4), space=Span(), model=model)
     optimizer.remember()
-    optimizer.add_param_group({"params": list(model[2].parameters())})
-    before = copy.deepcopy(model.state_dict())
-    with pytest.raises(ValueError, match=r"'2.weight' had the shape of nothing and has"):
-        optimizer.remember()
-    with pytest.raises(ValueError, match=r"remembered checkpoint 1 has no '2.weight'"):
-        optimizer.evolve(Fitness(model, data(), "neg-loss"))
-    assert same(before, model.state_dict())
+    with pytest.warns(UserWarning, match=r"'2.weight' is a new parameter"):
+        optimizer.add_param_group({"params": list(model[2].parameters())})
+    assert len(optimizer.evolution._memory) == 0
+    optimizer.remember()
+    assert len(optimizer.evolution._memory[0].weights) == 4
 
 
 def test_remembering_in_the_middle_of_a_phase_is_refused() -> None:

@@ -57,7 +57,7 @@ def batches_of(digits: tuple[Tensor, Tensor], size: int = 40, count: int = 100) 
 
 def network_of(model: nn.Module, fitness: Fitness) -> Probe:
     slots = slots_of_module(model)
-    genome = AllWeights().open(slots)
+    genome = AllWeights(frozen=True).open(slots)
     evaluator = Evaluator(fitness, ModuleState(model))
     workspace = Workspace(AllWeights(), genome, slots.tensors)
     return Probe(workspace, evaluator, evaluator.round(0, 0))

@@ -20,6 +20,7 @@ from evostep.scoring.batches import leaves
 from evostep.scoring.evaluator import Evaluator, Round
 from evostep.scoring.fitness import Fitness
 from evostep.scoring.scores import Scores, read
+from evostep.spaces.workspace import Workspace
 
 _DRAWN = 2**25  # bytes of members' own that are drawn at once
 _Result = TypeVar("_Result")
@@ -136,7 +137,7 @@ def in_either_layout(evaluator: Evaluator, round: Round, run: Callable[[], _Resu
             return run()
 
 
-def why_not_stacked(evaluator: Evaluator) -> str | None:
+def why_not_stacked(evaluator: Evaluator, workspace: Workspace) -> str | None:
     """Return why no two members can be scored at once with this fitness; None: they can be."""
     fitness = evaluator.fitness
     if not isinstance(fitness, Fitness):
@@ -147,7 +148,7 @@ def why_not_stacked(evaluator: Evaluator) -> str | None:
         return "calibration= estimates BatchNorm statistics member by member"
     if fitness.mode == "train":
         return "in mode='train' members would not meet the same dropout and batch statistics"
-    return why_opaque(fitness.model)
+    return workspace.shared or why_opaque(fitness.model)
 
 
 def why_opaque(model: nn.Module) -> str | None:

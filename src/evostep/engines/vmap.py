@@ -29,7 +29,7 @@ from evostep.engines.stacked import (
     why_not_stacked,
 )
 from evostep.engines.swap import SwappedOut, places, swapped
-from evostep.genome.point import Coordinates
+from evostep.genome.point import Coordinates, as_weights
 from evostep.scoring.batches import model_device
 from evostep.scoring.evaluator import Evaluator, Round
 from evostep.scoring.fitness import Fitness
@@ -75,7 +75,7 @@ class Batched(Session[Vmap]):
 
     def refusal(self, round: Round, members: Sequence[Coordinates]) -> str | None:
         """Return why members cannot be stacked."""
-        return why_not_stacked(self.evaluator)
+        return why_not_stacked(self.evaluator, self.workspace)
 
     def pays(self, round: Round) -> bool:
         """Return whether members are so small that this is faster than one after the other."""
@@ -99,7 +99,7 @@ class Batched(Session[Vmap]):
 
         def stack(some: Sequence[Coordinates]) -> Own:
             stacked = workspace.space.stack(some, where)
-            return Own({}, {name: t.to(live[name].dtype) for name, t in stacked.items()})
+            return Own({}, {name: as_weights(t, live[name]) for name, t in stacked.items()})
 
         drawn = Drawn(members, stack, sum(live[name].nbytes for name in where))
         unused = SwappedOut({name: live[name] for name in where})

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from evostep.genome.point import Genome
+from evostep.genome.point import Genome, as_coordinates
 
 Guide = dict[str, Tensor]
 
@@ -41,9 +41,9 @@ def add_guides(genome: Genome, guides: Sequence[Guide]) -> bool:
     center = genome.center
     genome.guides = tuple(
         {
-            name: tensor.to(center[name].device)
+            name: genome.confined(name, as_coordinates(tensor).to(center[name].device))
             for name, tensor in one.items()
-            if name in center and center[name].shape == tensor.shape
+            if name in center and center[name].shape == as_coordinates(tensor).shape
         }
         for one in guides
     )

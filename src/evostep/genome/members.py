@@ -77,7 +77,7 @@ class Perturbed:
 
     def _draw(self, name: str, alike: Sequence[Perturbed], out: Tensor | None = None) -> Tensor:
         """Draw the noise of members that differ from this one in their directions alone."""
-        return draw_many(
+        drawn = draw_many(
             self.noise,
             self.genome.center[name],
             seed=self.seed,
@@ -86,6 +86,7 @@ class Perturbed:
             name=name,
             out=out,
         )
+        return self.genome.confine_(name, drawn)
 
     def _spread(self, noise: Tensor, name: str) -> Tensor:
         """Multiply noise by sigma and scale, in place."""
@@ -105,7 +106,7 @@ class Perturbed:
 class Mirror:
     """The mirror image of a member in the center: its antithetic partner.
 
-    Mirrored is what the member is in the weights' own type, after rounding. So the image can be
+    Mirrored is what the member is in the center's type, after rounding. So the image can be
     made in place of the member itself, without its noise; both lie opposite but for one rounding.
     """
 
@@ -119,8 +120,12 @@ class Mirror:
 
     def write(self, name: str, out: Tensor) -> None:
         """Write it into `out`."""
+        center = self.genome.center[name]
+        if out.dtype != center.dtype:
+            out.copy_(self.tensor(name))
+            return
         write_member(self.of, name, out)
-        reflect_(out, self.genome.center[name])
+        reflect_(out, center)
 
     def reflects(self, other: Coordinates) -> bool:
         """Return whether this is the mirror image of `other`, as far as their recipes tell."""
@@ -238,8 +243,11 @@ def _factors_of_perturbed(bases: Sequence[Perturbed], name: str) -> Factors | No
     first = bases[0]
     genome, spread = first.genome, first.spread
     sigma = spread.sigma_of(genome, name)
+    fixed = genome.fixed.get(name)
     if sigma == 0 or not isinstance(first.noise, LowRank):
         return None
+    if fixed is not None and fixed.numel() != len(fixed):
+        return None  # single entries stand still: the rest is of low rank no longer
     found = first.noise.factors_of_many(
         genome.center[name],
         seed=first.seed,
@@ -250,4 +258,6 @@ def _factors_of_perturbed(bases: Sequence[Perturbed], name: str) -> Factors | No
     if found is None:
         return None
     A, B = found
+    if fixed is not None:  # whole rows
+        A.masked_fill_(fixed.view(-1, 1), 0.0)
     return A.mul_(sigma * spread.scale_of(genome, name)), B

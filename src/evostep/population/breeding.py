@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from evostep.genome.point import root_mean_square
+from evostep.genome.slots import slots_of_module
 from evostep.noise import draw
 from evostep.population.individual import Individual, transplant, warn_of_followers
 from evostep.population.scoring import Scorer
@@ -71,6 +72,7 @@ class Litter:
             {name for name, tensor in one.parameters().items() if tensor.requires_grad}
             for one in individuals
         ]
+        self._fixed = [slots_of_module(one.model).fixed for one in individuals]
         # what was estimated again for an offspring, by its number: it is kept as it was scored
         self._statistics: dict[int, dict[str, Tensor]] = {}
 
@@ -108,6 +110,9 @@ class Litter:
         noise = draw(
             "normal", mean, seed=self.seed, generation=self.generation, member=i, name=name
         )
+        fixed = self._fixed[parents[0]].get(name)
+        if fixed is not None:  # padding rows, pruned weights
+            noise.masked_fill_(fixed, 0.0)
         return noise.mul_(sigma).add_(mean)
 
     @torch.no_grad()

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from evostep.genome.slots import clean_names
+from evostep.genome.anatomy import clean_names
 from evostep.population.individual import Individual, transplant
 from evostep.population.species import Species
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from evostep.errors import warn
-from evostep.genome.slots import clean_names, module_names
+from evostep.genome.anatomy import clean_names, module_names
 from evostep.scoring.isolation import ModuleState
 
 _HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")

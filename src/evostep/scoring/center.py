@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from evostep.genome.point import Coordinates, Tensors
+from evostep.genome.point import Coordinates, Tensors, as_coordinates
 from evostep.scoring.evaluator import Evaluator, Round
 from evostep.scoring.scores import Scores
 from evostep.spaces.workspace import Workspace
@@ -114,6 +114,7 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 @torch.no_grad()
 def _checksum(tensor: Tensor) -> int:
-    bits = tensor.detach().contiguous().flatten().view(_INTEGERS[tensor.element_size()]).cpu()
+    flat = as_coordinates(tensor.detach()).contiguous().flatten()
+    bits = flat.view(_INTEGERS[flat.element_size()]).cpu()
     # sums of products wrap around; odd factors lose no bit
     return int((bits.long() * torch.arange(1, 2 * len(bits), 2)).sum())

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from evostep.genome.memory import distinct
+
 
 def _live_devices() -> list[Any]:
     return [device for device in (torch.cuda, torch.xpu) if device.is_initialized()]
@@ -72,7 +74,7 @@ class ModuleState:
         self._grads = [(p, p.requires_grad) for p in model.parameters()]
         self._buffers = [(module, dict(module._buffers)) for module in model.modules()]
         self._values: list[tuple[Tensor, Tensor]] = [
-            (buffer, buffer.detach().clone())
+            (distinct(buffer), distinct(buffer).detach().clone())
             for buffer in model.buffers()
             if id(buffer) not in moving
         ]

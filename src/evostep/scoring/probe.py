@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evostep.genome.point import Coordinates, Tensors
+from evostep.genome.point import Coordinates, Tensors, as_weights
 from evostep.scoring.batches import batch_size, map_tensors
 from evostep.scoring.evaluator import Evaluator, Round
 from evostep.scoring.fitness import Fitness
@@ -72,7 +72,10 @@ class Probe:
         """
         workspace = self._workspace
         at = Tensors({**workspace.genome.center, **coordinates})
-        weights = {path: workspace.space.decode(at, name) for name, path in self._paths.items()}
+        weights = {
+            path: as_weights(workspace.space.decode(at, name), workspace.live[name])
+            for name, path in self._paths.items()
+        }
         outputs: Tensor = torch.func.functional_call(self._applied, weights, (inputs,))
         return outputs
 

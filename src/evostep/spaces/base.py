@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from evostep.genome.point import Coordinates, Genome, Tensors
-from evostep.genome.slots import Slots
+from evostep.genome.slots import Slots, is_frozen
 
 State = dict[str, Any]
 
@@ -41,12 +41,14 @@ class Space(ABC):
         moves_buffers: whether buffers may move, too.
         memory: how many of the run's checkpoints it mixes; 0: `remember` has no effect.
         holds_weights: whether coordinates are the weights themselves.
+        precise: whether coordinates are float32 where the weights have 16 bits.
     """
 
     needs_names: bool = False
     moves_buffers: bool = False
     memory: int = 0
     holds_weights: bool = False
+    precise: bool = False
 
     def enter(
         self, slots: Slots, remembered: Sequence[Checkpoint], saved: State | None = None
@@ -106,3 +108,27 @@ class Space(ABC):
             live: the weights, which stand at `coordinates`.
         """
         return Tensors({name: coordinates.tensor(name).clone() for name in genome.center})
+
+
+def check_movable(names: tuple[str, ...], slots: Slots, what: str) -> tuple[str, ...]:
+    """Return the names; raise ValueError where there are none, with the reason.
+
+    Args:
+        names: of what may move.
+        slots: the live tensors.
+        what: the space that would move frozen weights, too.
+    """
+    if names:
+        return names
+    frozen = sum(map(is_frozen, slots.tensors.values()))
+    if frozen:
+        raise ValueError(
+            f"there is nothing to evolve: {frozen} of {len(slots.tensors)} parameters have "
+            f"requires_grad=False and stand still: take {what}, or set requires_grad"
+        )
+    if slots.outside:
+        raise ValueError(
+            "the fitness scores a model that holds none of the tensors that evolve: make "
+            "it with the model that is trained, not with a copy"
+        )
+    raise ValueError("there is nothing to evolve: the model has no parameters")

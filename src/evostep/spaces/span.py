@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from evostep.errors import InputError, reason
+from evostep.genome.anatomy import clean_names
 from evostep.genome.point import Coordinates, Genome, Tensors
-from evostep.genome.slots import Slots, clean_names
+from evostep.genome.slots import Slots
 from evostep.noise import derive_seed
-from evostep.spaces.base import Checkpoint, Space, State
+from evostep.spaces.base import Checkpoint, Space, State, check_movable
 
 Groups = Literal["layer", "tensor", "all"]
 Coefficients = Literal["affine", "convex"]
@@ -53,6 +54,7 @@ class Span(Space):
             that shift. ``"convex"``: c = the point nearest to z that is nowhere negative and
             sums to 1 (Duchi et al. 2008, https://doi.org/10.1145/1390156.1390191). Unlike a softmax
             it reaches the checkpoints themselves.
+        frozen: whether parameters with ``requires_grad=False`` are mixed, too.
 
     Raises:
         ValueError: memory below 1, unknown groups or coefficients, a checkpoint that cannot be
@@ -78,6 +80,7 @@ class Span(Space):
         checkpoints: Sequence[str | Path | Mapping[str, Tensor]] = (),
         groups: Groups = "layer",
         coefficients: Coefficients = "affine",
+        frozen: bool = False,
     ) -> None:
         if isinstance(memory, bool) or not isinstance(memory, int) or memory < 1:
             raise ValueError(f"memory must be an integer >= 1, got {memory!r}")
@@ -95,22 +98,25 @@ class Span(Space):
         self.memory = memory
         self.groups: Groups = groups
         self.coefficients: Coefficients = coefficients
+        self.frozen = frozen
         self.checkpoints = tuple(_read(i, given) for i, given in enumerate(checkpoints))
 
     def __repr__(self) -> str:
         given = f", {len(self.checkpoints)} checkpoints" if self.checkpoints else ""
         return (
             f"Span(memory={self.memory}{given}, groups={self.groups!r}, "
-            f"coefficients={self.coefficients!r})"
+            f"coefficients={self.coefficients!r}{', frozen=True' if self.frozen else ''})"
         )
 
     def touched(self, slots: Slots) -> tuple[str, ...]:
         """Return the names of all parameters whose sigma is not 0."""
-        names = tuple(name for name in slots.tensors if slots.sigma.get(name) != 0)
+        movable = check_movable(slots.movable(frozen=self.frozen), slots, "Span(frozen=True)")
+        names = tuple(name for name in movable if slots.sigma.get(name) != 0)
         if not names:
             raise ValueError("there is nothing to mix: no parameter with a sigma other than 0")
+        wanted = {name: slots.tensors[name] for name in names}
         for i, checkpoint in enumerate(self.checkpoints):
-            check_fits(checkpoint, slots, f"checkpoint {i}")
+            check_fits(checkpoint, wanted, f"checkpoint {i}")
         return names
 
     def enter(
@@ -145,6 +151,7 @@ class _Opened(Space):
         self._saved = saved
         self._group = {name: _group_of(name, span.groups) for name in self._names}
         self._sigma = _sigma_of_groups(self._group, slots)
+        self._fixed = slots.fixed
         live = {name: slots.tensors[name].detach() for name in self._names}
         self._current = {
             name: saved["current"][name].to(tensor.device) if saved else tensor.clone()
@@ -152,7 +159,7 @@ class _Opened(Space):
         }
         given = [Checkpoint(0, checkpoint) for checkpoint in span.checkpoints]
         for checkpoint in remembered:
-            check_fits(checkpoint.weights, slots, f"remembered checkpoint {checkpoint.number}")
+            check_fits(checkpoint.weights, live, f"remembered checkpoint {checkpoint.number}")
         self._others = [c for c in (*given, *remembered) if not self._is_current(c.weights)]
         if not self._others:
             raise ValueError(
@@ -200,14 +207,22 @@ class _Opened(Space):
         c = (_affine(z) if self.span.coefficients == "affine" else project(z)).tolist()
         used = [(weight, basis[name]) for weight, basis in zip(c, self._basis, strict=True)]
         used = [(weight, tensor) for weight, tensor in used if weight != 0]
-        if len(used) == 1 and used[0][0] == 1:
-            return used[0][1]  # not even a zero loses its sign
         current = self._current[name]
+        if len(used) == 1 and used[0][0] == 1:
+            return self._confined(name, used[0][1])  # not even a zero loses its sign
         wide = torch.promote_types(current.dtype, torch.float32)
         mixed = torch.zeros_like(current, dtype=wide)
         for weight, tensor in used:
             mixed.add_(tensor.to(mixed), alpha=weight)
-        return mixed
+        return self._confined(name, mixed)
+
+    def _confined(self, name: str, mixed: Tensor) -> Tensor:
+        """Return a mixture but for the entries that stand still, which are the current ones."""
+        fixed = self._fixed.get(name)
+        if fixed is None:
+            return mixed
+        current = self._current[name]
+        return torch.where(fixed, current, mixed.to(current.device))
 
 
 def _affine(z: Tensor) -> Tensor:
@@ -229,9 +244,9 @@ def project(z: Tensor) -> Tensor:
     return (z - excess[count - 1]).clamp_min(0.0) if count else torch.full_like(z, math.nan)
 
 
-def check_fits(weights: Mapping[str, Tensor], slots: Slots, what: str) -> None:
+def check_fits(weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor], what: str) -> None:
     """Raise ValueError where a checkpoint lacks a parameter or has one of another shape."""
-    for name, tensor in slots.tensors.items():
+    for name, tensor in tensors.items():
         if name not in weights:
             raise InputError(
                 f"{what} has no {name!r}, which the model has: take a checkpoint of this model"

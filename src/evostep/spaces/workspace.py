@@ -9,7 +9,7 @@ from torch import Tensor
 
 from evostep.errors import InputError
 from evostep.genome.members import Mirror, reflect_
-from evostep.genome.point import Coordinates, Genome, Tensors
+from evostep.genome.point import Coordinates, Genome, Tensors, as_coordinates
 from evostep.genome.slots import version
 from evostep.spaces.base import Space
 
@@ -17,11 +17,24 @@ from evostep.spaces.base import Space
 class Workspace:
     """The live tensors that a space moves, and the center from which they are restored.
 
+    Args:
+        space: which moves them.
+        genome: of the space as it was opened.
+        live: name -> the tensor itself.
+        shared: which of them lies on the memory of another tensor of the model, in words: only
+            weights that are written in place then reach both. None: none does.
+
     Raises:
         ValueError: a tensor made in `torch.inference_mode`, which nothing outside of it may change.
     """
 
-    def __init__(self, space: Space, genome: Genome, live: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self,
+        space: Space,
+        genome: Genome,
+        live: Mapping[str, Tensor],
+        shared: str | None = None,
+    ) -> None:
         for name, tensor in live.items():
             if tensor.is_inference() and not torch.is_inference_mode_enabled():
                 raise InputError(
@@ -31,6 +44,7 @@ class Workspace:
         self.space = space
         self.genome = genome
         self.live = live
+        self.shared = shared
         self._dirty = False
         # what was written last, if nothing has touched it since: its mirror image is made of it
         self._standing: tuple[Coordinates, list[tuple[int, int]]] | None = None
@@ -44,7 +58,7 @@ class Workspace:
         self._standing = None  # until all of it is written
         for name, tensor in self.live.items():
             if mirrored:
-                reflect_(tensor, self.genome.center[name])
+                reflect_(as_coordinates(tensor), self.genome.center[name])
             else:
                 self.space.write(coordinates, name, tensor)
         self._standing = coordinates, self._versions()
@@ -58,7 +72,8 @@ class Workspace:
         if self._standing is None or not isinstance(coordinates, Mirror):
             return False
         written, versions = self._standing
-        opposite = self.space.holds_weights and coordinates.reflects(written)
+        opposite = self.space.holds_weights and not self.space.precise
+        opposite = opposite and coordinates.reflects(written)
         return opposite and versions == self._versions()
 
     def _versions(self) -> list[tuple[int, int]]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -98,12 +98,12 @@ class CMAES(NoiseStrategy):
         """The population, by default 4 + floor(3 ln d) for d coordinates."""
         if self.population is not None:
             return self.population
-        d = sum(genome.center[name].numel() for name in self._moving(genome))
+        d = sum(genome.sizes[name] for name in self._moving(genome))
         return 4 + int(3 * math.log(max(d, 1)))
 
     def init(self, genome: Genome) -> State:
         """Return ``{}``: the search begins at the first center that it meets."""
-        d = sum(genome.center[name].numel() for name in self._moving(genome))
+        d = sum(genome.sizes[name] for name in self._moving(genome))
         if d == 0:
             raise ValueError("CMAES has nothing to move: sigma is 0 for every parameter")
         if d > MAX_COORDINATES:
@@ -158,8 +158,13 @@ class CMAES(NoiseStrategy):
         """Return the search with this generation drawn, and the state that leads to it."""
         sigma = {name: self.sigma_of(genome, name) for name in self._moving(genome)}
         back = None
-        settings = {"sigma": sigma, "scale": self.scale, "population": self.size_for(genome)}
-        if state and all(state[key] == value for key, value in settings.items()):
+        settings = {
+            "sigma": sigma,
+            "scale": self.scale,
+            "population": self.size_for(genome),
+            **_what_stands_still(genome, sigma),
+        }
+        if state and all(state.get(key) == settings.get(key) for key in (*settings, "fixed")):
             back = self._after(genome, state, seed).standing(genome)
         if back is None:
             state, back = self._begun(genome, sigma), _STAYED
@@ -174,9 +179,9 @@ class CMAES(NoiseStrategy):
         """Return the search after the log that `state` holds: the one that runs, or a replayed."""
         search = self._running.get(state["digest"], seed)
         if search is None:
-            unit = root_mean_square(state["start"]) if self.scale == "rms" else {}
+            unit = root_mean_square(state["start"], genome.fixed) if self.scale == "rms" else {}
             spread = {name: sigma * unit.get(name, 1.0) for name, sigma in state["sigma"].items()}
-            search = _Search(state["start"], spread, self.size_for(genome), seed)
+            search = _Search(state["start"], spread, self.size_for(genome), seed, genome.fixed)
             log = zip(state["generations"], state["back"], state["scores"], strict=True)
             for generation, back, scores in log:
                 search.draw(generation, back)
@@ -191,6 +196,7 @@ class CMAES(NoiseStrategy):
         kinds = [
             f"{name} {tensor.dtype} {self.scale} {sigma[name]!r}" for name, tensor in start.items()
         ]
+        fixed = _what_stands_still(genome, sigma)
         return {
             "start": start,
             "sigma": sigma,
@@ -199,7 +205,8 @@ class CMAES(NoiseStrategy):
             "generations": [],
             "back": [],
             "scores": [],
-            "digest": _digest(*kinds, *values),
+            **fixed,
+            "digest": _digest(*kinds, *values, *fixed.values()),
         }
 
 
@@ -215,15 +222,26 @@ class _Search:
         spread: name -> standard deviation at the start, in units of the weights.
         population: members of a generation.
         seed: of the noise.
+        fixed: name -> which entries stand still: z has none for them.
     """
 
     def __init__(
-        self, start: dict[str, Tensor], spread: dict[str, float], population: int, seed: int
+        self,
+        start: dict[str, Tensor],
+        spread: dict[str, float],
+        population: int,
+        seed: int,
+        fixed: Mapping[str, Tensor],
     ) -> None:
         self.start, self.spread, self.seed = start, spread, seed
+        self._moving = {
+            name: (~fixed[name]).expand_as(tensor).cpu().flatten().nonzero().squeeze(1)
+            for name, tensor in start.items()
+            if name in fixed
+        }
         self.drawn: tuple[int, int] | None = None  # generation, back
         self.members: list[Any] = []
-        d = sum(tensor.numel() for tensor in start.values())
+        d = sum(self._size(name) for name in start)
         options = {"popsize": population, "randn": self._randn, "verbose": -9}
         # NaN leaves NumPy's global stream alone; mirrors (below 6 members) belong to ask_and_eval
         options |= {"seed": math.nan, "CMA_mirrors": 0}
@@ -232,6 +250,10 @@ class _Search:
             self.es = cma.CMAEvolutionStrategy([0.0] * d, 1.0, options)
         self.parent = self._mean()  # the mean before the last update
         self.proposed = self._tensors(self._mean())
+
+    def _size(self, name: str) -> int:
+        moving = self._moving.get(name)
+        return self.start[name].numel() if moving is None else len(moving)
 
     def standing(self, genome: Genome) -> int | None:
         """Return which of this search's means the center is; None: something else moved it."""
@@ -282,10 +304,13 @@ class _Search:
         """Return the weights at z, in the weights' own type."""
         tensors, offset = {}, 0
         for name, start in self.start.items():
-            part = torch.as_tensor(z[offset : offset + start.numel()], dtype=torch.float64)
+            size, moving = self._size(name), self._moving.get(name)
+            part = torch.as_tensor(z[offset : offset + size], dtype=torch.float64)
+            if moving is not None:
+                part = torch.zeros(start.numel(), dtype=torch.float64).index_copy(0, moving, part)
             moved = part.reshape(start.shape) * self.spread[name] + start.cpu().double()
             tensors[name] = moved.to(start)
-            offset += start.numel()
+            offset += size
         return tensors
 
     def _randn(self, population: int, d: int) -> Any:
@@ -303,6 +328,10 @@ class _Search:
                     name=name,
                 )
                 for name, tensor in self.start.items()
+            ]
+            parts = [
+                part[self._moving[name]] if name in self._moving else part
+                for name, part in zip(self.start, parts, strict=True)
             ]
             rows.append(torch.cat(parts))
         return torch.stack(rows).numpy()
@@ -334,6 +363,17 @@ class _Running:
 
     def __reduce__(self) -> tuple[type[_Running], tuple[()]]:
         return _Running, ()
+
+
+def _what_stands_still(genome: Genome, names: Iterable[str]) -> dict[str, str]:
+    """Return a digest of the coordinates that stand still, under ``"fixed"``, if there are any."""
+    masks = [
+        part
+        for name in names
+        if name in genome.fixed
+        for part in (name, genome.fixed[name].cpu().numpy().tobytes())
+    ]
+    return {"fixed": _digest(*masks)} if masks else {}
 
 
 def _digest(*parts: str | bytes) -> str:

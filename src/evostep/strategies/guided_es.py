@@ -212,7 +212,7 @@ def _moved(
                 "normal", z2, seed=seed, generation=generation, member=f"{i} of guides", name=""
             )
         if rank:
-            n = sum(genome.center[name].numel() for name in moving)
+            n = sum(genome.sizes[name] for name in moving)
             along = tuple((math.sqrt(n * (1 - alpha) / rank) * (z2 @ basis)).tolist())
     # no direction to follow: all of the noise is isotropic
     everywhere = math.sqrt(alpha) if along else 1.0
@@ -249,6 +249,7 @@ class _Moved:
             generation=self.generation,
             name=name,
         )
+        self.genome.confine_(name, total)
         for factor, guide in zip(self.along, self.genome.guides, strict=False):
             if factor and name in guide:
                 total.add_(guide[name].to(total), alpha=factor * unit)

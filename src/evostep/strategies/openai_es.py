@@ -149,7 +149,8 @@ class OpenAIES(NoiseStrategy):
                 optimizer.load_state_dict(copy.deepcopy(saved[name]))
             before, weight.grad = weight.detach().clone(), gradient
             optimizer.step()
-            stepped[name] = weight.detach().sub_(before).mul_(unit).add_(center)
+            step = genome.confine_(name, weight.detach().sub_(before))  # no weight decay there
+            stepped[name] = step.mul_(unit).add_(center)
             saved[name] = optimizer.state_dict()
         return Step(Tensors(stepped)), {**state, "optimizer": saved}
 
@@ -224,7 +225,7 @@ class _Ascent:
 
     def total(self, name: str) -> Tensor:
         """Return the sum of the directions, each times its weight."""
-        return weighted_sum(
+        total = weighted_sum(
             self.strategy.noise,
             self.genome.center[name],
             dict(enumerate(self.weights)),
@@ -232,3 +233,4 @@ class _Ascent:
             generation=self.generation,
             name=name,
         )
+        return self.genome.confine_(name, total)

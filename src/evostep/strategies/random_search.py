@@ -102,7 +102,7 @@ class RandomSearch(NoiseStrategy):
             anchor = {name: genome.center[name].clone() for name in self._moving(genome)}
         else:
             anchor = {name: place.opened.center[name] for name in self._moving(genome)}
-        opened = Genome({**genome.center, **anchor}, genome.sigma)
+        opened = genome.at({**genome.center, **anchor})
         proposed = [generation, best]
         sample = self.perturbed(opened, seed, generation, best)
         told = {"anchor": anchor, "here": place.here, "proposed": proposed}
@@ -119,7 +119,7 @@ class RandomSearch(NoiseStrategy):
         moving = self._moving(genome)
         if state and set(moving) == set(state["anchor"]):
             anchor = {name: state["anchor"][name].to(genome.center[name].device) for name in moving}
-            opened = Genome({**genome.center, **anchor}, genome.sigma)
+            opened = genome.at({**genome.center, **anchor})
             for here in (state["proposed"], state["here"], None):
                 spot: Coordinates = Tensors(anchor)
                 if here is not None:

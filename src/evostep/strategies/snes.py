@@ -110,7 +110,7 @@ class SNES(NoiseStrategy):
         moving = [name for name in genome.center if self.sigma_of(genome, name) != 0]
         if not moving or not any(u):
             return None, state
-        d = sum(genome.center[name].numel() for name in moving)
+        d = sum(genome.sizes[name] for name in moving)
         rate = self.lr_sigma if self.lr_sigma is not None else default_lr_sigma(d)
         mean, log_sigma = dict(genome.center), dict(state["log_sigma"])
         for name in moving:
@@ -119,9 +119,7 @@ class SNES(NoiseStrategy):
             of_mean = torch.zeros_like(center, dtype=_wide(center))
             of_sigma = torch.zeros_like(of_mean)
             for i, weight in enumerate(u):
-                eps = draw(
-                    self.noise, center, seed=seed, generation=generation, member=i, name=name
-                )
+                eps = _noise(genome, seed, generation, i, name)
                 of_mean.add_(eps, alpha=weight)
                 of_sigma.add_(eps.square_().sub_(1.0), alpha=weight)
             spread = self.deviation(genome, state, name)
@@ -152,6 +150,13 @@ def default_lr_sigma(d: int) -> float:
     return (3 + math.log(d)) / (5 * math.sqrt(d))
 
 
+def _noise(genome: Genome, seed: int, generation: int, i: int, name: str) -> Tensor:
+    """Return the noise of member `i`, zero where nothing may move."""
+    center = genome.center[name]
+    eps = draw("normal", center, seed=seed, generation=generation, member=i, name=name)
+    return genome.confine_(name, eps)
+
+
 def _wide(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
 
@@ -171,12 +176,5 @@ class _Sample:
         center = self.genome.center[name]
         if self.strategy.sigma_of(self.genome, name) == 0:
             return center
-        eps = draw(
-            self.strategy.noise,
-            center,
-            seed=self.seed,
-            generation=self.generation,
-            member=self.i,
-            name=name,
-        )
+        eps = _noise(self.genome, self.seed, self.generation, self.i, name)
         return eps.mul_(self.strategy.deviation(self.genome, self.state, name)).add_(center)

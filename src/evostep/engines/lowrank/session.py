@@ -27,7 +27,7 @@ from evostep.engines.stacked import (
 from evostep.engines.swap import places, swapped
 from evostep.errors import reason
 from evostep.genome.members import Factors, stack_factors
-from evostep.genome.point import Coordinates
+from evostep.genome.point import Coordinates, as_weights
 from evostep.scoring.batches import leaves, model_device
 from evostep.scoring.evaluator import Evaluator, Round
 from evostep.scoring.fitness import Fitness
@@ -62,9 +62,9 @@ class Sharing(Session[Stacking]):
         matrices = [name for name in _moved(self.workspace) if genome.center[name].dim() >= 2]
         if not matrices:
             return "no matrix moves: members have nothing of low rank"
-        if stack_factors(members[:1], matrices[0]) is None:
+        if all(stack_factors(members[:1], name) is None for name in matrices):
             return "members have no factors: the strategy needs noise=LowRank(rank)"
-        return why_not_stacked(self.evaluator)
+        return why_not_stacked(self.evaluator, self.workspace)
 
     def pays(self, round: Round) -> bool:
         """Return whether drawing members' full noise would cost more than the corrections do."""
@@ -133,11 +133,12 @@ class _Shared:
 
     def stack(self, members: Sequence[Coordinates]) -> Own:
         """Draw the factors of matrices, and all other tensors in full."""
-        live = self._workspace.live
+        live, center = self._workspace.live, self._workspace.genome.center
         thin: dict[str, Factors] = {}
         whole: list[str] = []
         for name in _moved(self._workspace):
-            found = stack_factors(members, name) if live[name].dim() >= 2 else None
+            matrix = live[name].dim() >= 2 and live[name].shape == center[name].shape
+            found = stack_factors(members, name) if matrix else None
             if found is None:
                 whole.append(name)
                 continue
@@ -148,7 +149,7 @@ class _Shared:
                 thin[name] = A.to(live[name].dtype), B.to(live[name].dtype)
         whole = [name for name in whole if name in self._places]
         stacked = self._workspace.space.stack(members, whole)
-        return Own(thin, {name: t.to(live[name].dtype) for name, t in stacked.items()})
+        return Own(thin, {name: as_weights(t, live[name]) for name, t in stacked.items()})
 
     def __call__(self, own: Own, inputs: Any) -> Any:
         """Return the outputs of all members, with a leading dimension of members."""

@@ -62,7 +62,7 @@ class PrefixSession(Session[Engine]):
             return "calibration= estimates the statistics of all layers anew for each member"
         if fitness.mode == "train":
             return "in mode='train' dropout and batch statistics are anew for each member"
-        opaque = why_opaque(fitness.model)
+        opaque = self.workspace.shared or why_opaque(fitness.model)
         return opaque or self.given_up or Layout(fitness.model, self.workspace.live).refusal
 
     def parent(

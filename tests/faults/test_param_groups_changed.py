@@ -1,0 +1,132 @@
+"""Parameters that are replaced, appended or removed after the optimizer was made."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from evostep import (
+    SNES,
+    Always,
+    Evolution,
+    Evolved,
+    Fitness,
+    OpenAIES,
+    RandomMutation,
+    Span,
+)
+
+X = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
+Y = (X[:, 0] > 0).long() + (X[:, 1] > 0).long()
+ES = OpenAIES(0.02, lr=0.004, population=4)
+ABSOLUTE = RandomMutation(0.3, population=8, scale="absolute")
+
+
+def mlp() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def fitness_of(model: nn.Module) -> Fitness:
+    return Fitness(model, [(X, Y)], "neg-loss")
+
+
+def test_a_parameter_that_was_replaced_in_a_group_evolves() -> None:
+    old, new = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(5))
+    base = torch.optim.SGD([old], lr=0.1)
+    optimizer = Evolved(base, ABSOLUTE)
+    base.param_groups[0]["params"][0] = new
+    records = optimizer.evolve(lambda: -float(new.square().sum()), 5)
+    assert not torch.equal(new, torch.ones(5))
+    assert torch.equal(old, torch.ones(3))
+    assert len(set(records[0].scores)) == 8
+
+
+def test_a_group_that_was_appended_evolves_with_its_own_sigma() -> None:
+    one, two, three = (nn.Parameter(torch.ones(n)) for n in (3, 2, 4))
+    base = torch.optim.SGD([one], lr=0.1)
+    optimizer = Evolved(base, ABSOLUTE)
+    optimizer.evolve(lambda: -float(one.square().sum()))
+    for parameter, sigma in ((two, 0.3), (three, 0.0)):
+        base.param_groups.append({**base.param_groups[0], "params": [parameter], "sigma": sigma})
+    optimizer.evolve(lambda: -float(two.square().sum()), 3)
+    assert not torch.equal(two, torch.ones(2))
+    assert torch.equal(three, torch.ones(4))
+
+
+def test_a_parameter_that_was_removed_stands_still() -> None:
+    one, two = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2))
+    base = torch.optim.SGD([one, two], lr=0.1)
+    optimizer = Evolved(base, ABSOLUTE, accept=Always())
+    del base.param_groups[0]["params"][1]
+    optimizer.evolve(lambda: 0.0, 2)
+    assert torch.equal(two, torch.ones(2))
+
+
+@pytest.mark.parametrize("strategy", [ES, SNES(0.05, population=4)], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("classes", [3, 5])
+def test_a_head_that_was_replaced_in_a_model_evolves(classes: int, strategy: Any) -> None:
+    model = mlp()
+    search = Evolution(model, strategy, accept=Always())
+    search.evolve(fitness_of(model))
+    model[2] = nn.Linear(8, classes)
+    before = model[2].weight.clone()
+    search.evolve(fitness_of(model), 2)
+    assert not torch.equal(before, model[2].weight)
+
+
+@pytest.mark.parametrize("classes", [3, 5])
+@pytest.mark.parametrize("when", ["before the first phase", "between two"])
+def test_a_head_that_the_optimizer_does_not_know_is_named_once(when: str, classes: int) -> None:
+    model = mlp()
+    optimizer = Evolved(torch.optim.SGD(model.parameters(), lr=0.1), ES, accept=Always())
+    if when == "between two":
+        optimizer.evolve(fitness_of(model))
+    old, body = model[2].weight, model[0].weight.clone()
+    kept = old.detach().clone()
+    model[2] = nn.Linear(8, classes)
+    head = model[2].weight.clone()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            optimizer.evolve(fitness_of(model))
+    (text,) = [str(one.message) for one in caught]
+    assert "does not move" in text
+    assert "'2.weight', which the optimizer lacks" in text
+    assert "\n" not in text
+    assert torch.equal(old, kept)  # a dead tensor
+    assert torch.equal(head, model[2].weight)  # as gradients would leave it
+    assert not torch.equal(body, model[0].weight)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.add_param_group({"params": list(model[2].parameters())})
+        optimizer.evolve(fitness_of(model))
+    assert not torch.equal(head, model[2].weight)
+
+
+def test_names_stay_when_a_state_gave_them() -> None:
+    """Positions are renamed by a saved state; looking again does not take the names away."""
+    w = nn.Parameter(torch.ones(3))
+    saved = Evolved(torch.optim.SGD([("w", w)], lr=0.1), ABSOLUTE)
+    saved.evolve(lambda: -float(w.square().sum()))
+    optimizer = Evolved(torch.optim.SGD([w], lr=0.1), ABSOLUTE)
+    optimizer.load_state_dict(saved.state_dict())
+    optimizer.evolve(lambda: -float(w.square().sum()))
+    assert list(optimizer.evolution.slots.tensors) == ["w"]
+
+
+def test_checkpoints_of_a_replaced_layer_are_forgotten_with_a_warning() -> None:
+    model = mlp()
+    search = Evolution(model, RandomMutation(0.3, population=4), space=Span())
+    search.remember()
+    model[2] = nn.Linear(8, 3)
+    with pytest.warns(UserWarning, match="the 1 checkpoints remembered before are forgotten"):
+        search.remember()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1)
+    search.evolve(fitness_of(model))
