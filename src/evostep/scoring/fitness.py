@@ -198,7 +198,7 @@ class Fitness:
             return Scores.failure(NOT_FINITE)
         value, per_example = accumulator.compute()
         flags = finite.flags()
-        if flags is not None and not accumulator.waits:
+        if flags is not None and per_example is not None and not accumulator.waits:
             value = torch.where(flags, value, torch.nan).squeeze()
             per_example = torch.where(flags, per_example, torch.nan)
         if not keep_outputs:

@@ -309,18 +309,25 @@ class _Reading:
             dims = sorted({1, self.o.ndim - 1}) if wanted is None else [wanted % self.o.ndim]
             if wanted is None and self.known.tokens and self.o.ndim == 3:
                 dims = [2]
-            dims = [d for d in dims if self.o.shape[d] > 1 and self.sums_to_one(d)]
+            dims = [d for d in dims if self.o.shape[d] > 1 and self.is_one_of(d)]
         if dims:
             return Form("classes", self.one_of(dims), soft=True)
         if self.known.targets == "classes":
             raise self.error("are no classes: a row of one-hot or soft targets sums to 1")
         return self.of_bits("labels" if self.o.ndim == 2 else "binary")
 
-    def sums_to_one(self, dim: int) -> bool:
+    def is_one_of(self, dim: int) -> bool:
+        """Return whether targets sum to 1 along a dimension, or one is high and the rest low."""
         tolerance = 2e-2 if self.t.dtype in (torch.float16, torch.bfloat16) else 1e-3
-        return not self.ignored and not self.any(
-            lambda t: (t.double().sum(dim) - 1).abs() >= tolerance
-        )
+        if self.ignored:
+            return False
+        if not self.any(lambda t: (t.double().sum(dim) - 1).abs() >= tolerance):
+            return True
+        one_high = not self.any(lambda t: (t.double() == self.high).sum(dim) != 1)
+        return one_high and self.low < 0.5 < self.high and self.two_values()
+
+    def two_values(self) -> bool:
+        return not self.any(lambda t: (t.double() != self.low) & (t.double() != self.high))
 
     def of_bits(self, kind: Literal["binary", "labels"]) -> Form:
         """Targets are 0 and 1, or -1 and 1, or 0 and 1 that were smoothed."""
@@ -336,8 +343,7 @@ class _Reading:
             )
         smoothed = abs(self.low + self.high - 1) < 1e-3 and self.low < 0.5
         alone = self.low == self.high and self.low in (-1, 0, 1)
-        two = not self.any(lambda t: (t.double() != self.low) & (t.double() != self.high))
-        if not two or not (alone or smoothed or (self.low, self.high) == (-1, 1)):
+        if not self.two_values() or not (alone or smoothed or (self.low, self.high) == (-1, 1)):
             whole = not self.any(lambda t: t.double() != t.double().round())
             hint = "one output each takes 0 and 1, or -1 and 1; " if whole else ""
             raise self.error(f"are no 0/1 labels: {hint}{_REGRESSION}")

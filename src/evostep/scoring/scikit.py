@@ -70,7 +70,7 @@ def recognise(metric: Any) -> Recognised | None:
         return None
     name = inner.__name__
     first, second = [*inspect.signature(inner).parameters, "", ""][:2]
-    if first not in ("y_true", "labels_true"):
+    if first not in ("y_true", "y1", "labels_true"):
         raise InputError(
             f"metric {name} of scikit-learn does not compare predictions with a truth: pass a "
             "function on (outputs, targets)"
