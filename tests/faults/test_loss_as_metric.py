@@ -76,16 +76,22 @@ SIGMOID = LOGITS.double().sigmoid().numpy()
 of_classes: list[tuple[Any, float]] = [
     (sk.accuracy_score, sk.accuracy_score(Y, GUESS)),
     (functools.partial(sk.f1_score, average="macro"), sk.f1_score(Y, GUESS, average="macro")),
-    (functools.partial(sk.precision_score, average="macro"),
-     sk.precision_score(Y, GUESS, average="macro")),
+    (
+        functools.partial(sk.precision_score, average="macro"),
+        sk.precision_score(Y, GUESS, average="macro"),
+    ),
     (sk.cohen_kappa_score, sk.cohen_kappa_score(Y, GUESS)),
     (sk.hamming_loss, -sk.hamming_loss(Y, GUESS)),
     (sk.zero_one_loss, -sk.zero_one_loss(Y, GUESS)),
     (sk.log_loss, -sk.log_loss(Y, PROBABILITIES)),
-    (functools.partial(sk.roc_auc_score, multi_class="ovr"),
-     sk.roc_auc_score(Y, PROBABILITIES, multi_class="ovr")),
-    (sk.make_scorer(sk.fbeta_score, beta=2, average="micro"),
-     sk.fbeta_score(Y, GUESS, beta=2, average="micro")),
+    (
+        functools.partial(sk.roc_auc_score, multi_class="ovr"),
+        sk.roc_auc_score(Y, PROBABILITIES, multi_class="ovr"),
+    ),
+    (
+        sk.make_scorer(sk.fbeta_score, beta=2, average="micro"),
+        sk.fbeta_score(Y, GUESS, beta=2, average="micro"),
+    ),
     (sk.make_scorer(sk.hamming_loss, greater_is_better=False), -sk.hamming_loss(Y, GUESS)),
     (sk.get_scorer("neg_log_loss"), -sk.log_loss(Y, PROBABILITIES)),
     (sk.get_scorer("balanced_accuracy"), sk.balanced_accuracy_score(Y, GUESS)),
@@ -107,8 +113,10 @@ of_binary: list[tuple[Any, float]] = [
     (sk.log_loss, -sk.log_loss(B, SIGMOID)),
     (sk.hinge_loss, -sk.hinge_loss(B, LOGITS)),
     (sk.get_scorer("roc_auc"), sk.roc_auc_score(B, LOGITS)),
-    (sk.make_scorer(lambda true, guess: float(np.mean(true > guess))),
-     float(np.mean(B.numpy() > (LOGITS > 0).numpy()))),
+    (
+        sk.make_scorer(lambda true, guess: float(np.mean(true > guess))),
+        float(np.mean(B.numpy() > (LOGITS > 0).numpy())),
+    ),
 ]
 
 
@@ -135,7 +143,10 @@ def test_of_a_regression(metric: Any, sign: int) -> None:
     for targets in (X[:, 0], X[:, :1]):
         expected = sign * metric(targets.flatten(), LOGITS)
         assert Fitness(BINARY, [(X, targets)], metric)() == pytest.approx(expected, rel=1e-5)
-    assert Fitness(BINARY, [(X, X[:, 0])], sk.make_scorer(rmse_of_arrays, greater_is_better=False))() < 0
+    assert (
+        Fitness(BINARY, [(X, X[:, 0])], sk.make_scorer(rmse_of_arrays, greater_is_better=False))()
+        < 0
+    )
 
 
 def rmse_of_arrays(true: Any, guess: Any) -> float:

@@ -117,7 +117,12 @@ def test_a_network_of_half_precision_that_overflows_is_not_accepted() -> None:
     y = (torch.rand(200) > 0.9).long()
     x = torch.randn(200, 4).half()
     model = nn.Sequential(
-        nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2), nn.LogSoftmax(1)
+        nn.Linear(4, 64),
+        nn.ReLU(),
+        nn.Linear(64, 64),
+        nn.ReLU(),
+        nn.Linear(64, 2),
+        nn.LogSoftmax(1),
     ).half()
     with torch.no_grad():
         for p in model.parameters():
