@@ -154,7 +154,7 @@ def rmse_of_arrays(true: Any, guess: Any) -> float:
 
 
 def test_what_compares_no_predictions_is_refused() -> None:
-    with pytest.raises(ValueError, match="silhouette_score.*function on .outputs, targets"):
+    with pytest.raises(ValueError, match=r"silhouette_score.*function on .outputs, targets"):
         Fitness(MODEL, [(X, Y)], sk.silhouette_score)
 
 

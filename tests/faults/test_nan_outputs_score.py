@@ -39,7 +39,7 @@ def broken(value: float = math.nan) -> nn.Linear:
 
 
 class Fragile(nn.Module):
-    """Is right on all of `Y`, but one output of the last example is not finite for negative bias."""
+    """Is right on all of `Y`, but the last example's outputs are infinite for a negative bias."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -123,13 +123,13 @@ REFUSED: dict[str, tuple[int, Any, dict[str, Any], str]] = {
     "three classes, one output": (1, Y, {}, "from 0 to 2, are no 0/1 labels: one output each"),
     "all ignored": (3, torch.full_like(Y, -100), {}, "every target is -100, which does not count"),
     "fewer columns": (3, torch.zeros(60, 2), {}, r"\(60, 3\).*\(60, 2\).*do not fit: give"),
-    "classes that are none": (3, (X[:, :3] > 0).float(), {"targets": "classes"}, "are no classes"),
+    "no classes": (3, (X[:, :3] > 0).float(), {"targets": "classes"}, "are no classes"),
     "labels that are none": (3, Y, {"targets": "labels"}, "are no labels"),
     "text": (
         3,
         {"a": Y},
         {},
-        r"takes targets that are one tensor, got a dict of \(60,\).*forward=",
+        r"targets that are one tensor, got a dict of \(60,\).*forward=",
     ),
 }
 
