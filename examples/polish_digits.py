@@ -2,10 +2,10 @@
 
     python examples/polish_digits.py --out demo-polish
 
-Real digits, cut so that the rarest class has a sixth of the examples of the most frequent one. A small network is
-trained by SGD, the biases of its decision are evolved on outputs for examples that the networks which
-gave them have not seen (`evostep.out_of_fold`), and the verdict is written as it falls. At the end
-the test examples are read once.
+Real digits, cut so that the rarest class has a sixth of the examples of the most frequent one. A
+small network is trained by SGD, the biases of its decision are evolved on outputs of networks that
+have not seen the examples (`evostep.out_of_fold`), and the verdict is written as it falls. At the
+end the test examples are read once.
 """
 
 from __future__ import annotations
@@ -36,8 +36,6 @@ def unequal_digits(seed: int) -> tuple[TensorDataset, TensorDataset]:
     )
     train_x, test_x = (torch.as_tensor(part / 16, dtype=torch.float32) for part in parts[:2])
     train_y, test_y = (torch.as_tensor(part) for part in parts[2:])
-    noise = torch.randn(train_x.shape, generator=generator), torch.randn(test_x.shape)
-    del noise
     return TensorDataset(train_x, train_y), TensorDataset(test_x, test_y)
 
 

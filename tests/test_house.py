@@ -47,6 +47,7 @@ ABOVE_FILES = {
     "engines/test_table",  # all engines against scoring in place
     "engines/test_traces",  # what all engines leave behind: nothing
     "lab/data/sources/test_sources",  # all sources by the table
+    "scoring/test_metrics_table",  # metrics x layouts x forms of targets
     "noise/test_low_rank",  # one kind of noise, down to its steps
     "strategies/test_table",  # all strategies by the table
     "test_house",

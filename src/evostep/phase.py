@@ -185,7 +185,7 @@ class Phase:
             candidate=candidate.value if candidate is not None else None,
             accepted=decision.accepted,
             failed=len(errors),
-            error=errors[0] if errors else None,
+            error=parent.error or (errors[0] if errors else None),
             sample_forwards=self._spent(),
             seconds=time.perf_counter() - clock,
             opened=opened,

@@ -76,9 +76,10 @@ class Record:
 def warn_of_failures(record: Record) -> None:
     """Warn where no member could be scored, or the center could not."""
     if not math.isfinite(record.parent):
+        why = f" ({record.error})" if record.error else ""
         warn(
             f"generation {record.generation}: the fitness of the weights as they stand is "
-            f"{record.parent}, and nothing can be told to be better: has training diverged?",
+            f"{record.parent}{why}, and nothing can be told to be better: has training diverged?",
         )
     if record.failed and not any(math.isfinite(score) for score in record.scores):
         warn(

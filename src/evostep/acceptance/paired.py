@@ -129,6 +129,8 @@ class PairedTest(Rule):
             stop_above: stop drawing once p must be above this; what is given then is a lower
                 bound, and above it, too.
         """
+        if math.isnan(parent.value) or math.isnan(candidate.value):
+            return 1.0  # one that failed has no scores of its examples
         if self.kind == "permutation":
             return self._permuted(parent, candidate, attempts, stop_above)
         if parent.per_example is None or candidate.per_example is None:

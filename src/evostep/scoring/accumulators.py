@@ -7,17 +7,22 @@ need those.
 from __future__ import annotations
 
 import copy
+import math
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from evostep.errors import InputError
 from evostep.scoring.batches import concatenate, map_tensors
+from evostep.scoring.finite import NOT_FINITE
+from evostep.scoring.forms import Form, Reader, needs_values
 
-PerExample = Callable[[Any, Any], Tensor]
+# (outputs, targets) -> (n,) of each example: a sum, and what it is divided by (None: 1)
+PerExample = Callable[[Any, Any], tuple[Tensor, Tensor | None]]
 
 
 class Accumulator(ABC):
@@ -25,9 +30,11 @@ class Accumulator(ABC):
 
     Attributes:
         gives_per_example: whether there are per-example values; None where only computing tells.
+        waits: whether computing waits for the device.
     """
 
     gives_per_example: bool | None = None
+    waits: bool = True
 
     @abstractmethod
     def update(self, outputs: Any, targets: Any) -> None:
@@ -42,22 +49,134 @@ class Accumulator(ABC):
 
 
 class Mean(Accumulator):
-    """The mean of a per-example metric, never holding more than its n values."""
+    """A quotient of sums over examples, never holding more than their 2 n numbers.
+
+    Args:
+        function: returns the two numbers of each example.
+        total: whether it is no quotient, but the sum.
+    """
 
     gives_per_example = True
+    waits = False
 
-    def __init__(self, function: PerExample) -> None:
+    def __init__(self, function: PerExample, *, total: bool = False) -> None:
         self.function = function
-        self.parts: list[Tensor] = []
+        self.total = total
+        self.sums: list[Tensor] = []
+        self.weights: list[Tensor] = []
 
     def update(self, outputs: Any, targets: Any) -> None:
         """Take one batch."""
-        self.parts.append(self.function(outputs, targets).double())
+        sums, weights = self.function(outputs, targets)
+        self.sums.append(sums.double())
+        if weights is not None:
+            self.weights.append(weights.double())
 
     def compute(self) -> tuple[float | Tensor, Tensor | None]:
         """Return the value, and that of each example if there are such."""
-        values = torch.cat(self.parts)
+        values = quotients(self.sums, self.weights, total=self.total)
         return values.mean(), values
+
+
+def quotients(sums: list[Tensor], weights: list[Tensor], *, total: bool = False) -> Tensor:
+    """Return the numbers of each example, (..., n), whose mean is the quotient of two sums.
+
+    Args:
+        sums: (..., n) of each batch.
+        weights: what to divide their sum by; empty: n.
+        total: whether their mean is to be the sum itself.
+
+    Example:
+        >>> quotients([torch.tensor([1.0, 4.0])], [torch.tensor([1.0, 3.0])]).tolist()
+        [0.5, 2.0]
+    """
+    values = torch.cat(sums, dim=-1)
+    if total:
+        return values * values.shape[-1]
+    if weights:
+        return values / torch.cat(weights, dim=-1).mean(-1, keepdim=True)
+    return values
+
+
+class Predicted(Accumulator):
+    """A metric of all predictions at once, such as macro-F1: they are kept until the end.
+
+    Args:
+        function: (predictions, true classes, how many classes, labels) -> a number; of shape (n,),
+            or (n, labels) with -1 for what does not count where labels is true.
+        form: how outputs and targets are read.
+    """
+
+    gives_per_example = False
+
+    def __init__(self, function: Callable[[Tensor, Tensor, int, bool], float], form: Form) -> None:
+        self.function = function
+        self.form = form
+        self.classes = 2
+        self.parts: list[tuple[Tensor, Tensor]] = []
+
+    def update(self, outputs: Any, targets: Any) -> None:
+        """Take one batch."""
+        guess, true, counted = self.form.predict(outputs, targets)
+        if counted is not None:
+            true = torch.where(counted, true, -1)
+        self.classes = self.form.classes(outputs)
+        labels = self.form.kind == "labels"
+        self.parts.append((guess, true) if labels else (guess.flatten(), true.flatten()))
+
+    def compute(self) -> tuple[float | Tensor, Tensor | None]:
+        """Return the value, and that of each example if there are such."""
+        guess, true = (torch.cat(column) for column in zip(*self.parts, strict=True))
+        labels = self.form.kind == "labels"
+        if not labels and self.form.ignore_index is not None:
+            guess, true = guess[true >= 0], true[true >= 0]
+        return self.function(guess, true, self.classes, labels), None
+
+
+class Undecided(Accumulator):
+    """The first scoring of a fitness: finds how outputs and targets are read, then goes on.
+
+    Args:
+        reader: finds it, and keeps it for the scorings to come.
+        build: makes the accumulator of the form that is found.
+        who: asks, to be told in errors.
+        of_loss: see `evostep.scoring.forms.read_form`.
+    """
+
+    def __init__(
+        self, reader: Reader, build: Callable[[Form], Accumulator], who: str, *, of_loss: bool
+    ) -> None:
+        self.reader, self.build, self.who, self.of_loss = reader, build, who, of_loss
+        self.gives_per_example = build(Form("classes")).gives_per_example
+        self.held: list[tuple[Any, Any]] = []
+        self.made: Accumulator | None = None
+        self.counted = False  # whether a target did
+
+    def update(self, outputs: Any, targets: Any) -> None:
+        """Take one batch; it is held as long as only all values tell how it is read."""
+        self.held.append((outputs, targets))
+        if self.reader.form is not None or not needs_values(outputs, targets):
+            self._take()
+
+    def compute(self) -> tuple[float | Tensor, Tensor | None]:
+        """Return the value, and that of each example if there are such."""
+        self._take()
+        assert self.made is not None, "it was just made"
+        if not self.counted:
+            mark = self.reader.known.ignore_index
+            raise InputError(f"{self.who}: every target is {mark}, which does not count")
+        return self.made.compute()
+
+    def _take(self) -> None:
+        form = self.reader.form or self.reader.settle(self.held, self.who, of_loss=self.of_loss)
+        if self.made is None:
+            self.made = self.build(form)
+        for outputs, targets in self.held:
+            self.reader.check(outputs, targets, self.who, of_loss=self.of_loss)
+            mark = form.ignore_index
+            self.counted |= mark is None or bool((torch.as_tensor(targets) != mark).any())
+            self.made.update(outputs, targets)
+        self.held = []
 
 
 class Whole(Accumulator):
@@ -81,11 +200,14 @@ class Whole(Accumulator):
         """Return the value, and that of each example if there are such."""
         targets = concatenate(self.targets)
         result = self.function(concatenate(self.outputs), targets)
-        n = len(targets) if isinstance(targets, Tensor) and targets.ndim else None
-        if isinstance(result, Tensor) and result.ndim == 1 and n in (None, len(result)):
-            values = self.sign * result.detach().double()
+        n = len(targets) if isinstance(targets, Tensor | list) and _sized(targets) else None
+        values = _of_each(result, n)
+        if values is not None:
+            values = self.sign * values
             return float(values.mean()), values
-        return self.sign * _number(result), None
+        return self.sign * number(
+            result, "a metric must return one number, or one for each example"
+        ), None
 
 
 class TorchMetric(Accumulator):
@@ -106,7 +228,7 @@ class TorchMetric(Accumulator):
 
     def compute(self) -> tuple[float, Tensor | None]:
         """Return the value, and that of each example if there are such."""
-        return self.sign * _number(self.metric.compute()), None
+        return self.sign * number(self.metric.compute(), "a metric must compute one number"), None
 
 
 class Stacked:
@@ -122,17 +244,20 @@ class Stacked:
     def __init__(self, make: Callable[[], Accumulator], n: int) -> None:
         self._members: list[Accumulator | Exception] = [make() for _ in range(n)]
         first = self._members[0]
-        self._per_example = first.function if isinstance(first, Mean) else None
-        self._parts: list[Tensor] = []
+        self._mean = first if isinstance(first, Mean) else None
+        self._sums: list[Tensor] = []
+        self._weights: list[Tensor] = []
 
     def update(self, outputs: Any, targets: Any) -> None:
         """Take one batch: outputs with a leading dimension of members, targets without."""
         n = len(self._members)
-        if self._per_example is not None:
+        if self._mean is not None:
             together = map_tensors(outputs, lambda t: t.flatten(0, 1))
             repeated = map_tensors(targets, lambda t: t.repeat(n, *[1] * (t.dim() - 1)))
-            values = self._per_example(together, repeated).double()
-            self._parts.append(values.view(n, -1))
+            sums, weights = self._mean.function(together, repeated)
+            self._sums.append(sums.double().view(n, -1))
+            if weights is not None:
+                self._weights.append(weights.double().view(n, -1))
             return
         for i, member in enumerate(self._members):
             if isinstance(member, Accumulator):
@@ -141,12 +266,24 @@ class Stacked:
                 except Exception as error:
                     self._members[i] = error
 
-    def compute(self) -> list[tuple[float | Tensor, Tensor | None] | Exception]:
-        """Return for each member what `Accumulator.compute` returns, or what its metric raised."""
-        if self._parts:
-            values = torch.cat(self._parts, dim=1)  # (n, examples)
+    def compute(
+        self, finite: Tensor | None = None
+    ) -> list[tuple[float | Tensor, Tensor | None] | Exception | str]:
+        """Return for each member what `Accumulator.compute` returns, or why there is nothing.
+
+        Args:
+            finite: (members,) bool, whether a member's outputs were; None: all were.
+        """
+        if self._mean is not None:
+            values = quotients(self._sums, self._weights, total=self._mean.total)  # (n, examples)
+            if finite is not None:
+                values = torch.where(finite[:, None], values, torch.nan)
             return list(zip(values.mean(1).tolist(), values, strict=True))  # one transfer
-        return [_computed(member) for member in self._members]
+        sound = [True] * len(self._members) if finite is None else finite.tolist()
+        return [
+            _computed(member) if fine else NOT_FINITE
+            for member, fine in zip(self._members, sound, strict=True)
+        ]
 
 
 def _computed(
@@ -160,13 +297,37 @@ def _computed(
         return error
 
 
-def _number(result: Any) -> float:
-    if isinstance(result, Tensor) and result.numel() == 1:
-        return float(result)
-    if isinstance(result, Tensor | Mapping | Sequence):
-        shape = f" of shape {tuple(result.shape)}" if isinstance(result, Tensor) else ""
-        raise ValueError(
-            f"a metric must return one number, or one for each example, got a "
-            f"{type(result).__name__}{shape}"
-        )
-    return float(result)
+def _sized(targets: Any) -> bool:
+    return not isinstance(targets, Tensor) or targets.ndim > 0
+
+
+def _of_each(result: Any, n: int | None) -> Tensor | None:
+    """Return a metric's values as (n,) float64, if it gave one for each example."""
+    if isinstance(result, list | tuple) or type(result).__module__ == "numpy":
+        try:
+            result = torch.as_tensor(result)
+        except (TypeError, ValueError, RuntimeError):
+            return None
+    if not isinstance(result, Tensor) or result.ndim == 0 or result.is_complex():
+        return None
+    if result.ndim == 2 and result.shape[1] == 1:
+        result = result[:, 0]
+    fits = n is None or len(result) == n
+    return result.detach().double() if result.ndim == 1 and fits else None
+
+
+def number(result: Any, must: str) -> float:
+    """Return what a metric or a fitness gave as a number.
+
+    Raises:
+        InputError: it is none.
+    """
+    shape = getattr(result, "shape", None)
+    try:
+        if isinstance(result, str | bytes) or (shape is not None and math.prod(shape) != 1):
+            raise TypeError
+        return float(result if shape is None or shape == () else result.reshape(()))
+    except (TypeError, ValueError, RuntimeError, AttributeError):
+        of_shape = f" of shape {tuple(shape)}" if shape is not None else ""
+        got = "None: is a `return` missing?" if result is None else f"a {type(result).__name__}"
+        raise InputError(f"{must}, got {got}{of_shape}") from None

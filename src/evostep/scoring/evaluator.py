@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from evostep.noise import derive_seed
+from evostep.scoring.accumulators import number
 from evostep.scoring.batches import Examples
 from evostep.scoring.fitness import Fitness
 from evostep.scoring.isolation import ModuleState, seed_everything
@@ -128,7 +129,7 @@ class Evaluator:
         self.spent += round.cost
         with self.unchanged(round):
             if not isinstance(self.fitness, Fitness):
-                return Scores(float(self.fitness()))
+                return Scores(number(self.fitness(), "a fitness must return one number"))
             assert round.examples is not None, "this evaluator's own round has them"
             return self.fitness.score(round.examples, keep_outputs=keep_outputs, watch=watch)
 

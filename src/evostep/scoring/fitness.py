@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from evostep.errors import warn
 from evostep.noise import derive_seed, make_generator
 from evostep.scoring.accumulators import Stacked
 from evostep.scoring.batches import (
@@ -25,8 +26,10 @@ from evostep.scoring.batches import (
     model_device,
 )
 from evostep.scoring.calibration import Calibration
+from evostep.scoring.finite import NOT_FINITE, Finite
+from evostep.scoring.forms import Reader, TargetKind
 from evostep.scoring.isolation import ModuleState, preserved_rng
-from evostep.scoring.metrics import MetricLike, make_metric
+from evostep.scoring.metrics import MetricLike, known_of, make_metric
 from evostep.scoring.scores import Scores
 
 
@@ -43,8 +46,8 @@ class Fitness:
             dictionary with its targets under one of ``labels, label, targets, target, y`` and the
             model's keyword arguments under the other keys.
         metric: ``"accuracy"``, ``"balanced-accuracy"``, ``"macro-f1"``, ``"neg-loss"``, a
-            torchmetrics metric, or a callable on (outputs, targets) that returns a number, or one
-            for each example as a tensor of shape (n,).
+            torchmetrics metric, a function or scorer of scikit-learn's, or a callable on (outputs,
+            targets) that returns a number, or one for each example, shape (n,).
         loss: what ``"neg-loss"`` is minus of; any function or module on (outputs, targets).
         higher_is_better: the direction of the metric, where it does not say itself. The fitness of
             a metric that is to be small is minus the metric.
@@ -58,10 +61,19 @@ class Fitness:
             weights that evolution proposes, before they are scored. The center is scored as it
             stands, and a center that is accepted keeps the statistics with which it was scored.
             Take training examples. Counted as forwards.
+        targets: ``"classes"`` or ``"labels"``: whether 0/1 targets of the outputs' shape are one
+            class, one-hot, or several labels. ``"auto"``: classes if each row sums to 1.
+        class_dim: the dimension of the outputs where the classes are, such as 1 or -1. None: found
+            by shapes, for ``(n, classes, ...)`` and ``(n, ..., classes)``.
 
     Raises:
         ValueError: batches that can be read only once, that shuffle, or that are none; an unknown
-            metric or one of unknown direction.
+            metric or one of unknown direction, a loss among them; at the first scoring, targets
+            that a metric with a name does not understand.
+
+    Outputs that are NaN or infinite are a failure, whatever the metric: the value is NaN. Targets
+    equal to the loss's ``ignore_index`` (-100) do not count, nor what the model gives for them.
+    What each metric reads is told in docs/scores.md.
 
     Example:
         >>> import torch
@@ -85,6 +97,8 @@ class Fitness:
         forward: Forward | None = None,
         autocast: torch.dtype | None = None,
         calibration: Iterable[Any] | None = None,
+        targets: TargetKind = "auto",
+        class_dim: int | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise ValueError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -102,7 +116,10 @@ class Fitness:
         self.mode = mode
         self.batches_per_generation = batches_per_generation
         self.batches = Batches(batches, forward)
-        self._make_accumulator = make_metric(metric, loss=loss, higher_is_better=higher_is_better)
+        self.reader = Reader(known_of(loss, targets=targets, class_dim=class_dim))
+        self._make_accumulator = make_metric(
+            metric, loss=loss, higher_is_better=higher_is_better, reader=self.reader
+        )
         self.calibration: Calibration | None = None
         if calibration is not None:
             self.calibration = Calibration(model, calibration, forward=forward)
@@ -123,9 +140,13 @@ class Fitness:
         with preserved_rng():
             state = ModuleState(self.model)
             try:
-                return self.score(self.batches.examples(self.model)).value
+                scores = self.score(self.batches.examples(self.model))
+                value = scores.value
             finally:
                 state.restore()
+        if scores.failed:
+            warn(f"the fitness is {value}: {scores.error}")
+        return value
 
     def examples(self, seed: int = 0, generation: int = 0) -> Examples:
         """Return the examples of one generation: a pure function of (seed, generation)."""
@@ -155,21 +176,35 @@ class Fitness:
             keep_outputs: whether the scores hold the outputs of all examples, and their targets.
             watch: is shown the outputs and the targets of each batch.
         """
-        accumulator = self._make_accumulator()
         kept: list[tuple[Any, Any]] = []
-        with self.scoring():
+        finite = Finite(self.reader)
+        with self._first_look(), self.scoring():
+            accumulator = self._make_accumulator()
             for inputs, targets in examples:
                 outputs, targets = self.apply(self.model, inputs, targets)
-                accumulator.update(outputs, targets)
+                try:
+                    accumulator.update(outputs, targets)
+                except Exception:
+                    finite.see(outputs, targets)
+                    if finite.failed:
+                        return Scores.failure(NOT_FINITE)
+                    raise
+                finite.see(outputs, targets)  # how a first batch is read is known by now
                 if watch is not None:
                     watch(outputs, targets)
                 if keep_outputs:
                     kept.append((outputs, targets))
+        if accumulator.waits and finite.failed:
+            return Scores.failure(NOT_FINITE)
         value, per_example = accumulator.compute()
+        flags = finite.flags()
+        if flags is not None and per_example is not None and not accumulator.waits:
+            value = torch.where(flags, value, torch.nan).squeeze()
+            per_example = torch.where(flags, per_example, torch.nan)
         if not keep_outputs:
-            return Scores(value, per_example)
+            return Scores(value, per_example, finite=flags)
         outputs, targets = (concatenate(column) for column in zip(*kept, strict=True))
-        return Scores(value, per_example, outputs, targets, self.measure)
+        return Scores(value, per_example, outputs, targets, self.measure, finite=flags)
 
     @torch.no_grad()
     def score_stacked(
@@ -190,14 +225,35 @@ class Fitness:
         """
         if self.has_own_forward:
             raise ValueError("a fitness with a forward= of its own scores members one by one")
-        stacked = Stacked(self._make_accumulator, n)
+        stacked, finite = Stacked(self._make_accumulator, n), Finite(self.reader, n)
         with self.scoring():
             for inputs, targets in examples:
-                stacked.update(forward(inputs), targets)
+                outputs = forward(inputs)
+                stacked.update(outputs, targets)
+                finite.see(outputs, targets)
+        flags = finite.flags()
         return [
-            Scores.failure(found) if isinstance(found, Exception) else Scores(*found)
-            for found in stacked.compute()
+            Scores.failure(found)
+            if isinstance(found, Exception | str)
+            else Scores(*found, finite=None if flags is None else flags[i])
+            for i, found in enumerate(stacked.compute(flags))
         ]
+
+    @contextmanager
+    def _first_look(self) -> Iterator[None]:
+        """Let the first scoring find out how outputs and targets are read."""
+        if self.reader.met:
+            yield
+            return
+        everything = None if self.has_own_forward else self.batches.examples(self.model)
+        targets = None if everything is None else [targets for _, targets in everything]
+        self.reader.meet(self.model, targets)
+        hook = self.model.register_forward_hook(self.reader.note_output)
+        try:
+            yield
+        finally:
+            hook.remove()
+        self.reader.met = True
 
     @property
     def has_own_forward(self) -> bool:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evostep.scoring.finite import NOT_FINITE
+
 
 class Scores:
     """The outcome of one scoring of a model, or why there is nothing.
@@ -22,6 +24,8 @@ class Scores:
         targets: what `outputs` was compared with; None unless asked for.
         measure: returns the value of any (outputs, targets); None unless asked for.
         error: why there is no score (the value is NaN then); None where there is one.
+        finite: (1,) bool, whether the outputs were finite, where that may still be on its way; the
+            value is NaN if not. None: they were.
         seen: on how many examples it was scored; None: on all of the generation's. With fewer its
             value is an estimate that is below the best member's.
 
@@ -41,6 +45,7 @@ class Scores:
         measure: Callable[[Any, Any], float] | None = None,
         *,
         error: str | None = None,
+        finite: Tensor | None = None,
         seen: int | None = None,
     ) -> None:
         self._value = value
@@ -50,6 +55,7 @@ class Scores:
         self.measure = measure
         self.error = error
         self.seen = seen
+        self._finite = finite
 
     @classmethod
     def failure(cls, error: Exception | str, *, seen: int | None = None) -> Scores:
@@ -62,6 +68,10 @@ class Scores:
         """The fitness; waits for the device if it has not been read."""
         if isinstance(self._value, Tensor):
             self._value = float(self._value)
+        if math.isnan(self._value) and self._finite is not None:
+            if not bool(self._finite):
+                self.error = NOT_FINITE
+            self._finite = None
         return self._value
 
     @property
@@ -87,7 +97,7 @@ def read(scores: Sequence[Scores]) -> list[Scores]:
             one._value = value
     return [
         one
-        if one.failed or math.isfinite(one.value)
+        if math.isfinite(one.value) or one.failed
         else Scores.failure(f"the fitness was {one.value}")
         for one in scores
     ]

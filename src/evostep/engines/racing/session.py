@@ -135,7 +135,8 @@ class Races(Session[Engine]):
             self.strata(round, parent.per_example),
             score,
             beats_parent=round.competition is not None and round.competition.beats_parent,
-            within_one=self._is_accuracy,
+            # an example weighs more where it has more targets that count
+            within_one=self._is_accuracy and float(parent.per_example.max()) <= 1,
             z=quantile(level),
         )
         return race.run(len(members), [*stops, n])

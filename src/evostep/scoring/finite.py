@@ -1,0 +1,89 @@
+"""Outputs that are NaN or infinite: no metric is asked about them, the member has failed.
+
+Argmax and thresholds would turn them into votes. What is found stays on the device until somebody
+reads it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evostep.scoring.batches import leaves
+from evostep.scoring.forms import Form, Reader
+
+NOT_FINITE = (
+    "the model's outputs are NaN or infinite (logits that are masked on purpose take a large "
+    "finite number, such as torch.finfo(dtype).min)"
+)
+
+
+class Finite:
+    """Watches the outputs of one scoring; those at targets that do not count may be anything.
+
+    Args:
+        reader: knows which targets count.
+        members: how many, where outputs have a leading dimension of them; None: they have not.
+    """
+
+    def __init__(self, reader: Reader, members: int | None = None) -> None:
+        self._reader = reader
+        self._members = members
+        self._ends: list[Tensor] = []
+
+    def see(self, outputs: Any, targets: Any) -> None:
+        """Look at the numbers of one batch, without waiting for the device."""
+        if self._reader.marks and isinstance(outputs, Tensor) and isinstance(targets, Tensor):
+            outputs = self._counted(outputs, targets)
+        for leaf in leaves(outputs):
+            if not isinstance(leaf, Tensor) or leaf.layout != torch.strided or not leaf.numel():
+                continue
+            leaf = torch.view_as_real(leaf) if leaf.is_complex() else leaf
+            if not leaf.is_floating_point():
+                continue
+            leaf = leaf.float() if leaf.element_size() < 2 else leaf
+            rows = leaf.reshape(self._members or 1, -1)
+            self._ends += rows.aminmax(dim=1)
+
+    def _counted(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        if self._members is None:
+            return without_ignored(outputs, targets, self._reader)
+        repeated = targets.repeat(self._members, *[1] * (targets.ndim - 1))
+        return without_ignored(outputs.flatten(0, 1), repeated, self._reader)
+
+    def flags(self) -> Tensor | None:
+        """Return whether all outputs seen are finite, of each member, (members or 1,) bool."""
+        if not self._ends:
+            return None
+        return torch.stack([end.double() for end in self._ends]).isfinite().all(0)
+
+    @property
+    def failed(self) -> bool:
+        """Whether some were not; waits for the device."""
+        flags = self.flags()
+        return flags is not None and not bool(flags.all())
+
+
+def without_ignored(outputs: Tensor, targets: Tensor, reader: Reader) -> Tensor:
+    """Return outputs with zeros at the targets that do not count, where these can be told.
+
+    Example:
+        >>> outputs, targets = torch.full((2, 3), torch.nan), torch.tensor([-100, -100])
+        >>> without_ignored(outputs, targets, Reader()).isfinite().all()
+        tensor(True)
+    """
+    if targets.is_floating_point() or targets.dtype == torch.bool:
+        return outputs
+    form, mark = reader.form or Form("unknown"), reader.known.ignore_index
+    if form.kind != "unknown":
+        outputs, targets = form.align(outputs, targets)
+    ignored = targets == mark
+    if outputs.ndim == targets.ndim + 1:
+        by_last = form.kind == "unknown" and outputs.shape[:-1] == targets.shape
+        ignored = ignored.unsqueeze(-1 if by_last else 1)
+    try:
+        return outputs.masked_fill(ignored, 0)
+    except RuntimeError:  # of other shapes: nothing is known of them
+        return outputs

@@ -1,0 +1,134 @@
+"""scikit-learn's metrics and scorers: called with (true, predicted), in their own direction.
+
+Nothing of scikit-learn is imported here: its functions are known by their module and by the names
+of their parameters.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+from torch import Tensor
+
+from evostep.errors import InputError
+from evostep.scoring.forms import Form, Reader, as_tensor, read_form
+
+Wants = Literal["predictions", "probabilities", "decisions", "outputs"]
+_BY_PARAMETER: dict[str, Wants] = {
+    "y_score": "probabilities",
+    "y_prob": "probabilities",
+    "y_proba": "probabilities",
+    "pred_decision": "decisions",
+}
+_OF_PROBABILITIES = ("log_loss", "d2_log_loss_score")  # which call them y_pred
+_LOW = ("_loss", "_error", "_deviance")
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """A metric of scikit-learn's.
+
+    Attributes:
+        function: takes (true, predicted) as arrays, returns a number.
+        name: of it.
+        higher_is_better: its direction.
+        wants: what it compares with the truth.
+        own: whether a user wrote the function, and gave it to `make_scorer`.
+    """
+
+    function: Callable[[Any, Any], Any]
+    name: str
+    higher_is_better: bool
+    wants: Wants
+    own: bool = False
+
+
+def recognise(metric: Any) -> Recognised | None:
+    """Return what is known of a function or scorer of scikit-learn's; None: it is none of these.
+
+    Raises:
+        InputError: a function that does not compare predictions with a truth.
+    """
+    inner, options = _without_partial(metric)
+    module = str(getattr(inner, "__module__", ""))
+    scorer = type(inner)
+    if scorer.__module__.startswith("sklearn.metrics._scorer") and hasattr(inner, "_score_func"):
+        function, kwargs = inner._score_func, {**inner._kwargs, **options}
+        up = inner._sign > 0
+        known = recognise(function)
+        wants: Wants = known.wants if known is not None else "predictions"
+        response = inner._response_method
+        if known is None and response != "predict":
+            wants = "decisions" if response == "decision_function" else "probabilities"
+        name = getattr(function, "__name__", "a scorer")
+        return Recognised(partial(function, **kwargs), name, up, wants, own=known is None)
+    if not module.startswith("sklearn.metrics") or not inspect.isfunction(inner):
+        return None
+    name = inner.__name__
+    first, second = [*inspect.signature(inner).parameters, "", ""][:2]
+    if first not in ("y_true", "y1", "labels_true"):
+        raise InputError(
+            f"metric {name} of scikit-learn does not compare predictions with a truth: pass a "
+            "function on (outputs, targets)"
+        )
+    wants = _BY_PARAMETER.get(second, "predictions")
+    if name in _OF_PROBABILITIES:
+        wants = "probabilities"
+    elif "_regression" in module:
+        wants = "outputs"
+    return Recognised(partial(inner, **options), name, not name.endswith(_LOW), wants)
+
+
+def _without_partial(metric: Any) -> tuple[Any, dict[str, Any]]:
+    if not isinstance(metric, partial) or metric.args:
+        return metric, {}
+    inner, options = _without_partial(metric.func)
+    return inner, {**options, **metric.keywords}
+
+
+def call(found: Recognised, reader: Reader, outputs: Any, targets: Any) -> float:
+    """Return the number that a metric of scikit-learn's gives, higher or lower as it is."""
+    who = f"metric {found.name}"
+    if found.wants == "outputs":
+        return found.function(*_plain(outputs, targets, who))  # type: ignore[no-any-return]
+    try:
+        form = read_form([(outputs, targets)], reader.known, who)
+    except InputError:
+        if not found.own:
+            raise
+        return found.function(*_plain(outputs, targets, who))  # type: ignore[no-any-return]
+    guess, true, counted = form.predict(outputs, targets)
+    if found.wants != "predictions":
+        guess = _scores(form, outputs, targets, decisions=found.wants == "decisions")
+    if form.kind != "labels":
+        guess = guess.flatten(0, true.ndim - 1)  # (positions,) or (positions, classes)
+        true = true.flatten()
+        if counted is not None:
+            guess, true = guess[counted.flatten()], true[counted.flatten()]
+    return found.function(true.cpu().numpy(), guess.cpu().numpy())  # type: ignore[no-any-return]
+
+
+def _plain(outputs: Any, targets: Any, who: str) -> tuple[Any, Any]:
+    outputs = as_tensor(outputs, who=who)
+    targets = as_tensor(targets, outputs, who=who)
+    if targets.numel() == outputs.numel():
+        outputs = outputs.reshape(targets.shape)
+    return targets.double().cpu().numpy(), outputs.double().cpu().numpy()
+
+
+def _scores(form: Form, outputs: Tensor, targets: Any, *, decisions: bool) -> Tensor:
+    """Return the probability of 1, or of each class, (..., classes); or logits as decisions."""
+    outputs = form.align(outputs, targets)[0].double()
+    if form.kind != "classes":
+        return outputs if decisions or form.probabilities else outputs.sigmoid()
+    outputs = outputs.movedim(1, -1)
+    near = bool(((outputs.sum(-1) - 1).abs() < 1e-3).all())
+    if not decisions and not (near and bool((outputs >= 0).all())):
+        outputs = outputs.softmax(-1)
+    if outputs.shape[-1] > 2:
+        return outputs
+    return outputs[..., 1] - outputs[..., 0] if decisions else outputs[..., 1]
