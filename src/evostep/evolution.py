@@ -260,8 +260,8 @@ class Evolution:
 
     def _evaluator(self, fitness: FitnessLike) -> Evaluator:
         model = fitness.model if isinstance(fitness, Fitness) else self.model
-        touched = set(self.space.touched(self.slots)) if self.space.moves_buffers else set()
-        moving = {id(tensor) for name, tensor in self.slots.buffers.items() if name in touched}
+        live = self.slots.live
+        moving = {id(live[name]) for name in self.space.touched(self.slots)}
         return Evaluator(fitness, ModuleState(model, moving) if model is not None else None)
 
     def _generation(self, phase: Phase) -> Record:

@@ -88,6 +88,16 @@ class Center:
         for state in self._states if buffers else ():
             state.restore()
 
+    def derive_weights(self) -> None:
+        """Make weights that hooks of the model derive (`weight_norm`, pruning) the center's."""
+        for state in self._states:
+            state.derive_weights()
+
+    def hold_attributes(self) -> None:
+        """Take what a callback of the user's set on modules as what scorings put back."""
+        for state in self._states:
+            state.hold_attributes()
+
     def _keep(self, statistics: list[Tensor] | None) -> None:
         if statistics is not None and self._evaluator.state is not None:
             self._evaluator.state.write(statistics)
