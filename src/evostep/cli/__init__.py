@@ -17,13 +17,14 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit code: 0, or 130 after Ctrl-C. Bad input leaves with 2 and one line that names it.
     """
+    from evostep.errors import InputError, needs_package
+
     try:
         from evostep.cli.parser import COMMANDS, fail, parse
     except ImportError as error:
-        raise SystemExit(
-            f"evostep: error: the command line needs {error.name}: pip install 'evostep[lab]'"
-        ) from error
-    from evostep.errors import InputError
+        package = (error.name or "").partition(".")[0]
+        line = needs_package("the command line", package, "evostep[lab]", error)
+        raise SystemExit(f"evostep: error: {line}") from error
 
     parsed = parse(sys.argv[1:] if arguments is None else arguments)
     command: str = parsed.command

@@ -88,6 +88,21 @@ class Center:
         for state in self._states if buffers else ():
             state.restore()
 
+    @torch.no_grad()
+    def disturbed(self) -> bool:
+        """Whether somebody else wrote to the weights; then the center is due to be restored."""
+        workspace = self.workspace
+        center = Tensors(workspace.genome.center)
+        apart = [
+            torch.any((there != tensor) & ~(there.isnan() & tensor.isnan()))
+            for name, tensor in workspace.live.items()
+            for there in [workspace.space.decode(center, name).to(tensor.dtype)]
+        ]
+        if any(apart):
+            workspace.disturbed()
+            return True
+        return False
+
     def derive_weights(self) -> None:
         """Make weights that hooks of the model derive (`weight_norm`, pruning) the center's."""
         for state in self._states:

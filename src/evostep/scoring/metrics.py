@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from evostep.errors import unknown_name
+from evostep.errors import needs_package, unknown_name
 from evostep.scoring.accumulators import Accumulator, Mean, PerExample, TorchMetric, Whole
 
 
@@ -72,9 +72,7 @@ def _torchmetrics() -> Any:
     try:
         from torchmetrics.functional import classification
     except ImportError as error:
-        raise ImportError(
-            "this metric needs torchmetrics: pip install 'evostep[metrics]'"
-        ) from error
+        raise needs_package("this metric", "torchmetrics", "evostep[metrics]", error) from error
     return classification
 
 
