@@ -221,6 +221,7 @@ class Evolved(Optimizer):
         An accepted move treats the base's momentum as the `momentum` policy says. Copies of the
         weights in the base's state move with the weights (`evostep.weight_copies`).
         """
+        self.evolution.refuse_within("evolve")
         if not self.evolution.slots.named and isinstance(fitness, Fitness):
             self.evolution.bind(slots_of_groups(self.base.param_groups, fitness.model))
             self._model = fitness.model

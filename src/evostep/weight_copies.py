@@ -23,10 +23,24 @@ MOVES: dict[str, frozenset[str]] = {
             *("master", "master_param", "master_params", "fp32_param", "param_fp32"),
             *("slow", "slow_param", "slow_params", "slow_buffer", "slow_weights"),
             *("cached_params", "ema", "ema_param", "ema_params", "param_ema", "shadow"),
-            *("x0", "p0", "anchor", "initial_param", "param_copy"),
+            *("x0", "p0", "prev_param", "anchor", "initial_param", "param_copy"),
         }
     ),
+    "A2Grad": frozenset({"x_k"}),
     "ASGD": frozenset({"ax"}),
+    "AccSGD": frozenset({"momentum_buffer"}),
+    "DAdaptSGD": frozenset({"z"}),
+    "FOCUS": frozenset({"pbar"}),
+    **dict.fromkeys(
+        (
+            *("SGDScheduleFree", "AdamWScheduleFree", "RAdamScheduleFree", "ScheduleFreeWrapper"),
+            *("SGDScheduleFreeReference", "AdamWScheduleFreeReference"),
+            *("ScheduleFreeSGD", "ScheduleFreeAdamW", "ScheduleFreeRAdam"),
+            *("SGDScheduleFreeClosure", "AdamWScheduleFreeClosure", "RAdamScheduleFreeClosure"),
+            "AdamWScheduleFreePaper",
+        ),
+        frozenset({"z"}),
+    ),
 }
 # What it calls something else of the same shape: moments, curvatures, steps.
 STAYS = frozenset(
@@ -37,6 +51,8 @@ STAYS = frozenset(
         *("exp_avg_var", "exp_hessian_diag_sq", "exp_grad_norm", "hessian", "hessian_moment"),
     }
 )
+# Whose weights are a function of such a state that no displacement is known for: told.
+COMPUTES = {"FTRL": "z"}
 # How like the weights a tensor of another name must be (the cosine of their angle) to be told.
 _ALIKE, _DEVIATIONS = 0.5, 5.0
 
@@ -145,18 +161,23 @@ def _fits(value: Any, p: Tensor) -> bool:
 
 
 def _equals(value: Tensor, p: Tensor) -> bool:
-    same = torch.equal(value.to(p.dtype), p)
-    return same and bool((p != p.flatten()[0]).any())
+    return torch.equal(value.to(p.dtype), p) and not _constant(p)
+
+
+def _constant(p: Tensor) -> bool:
+    return p.numel() == 0 or not bool((p != p.flatten()[0]).any())
 
 
 def _unknown(optimizer: Optimizer, tensors: Collection[Tensor]) -> str | None:
     """Return the key of a state that is like the weights, of whatever name; None: there is none."""
+    if type(optimizer).__name__ in COMPUTES:
+        return COMPUTES[type(optimizer).__name__]
     known = STAYS | MOVES[""] | MOVES.get(type(optimizer).__name__, frozenset())
     sums: dict[str, list[Tensor]] = {}
     numbers: dict[str, int] = {}
     for p in tensors:
         for key, value in _state_of(optimizer, p).items():
-            if key in known or _equals(value, p):
+            if key in known or _equals(value, p) or _constant(p):
                 continue
             a, b = value.double().flatten(), p.detach().double().flatten()
             products = torch.stack([a @ b, a @ a, b @ b])

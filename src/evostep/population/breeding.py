@@ -14,6 +14,7 @@ from evostep.noise import draw
 from evostep.population.individual import Individual, transplant, warn_of_followers
 from evostep.population.scoring import Scorer
 from evostep.population.selection import recombine
+from evostep.scoring.attributes import derive_weights
 from evostep.scoring.scores import Scores
 from evostep.strategies.base import ScaleKind
 
@@ -34,6 +35,7 @@ class Newborn:
         for name, tensor in self.individual.tensors().items():
             tensor.copy_(self.tensors[name])
             tensor.grad = None
+        derive_weights(self.individual.model)
 
 
 class Litter:
