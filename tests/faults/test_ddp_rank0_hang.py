@@ -26,15 +26,12 @@ dist.init_process_group(
 )
 torch.manual_seed(0)
 net = nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
-model = nn.parallel.DistributedDataParallel(net)
-optimizer = evostep.Evolved(
-    torch.optim.SGD(model.named_parameters(), lr=0.1), evostep.OpenAIES(0.1, population=4)
-)
-fitness = evostep.Fitness(model, [(torch.randn(8, 8), torch.arange(8) % 3)], "accuracy")
+search = evostep.Evolution(net, evostep.OpenAIES(0.1, population=4))
+fitness = evostep.Fitness(net, [(torch.randn(8, 8), torch.arange(8) % 3)], "accuracy")
 before = [p.detach().clone() for p in net.parameters()]
 def attempt():
     try:
-        optimizer.evolve(fitness, 2)
+        search.evolve(fitness, 2)
     except ValueError as error:
         print(error, flush=True)
 if rank == 0:
@@ -44,10 +41,7 @@ attempt()  # all
 assert all(torch.equal(p, q) for p, q in zip(net.parameters(), before))
 dist.barrier()
 dist.destroy_process_group()
-optimizer = evostep.Evolved(
-    torch.optim.SGD(net.parameters(), lr=0.1), evostep.OpenAIES(0.1, population=4)
-)
-optimizer.evolve(evostep.Fitness(net, [(torch.randn(8, 8), torch.arange(8) % 3)], "accuracy"))
+search.evolve(fitness)
 print("evolved", flush=True)
 """
 
