@@ -23,7 +23,7 @@ def fitness() -> object:
 def span(folder: Path) -> object:
     model = torch.nn.Linear(2, 2)
     (folder / "w.safetensors").write_bytes(b"")
-    space = Span([str(folder / "w.safetensors")])
+    space = Span(checkpoints=[str(folder / "w.safetensors")])
     return Evolution(model, CMAES(0.1), space=space).evolve(lambda: 0.0)
 
 
@@ -32,6 +32,17 @@ NEEDS: dict[str, Callable[[Path], object]] = {
     "torchmetrics": lambda _: fitness(),
     "safetensors": span,
 }
+
+
+class Absent:
+    """Finds no package of this name."""
+
+    def __init__(self, package: str) -> None:
+        self.package = package
+
+    def find_spec(self, name: str, *_: object) -> None:
+        if name == self.package:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
 @pytest.fixture
@@ -55,7 +66,7 @@ def test_what_is_told(
 ) -> None:
     hidden(package)
     if how == "absent":
-        monkeypatch.setitem(sys.modules, package, None)
+        monkeypatch.setattr(sys, "meta_path", [Absent(package), *sys.meta_path])
     else:
         (tmp_path / package).mkdir()
         line = "import no_such_thing" if how != "broken" else "raise ImportError('libx.so.1: gone')"

@@ -47,6 +47,21 @@ def test_random_search_in_inference_mode_and_out_of_it(name: str) -> None:
         assert parents(SEARCHES[name], made, *(one == "i" for one in evolved)) == plain
 
 
+@pytest.mark.parametrize("engine", ["auto", "lowrank", "vmap", "prefix"])
+@pytest.mark.filterwarnings("ignore:engine")
+def test_samples_around_an_anchor_score_the_same_in_every_engine(engine: str) -> None:
+    """Their low-rank factors are relative to the anchor, from which the center has moved."""
+    found = []
+    for one in ("inplace", engine):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+        search = Evolution(model, SEARCHES["low rank"], engine=one)
+        records = search.evolve(Fitness(model, [(X, Y)], "neg-loss"), 4)
+        assert [record.accepted for record in records[:2]] == [True, True]
+        found.append([score for record in records for score in (record.parent, *record.scores)])
+    assert found[1] == pytest.approx(found[0], abs=1e-5)
+
+
 def averaged(kind: str, model: nn.Module) -> AveragedModel:
     if kind == "ema":
         return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
