@@ -75,13 +75,7 @@ class WeightCopies:
     def __init__(
         self, optimizer: Optimizer, tensors: Collection[Tensor], told: set[str], *, undo: bool
     ) -> None:
-        found = [
-            (p, kept)
-            for p in tensors
-            for one in _within(optimizer)
-            for kept in _copies(one, p, MOVES[""] | MOVES.get(type(one).__name__, frozenset()))
-        ]
-        self._copies = found
+        self._copies = found = [(p, kept) for p in tensors for kept in _copies(optimizer, p, p)]
         self._last = {id(p): p.detach().clone() for p, _ in found}
         self._start = [(p.detach().clone(), kept.clone()) for p, kept in found] if undo else []
         for one in _within(optimizer):
@@ -107,6 +101,13 @@ class WeightCopies:
                 kept.copy_(moved(kept, last, p))
         for p, _ in self._copies:
             self._last[id(p)].copy_(p)
+
+
+@torch.no_grad()
+def carry_over(optimizer: Optimizer, p: Tensor, before: Tensor, after: Tensor) -> None:
+    """Move the copies of one parameter, whose state belongs to the weights `before`, to `after`."""
+    for kept in _copies(optimizer, p, before):
+        kept.copy_(moved(kept, before, after))
 
 
 def moved(kept: Tensor, before: Tensor, after: Tensor) -> Tensor:
@@ -136,10 +137,13 @@ def _within(optimizer: Optimizer) -> Iterator[Optimizer]:
         waiting += [value for value in vars(one).values() if isinstance(value, Optimizer)]
 
 
-def _copies(optimizer: Optimizer, p: Tensor, moves: Collection[str]) -> Iterator[Tensor]:
-    for key, value in _state_of(optimizer, p).items():
-        if key in moves or (key not in STAYS and _equals(value, p)):
-            yield value
+def _copies(optimizer: Optimizer, p: Tensor, weights: Tensor) -> Iterator[Tensor]:
+    """Yield the copies in the state of `p`, which holds, or held, these weights."""
+    for one in _within(optimizer):
+        moves = MOVES[""] | MOVES.get(type(one).__name__, frozenset())
+        for key, value in _state_of(one, p).items():
+            if key in moves or (key not in STAYS and _equals(value, weights)):
+                yield value
 
 
 def _state_of(optimizer: Optimizer, p: Tensor) -> dict[str, Tensor]:

@@ -62,8 +62,11 @@ def assert_goes_on(one: tuple[Any, Evolved], other: tuple[Any, Evolved]) -> None
 STRATEGIES = [None, SNES(0.02, population=4), RandomSearch(0.02, population=4), CMAES(0.02)]
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES, ids=["es", "snes", "search", "cma"])
-@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize(
+    ("strategy", "full"),
+    list(zip(STRATEGIES, (False, True, False, True), strict=True)),
+    ids=["es", "snes", "search", "cma"],
+)
 def test_get_and_set_state_dict(strategy: Any, full: bool) -> None:
     if isinstance(strategy, CMAES):
         pytest.importorskip("cma")

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from evostep import AllWeights, Evolved, Fitness, OpenAIES, PairedTest, RandomMutation, Span
+from evostep import ESGD, AllWeights, Evolved, Fitness, OpenAIES, PairedTest, RandomMutation, Span
 from evostep.weight_copies import moved
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -113,6 +113,28 @@ def test_what_it_holds_beyond_the_weights_rounding_is_kept() -> None:
     there = moved(master, weights, evolved)
     assert torch.equal(there.bfloat16(), evolved)
     assert there[0] == pytest.approx(1.501, abs=1e-6)
+
+
+@pytest.mark.parametrize("inherit", ["state", "fresh"])
+@pytest.mark.parametrize("key", ["slow", "of another name"])
+def test_a_newborns_copies_are_of_its_own_weights(key: str, inherit: Any) -> None:
+    models = []
+    for i in range(3):
+        torch.manual_seed(i)
+        models.append(nn.Linear(4, 3))
+    pairs = [(model, Kept(model.parameters(), 0.1, key)) for model in models]
+    fitness = fitness_of(models[0])
+    population = ESGD(pairs, fitness, offspring=9, parents=2, elite=2, sigma=0.3, inherit=inherit)
+    for model, optimizer in pairs:
+        train(model, optimizer)
+    assert any(record.accepted for record in population.evolve(3))
+    for one in population.individuals:
+        for group in one.optimizer.param_groups:
+            group["lr"] = 0.0
+        before = [p.detach().clone() for p in one.model.parameters()]
+        train(one.model, one.optimizer)
+        for p, was in zip(one.model.parameters(), before, strict=True):
+            assert torch.equal(p, was)
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])

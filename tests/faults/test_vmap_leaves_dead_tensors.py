@@ -24,7 +24,7 @@ X = torch.randn(60, 4, generator=GENERATOR)
 Y = (X[:, 0] > 0).long() + (X[:, 1] > 0).long()
 BATCHES = [(X[:20], Y[:20]), (X[20:40], Y[20:40]), (X[40:], Y[40:])]
 ES = OpenAIES(0.05, lr=0.02, population=4)
-ENGINES = ("inplace", "vmap", "lowrank", "prefix", "racing", "auto")
+ENGINES = ("inplace", "vmap", "prefix", "racing")
 
 
 @dataclass
