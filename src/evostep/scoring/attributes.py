@@ -23,6 +23,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from evostep.genome.slots import version
 
 _TORCHS_OWN = frozenset(vars(nn.Module()))  # modes, parameters, buffers, submodules, hooks
+_LEFT_ALONE = _TORCHS_OWN | {"forward"}  # which whoever listens to a module puts before its own
 _MANY = 1000  # entries beyond which a container (a vocabulary) is not looked into
 _ABSENT = object()
 
@@ -48,7 +49,7 @@ class Attributes:
         values: list[Any] = []
         for module in model.modules():
             held = vars(module)
-            own = {key: value for key, value in held.items() if key not in _TORCHS_OWN}
+            own = {key: value for key, value in held.items() if key not in _LEFT_ALONE}
             self._held.append((held, own))
             values += own.values()
         registered = (*model.parameters(), *model.buffers())
@@ -163,7 +164,7 @@ def _refill(container: Any, before: Any) -> None:
 
 
 def _put_back(held: dict[str, Any], own: dict[str, Any]) -> None:
-    for key in held.keys() - own.keys() - _TORCHS_OWN:
+    for key in held.keys() - own.keys() - _LEFT_ALONE:
         if _is_left_behind(held[key]):
             del held[key]
     for key, value in own.items():
