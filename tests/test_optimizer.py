@@ -201,7 +201,8 @@ def test_what_it_lacks_is_the_bases_or_an_error() -> None:
 
 
 def test_step_has_the_signature_of_torchs() -> None:
-    assert list(inspect.signature(Evolved.step).parameters) == ["self", "closure"]
+    names = list(inspect.signature(Evolved.step).parameters)
+    assert names == ["self", "closure", "kwargs"], "and the base's own keywords"
 
 
 # Evolution within

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from evostep.acceptance import Rule
-from evostep.errors import warn
+from evostep.errors import InputError, warn
 from evostep.genome.slots import Slots, moves
 from evostep.scoring.calibration import estimates
 from evostep.scoring.fitness import Fitness
@@ -20,6 +20,23 @@ from evostep.strategies.base import State, Strategy
 FitnessLike = Fitness | Callable[[], float]
 _FEW = 0.5  # share of weights of 16 bits that a member changes, below which a warning says so
 _COUNTED = 2**22  # weights that are counted for it
+
+
+def check_processes(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse weights that are spread over processes, and a group of several processes."""
+    for name, tensor in tensors.items():
+        if any(kind.__name__ == "DTensor" for kind in type(tensor).__mro__):
+            raise InputError(
+                f"{name!r} is a DTensor (sharded over processes), which cannot be evolved: evolve "
+                "an unsharded copy of the model in one process, then load its weights"
+            )
+    group = torch.distributed
+    if group.is_available() and group.is_initialized() and group.get_world_size() > 1:
+        raise InputError(
+            f"evolve in a group of {group.get_world_size()} processes would hang or drift apart: "
+            "evolve in one process outside the group (before init_process_group), then broadcast "
+            "the weights and buffers"
+        )
 
 
 def check_fitness(fitness: FitnessLike, space: Space, slots: Slots) -> None:

@@ -130,3 +130,30 @@ def unknown_name(
     return InputError(
         f"unknown {kind} {name!r}:{question} Known: {choices or ', '.join(sorted(known))}"
     )
+
+
+def needs_package(what: str, package: str, install: str, error: ImportError) -> InputError:
+    """The error for a package that cannot be imported: it is missing, or broken within.
+
+    Args:
+        what: needs it, such as `"CMAES"`.
+        package: by the name under which it is imported.
+        install: what to install, such as `"evostep[cma]"`.
+        error: that its import raised.
+
+    Returns:
+        The error, to be raised by the caller.
+
+    Example:
+        >>> print(needs_package("CMAES", "cma", "evostep[cma]", ModuleNotFoundError(name="cma")))
+        CMAES needs the package cma, which is not installed: pip install 'evostep[cma]'
+    """
+    absent = isinstance(error, ModuleNotFoundError) and error.name == package
+    if absent:
+        return InputError(
+            f"{what} needs the package {package}, which is not installed: pip install '{install}'"
+        )
+    return InputError(
+        f"{what} needs the package {package}, which is installed but cannot be imported "
+        f"({reason(error)}): mend that, or pip install --force-reinstall {package}"
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,11 +17,12 @@ from evostep.compatibility import (
     check_fitness,
     check_precision,
     check_probe,
+    check_processes,
     warn_of_lost,
 )
 from evostep.engines.auto import Auto, Findings
 from evostep.engines.base import Engine
-from evostep.errors import warn
+from evostep.errors import InputError, warn
 from evostep.genome.anatomy import module_names
 from evostep.genome.guides import add_guides, copy_guides
 from evostep.genome.point import Genome, as_coordinates
@@ -36,6 +38,10 @@ from evostep.spaces.weights import AllWeights
 from evostep.spaces.workspace import Workspace
 from evostep.strategies.base import State, Strategy
 
+_BETWEEN = (
+    "the next generation starts from its own center and would undo it; do it between calls of "
+    "evolve, e.g. evolve(fitness, 1), then the step"
+)
 FORMAT = 1  # of what `Evolution.state_dict` returns; states from before have no number
 
 
@@ -217,6 +223,8 @@ class Evolution:
         """
         if generations < 0:
             raise ValueError(f"generations must be >= 0, got {generations}")
+        self.refuse_within("evolve")
+        check_processes(self.slots.live)
         self._look_at(fitness)
         check_fitness(fitness, self.space, self.slots)
         check_probe(fitness, self.strategy)
@@ -248,8 +256,10 @@ class Evolution:
                         self._conclude(phase, records)
                 warn_of_failures(records[-1])
                 if records[-1].moved and on_move is not None:
-                    on_move()
-                stop = on_generation is not None and on_generation(records[-1]) is True
+                    self._hand(phase, on_move)
+                stop = on_generation is not None and (
+                    self._hand(phase, partial(on_generation, records[-1])) is True
+                )
                 if not last and (stop or timed_out()):
                     with preserved_rng():
                         self._conclude(phase, records)
@@ -262,6 +272,25 @@ class Evolution:
                 self._phase.close()
             self._phase = None
         return records
+
+    def _hand(self, phase: Phase, call: Callable[[], object]) -> object:
+        """Call what the user gave; refuse what the next generation would undo."""
+        result = call()
+        if phase.center.disturbed():
+            raise InputError(f"the weights were changed within evolve: {_BETWEEN}")
+        phase.center.hold_attributes()
+        return result
+
+    def refuse_within(self, what: str) -> None:
+        """Raise ValueError while `evolve` is under way, which would undo it."""
+        if self._phase is not None:
+            raise InputError(f"{what} within evolve, such as in on_generation: {_BETWEEN}")
+
+    def evolving(self) -> dict[str, Tensor]:
+        """Return name -> each parameter that moves: touched by the space, at a sigma above 0."""
+        tensors, sigma = self.slots.tensors, self.slots.sigma
+        touched = self.space.touched(self.slots)
+        return {n: tensors[n] for n in touched if n in tensors and sigma.get(n) != 0}
 
     def _open(self, fitness: FitnessLike, accept_on: FitnessLike | None) -> Phase:
         """Begin a phase, or go on with a loaded one."""
@@ -323,10 +352,11 @@ class Evolution:
 
     def _evaluator(self, fitness: FitnessLike) -> Evaluator:
         model = fitness.model if isinstance(fitness, Fitness) else self.model
+        live = self.slots.live
         # a buffer on the memory of a weight moves with it
         touched = set(self.space.touched(self.slots))
         touched |= {other for name in touched for other in self.slots.sharing.meets(name)}
-        moving = {id(tensor) for name, tensor in self.slots.buffers.items() if name in touched}
+        moving = {id(live[name]) for name in touched if name in live}
         return Evaluator(fitness, ModuleState(model, moving) if model is not None else None)
 
     def _generation(self, phase: Phase) -> Record:
@@ -423,6 +453,7 @@ class Evolution:
         Raises:
             ValueError: a state of another strategy or of other names; a key that is missing.
         """
+        self.refuse_within("loading a state")
         if state.get("format", FORMAT) != FORMAT:
             raise ValueError(
                 f"the state of an evolution has the format {state['format']!r}, this version of "
@@ -438,11 +469,11 @@ class Evolution:
                 f"the state was saved by {state['strategy']}, this evolution has {own}: "
                 "load it into one with the same strategy"
             )
-        names = state["names"]
-        if names is not None and not self.slots.named:
-            self.bind(renamed(self.slots, names))
-        elif names is not None and list(self.slots.tensors) != names:
-            ours = list(self.slots.tensors)
+        names, slots = state["names"], self.slots
+        if names is not None and not slots.named:
+            slots = renamed(slots, names)
+        elif names is not None and list(slots.tensors) != names:
+            ours = list(slots.tensors)
             other = next(
                 (pair for pair in zip(ours, names, strict=False) if pair[0] != pair[1]),
                 (f"{len(ours)} tensors", f"{len(names)}"),
@@ -451,18 +482,22 @@ class Evolution:
                 f"the state was saved with other names ({other[1]} where this evolution has "
                 f"{other[0]}): noise depends on names, so it would not go on as it was"
             )
-        self.seed = int(state["seed"])
-        self.generation = int(state["generation"])
-        self.attempts = int(state["attempts"])
-        self.sample_forwards = int(state["sample_forwards"])
-        self._state = state["state"]
-        self._layout = state.get("layout")
+        # all is read before any of it is taken
+        numbers = ("seed", "generation", "attempts", "sample_forwards")
+        read = {key: int(state[key]) for key in numbers}
+        memory, findings = Memory(max(self.space.memory, 1)), Findings()
         if self.space.memory:
-            self._memory.load_state_dict(state["memory"])
+            memory.load_state_dict(state["memory"])
+        findings.warned = self._findings.warned
+        findings.load(state.get("engines", {}))
+        guides = list(state["guides"]) if self.strategy.needs_guides else []
+        if slots is not self.slots:
+            self.bind(slots)
+        vars(self).update(read)
+        self._memory, self._findings, self._guides = memory, findings, guides
+        self._state, self._layout = state["state"], state.get("layout")
         self._phase, self._saved_phase = None, state.get("phase")
         self._center = _copies(state.get("center", {}))
-        self._guides = list(state["guides"]) if self.strategy.needs_guides else []
-        self._findings.load(state.get("engines", {}))
 
 
 def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

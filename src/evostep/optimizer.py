@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -13,12 +16,14 @@ from torch.optim import Optimizer
 from evostep.acceptance import Rule
 from evostep.compatibility import FitnessLike
 from evostep.engines.base import Engine
+from evostep.errors import warn
 from evostep.evolution import Evolution
 from evostep.genome.slots import movable_of_groups, sigmas_of_groups, slots_of_groups
 from evostep.record import Record
 from evostep.scoring.fitness import Fitness
 from evostep.spaces.base import Space
 from evostep.strategies.base import Strategy
+from evostep.weight_copies import WeightCopies
 
 MomentumPolicy = Literal["keep", "reset"] | float
 
@@ -98,6 +103,7 @@ class Evolved(Optimizer):
         self.base = optimizer
         self._model = model
         self._damping = _damping(momentum)
+        self._told: set[str] = set()  # of which optimizers a warning told
         self._make_hooks()
         slots = slots_of_groups(optimizer.param_groups, model)
         self.evolution = Evolution(
@@ -174,10 +180,18 @@ class Evolved(Optimizer):
 
     # Gradient steps.
 
-    def step(self, closure: Callable[[], float] | None = None) -> Any:
-        """Take one step of the base optimizer; hooks of both are called, each once."""
+    def step(self, closure: Callable[[], float] | None = None, **kwargs: Any) -> Any:
+        """Take one step of the base optimizer; hooks of both are called, each once.
+
+        Args:
+            closure: evaluates the loss again, for bases that ask for it.
+            **kwargs: of the base's own `step`.
+
+        Raises:
+            ValueError: within `evolve`, which would undo it.
+        """
+        self.evolution.refuse_within("a gradient step")
         args: tuple[Any, ...] = (self,) if closure is None else (self, closure)
-        kwargs: dict[str, Any] = {}
         for pre_hook in self._optimizer_step_pre_hooks.values():
             replaced = pre_hook(self, args, kwargs)
             if replaced is not None:
@@ -212,21 +226,40 @@ class Evolved(Optimizer):
     ) -> list[Record]:
         """Evolve the weights for some generations: see `Evolution.evolve`.
 
-        An accepted move treats the base's momentum as the `momentum` policy says.
+        An accepted move treats the base's momentum as the `momentum` policy says. Copies of the
+        weights in the base's state move with the weights (`evostep.weight_copies`).
         """
+        self.evolution.refuse_within("evolve")
         self._bind(fitness.model if isinstance(fitness, Fitness) else None)
         if self.evolution.strategy.needs_guides and not self.evolution.guided:
             self.evolution.guide(*self._guides())
 
-        return self.evolution.evolve(
-            fitness,
-            generations,
-            accept_on=accept_on,
-            max_forwards=max_forwards,
-            max_seconds=max_seconds,
-            on_generation=on_generation,
-            on_move=self._damp_momentum,
-        )
+        tensors = self.evolution.evolving().values()
+        undo = self.evolution.accept.every == "phase"
+        copies = WeightCopies(self.base, tensors, self._told, undo=undo)
+
+        def tell(record: Record) -> object:
+            copies.follow()  # the state may be saved now
+            return on_generation(record) if on_generation is not None else None
+
+        hooks = getattr(self.base, "_optimizer_step_pre_hooks", {})  # some wrappers have none
+        hooks[self._refuse_step] = self._refuse_step
+        try:
+            return self.evolution.evolve(
+                fitness,
+                generations,
+                accept_on=accept_on,
+                max_forwards=max_forwards,
+                max_seconds=max_seconds,
+                on_generation=tell if on_generation is not None else None,
+                on_move=self._damp_momentum,
+            )
+        finally:
+            hooks.pop(self._refuse_step)
+            copies.follow()
+
+    def _refuse_step(self, *_: Any) -> None:
+        self.evolution.refuse_within("a gradient step")
 
     def remember(self) -> None:
         """Take a checkpoint of the weights as they stand: see `Evolution.remember`."""
@@ -260,10 +293,8 @@ class Evolved(Optimizer):
     def _damp_momentum(self) -> None:
         if self._damping == 1.0:
             return
-        slots = self.evolution.slots
-        moved = {name for name in self.evolution.space.touched(slots) if slots.sigma[name] != 0}
-        for name, parameter in slots.tensors.items():
-            if name in moved and parameter in self.base.state:
+        for parameter in self.evolution.evolving().values():
+            if parameter in self.base.state:
                 for key in _FIRST_MOMENTS:
                     moment = self.base.state[parameter].get(key)
                     if moment is not None:
@@ -276,6 +307,8 @@ class Evolved(Optimizer):
         for pre_hook in self._optimizer_state_dict_pre_hooks.values():
             pre_hook(self)
         state = {**self.base.state_dict(), "evolution": self.evolution.state_dict()}
+        if _asked_by_checkpoint():
+            state = packed(state)
         for post_hook in self._optimizer_state_dict_post_hooks.values():
             replaced = post_hook(self, state)
             if replaced is not None:
@@ -285,30 +318,57 @@ class Evolved(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict` returned, or a state of the base alone: evolution starts anew.
 
+        A group that has no ``sigma`` in the state keeps the one that it has here.
+
         Raises:
-            ValueError: groups of other sizes; a state of another strategy, or of other names.
+            ValueError: groups of other sizes; a state of another strategy, or of other names;
+                within `evolve`. Nothing is changed then.
         """
+        self.evolution.refuse_within("loading a state")
         state_dict = dict(state_dict)
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             replaced = pre_hook(self, state_dict)
             if replaced is not None:
                 state_dict = dict(replaced)
-        evolution = state_dict.pop("evolution", None)
-        self.base.load_state_dict(state_dict)
-        if evolution is None:
-            self.evolution.reset()
-        else:
-            self.evolution.load_state_dict(evolution)
+        state_dict, evolution = unpacked(state_dict)
+        if evolution is None and _asked_by_checkpoint():
+            warn(
+                "torch.distributed.checkpoint hands over a state without evolution, which starts "
+                "anew: leave flatten_optimizer_state_dict out, or save and load "
+                "optimizer.evolution.state_dict() beside it"
+            )
+        with self._all_or_nothing():
+            if evolution is None:
+                self.evolution.reset()
+            else:
+                self.evolution.load_state_dict(evolution)
+            sigmas = [group.get("sigma") for group in self.param_groups]
+            self.base.load_state_dict(state_dict)
+            for group, sigma in zip(self.param_groups, sigmas, strict=True):
+                if sigma is not None and group.get("sigma") is None:
+                    group["sigma"] = sigma
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
 
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """Put evolution's state and the base's back where loading them fails."""
+        kept = [(owner, dict(vars(owner))) for owner in (self.evolution, self.base)]
+        try:
+            yield
+        except BaseException:
+            for owner, before in kept:
+                vars(owner).clear()
+                vars(owner).update(before)
+            raise
+
     def __getstate__(self) -> dict[str, Any]:
         # as in torch, hooks (and what a scheduler patched in) stay behind
-        keep = ("base", "evolution", "_model", "_damping")
+        keep = ("base", "evolution", "_model", "_damping", "_told")
         return {key: self.__dict__[key] for key in keep}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
+        self.__dict__.update({"_told": set(), **state})
         self._make_hooks()
 
 
@@ -320,3 +380,35 @@ def _damping(policy: MomentumPolicy) -> float:
     if not isinstance(policy, int | float) or not 0 <= policy <= 1:
         raise ValueError(f"momentum must be 'keep', 'reset' or a factor in [0, 1], got {policy!r}")
     return float(policy)
+
+
+# torch.distributed.checkpoint takes "state" and "param_groups" alone out of an optimizer's state
+# dict, and loads back what it finds there. So evolution's state goes with the first group, in one
+# piece of bytes: the keys of a dictionary would have to be there when it is loaded.
+
+
+def _asked_by_checkpoint() -> bool:
+    frame = sys._getframe(2)  # whoever called the method that asks
+    return str(frame.f_globals.get("__name__", "")).startswith("torch.distributed.checkpoint")
+
+
+def packed(state: dict[str, Any]) -> dict[str, Any]:
+    """Return a state dict with evolution's part as bytes in the first parameter group."""
+    piece = io.BytesIO()
+    torch.save(state["evolution"], piece)
+    first, *others = state["param_groups"]
+    groups = [{**first, "evolution": piece.getvalue()}, *others]
+    return {"state": state["state"], "param_groups": groups}
+
+
+def unpacked(state: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
+    """Return a base's state dict, and evolution's from where it is; None where there is none."""
+    base = {key: value for key, value in state.items() if key != "evolution"}
+    evolution = state.get("evolution")
+    groups = base.get("param_groups", ())
+    if any("evolution" in group for group in groups):
+        base["param_groups"] = [dict(group) for group in groups]
+        pieces = [group.pop("evolution", None) for group in base["param_groups"]]
+        piece = next(piece for piece in pieces if piece is not None)
+        evolution = torch.load(io.BytesIO(piece), weights_only=True)
+    return base, evolution

@@ -269,6 +269,7 @@ class Phase:
             self.center.move(self._start, self._buffers)
             self.over = True
         self.center.restore(buffers=self.evaluator.calibrates)
+        self.center.derive_weights()
         self.session.close()
 
     # Saving.

@@ -206,13 +206,12 @@ def test_members_meet_the_same_random_numbers_as_in_place(
 
 
 class Hungry(nn.Module):
-    """Has memory for the forward of a few members, which it counts."""
+    """Has memory for the forward of a few members, which it tells."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, tell: Callable[[int], object]) -> None:
         super().__init__()
         self.linear = nn.Linear(6, 3)
-        self.most = most
-        self.seen: list[int] = []
+        self.most, self.tell = most, tell
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.linear.weight
@@ -220,27 +219,28 @@ class Hungry(nn.Module):
             members = len(torch._C._functorch.get_unwrapped(weight))
             if members > self.most:
                 raise torch.OutOfMemoryError("no memory")
-            self.seen.append(members)
+            self.tell(members)
         out: Tensor = self.linear(x)
         return out
 
 
 def test_where_memory_runs_out_half_as_many_are_scored_at_a_time() -> None:
     torch.manual_seed(3)
-    model = Hungry(most=3)
+    seen: list[int] = []
+    model = Hungry(most=3, tell=seen.append)
     fitness = Fitness(model, [(X, Y)], "neg-loss")
     strategy = RandomMutation(0.1, population=10)
     (record,) = Evolution(model, strategy, engine=Vmap(chunk=10), seed=5).evolve(fitness)
-    assert model.seen == [2, 2, 2, 2, 2]  # 10, 5, 2: each half, rounded down
+    assert seen == [2, 2, 2, 2, 2]  # 10, 5, 2: each half, rounded down
     torch.manual_seed(3)
-    twin = Hungry(most=0)
+    twin = Hungry(most=0, tell=seen.append)
     search = Evolution(twin, strategy, engine="inplace", seed=5)
     assert_alike([record], search.evolve(Fitness(twin, [(X, Y)], "neg-loss")))
 
 
 def test_no_memory_for_one_member_is_told_and_they_are_scored_in_place() -> None:
     torch.manual_seed(3)
-    model = Hungry(most=0)
+    model = Hungry(most=0, tell=print)
     search = Evolution(model, RandomMutation(0.1, population=4), engine="vmap", seed=5)
     with pytest.warns(UserWarning, match="there is not enough memory for one member"):
         (record,) = search.evolve(Fitness(model, [(X, Y)], "neg-loss"))

@@ -42,9 +42,11 @@ def _parse(arguments: list[str] | None) -> Any:
     try:
         from evostep.cli.parser import parse
     except ImportError as error:
-        raise SystemExit(
-            f"evostep: error: the command line needs {error.name}: pip install 'evostep[lab]'"
-        ) from error
+        from evostep.errors import needs_package
+
+        package = (error.name or "").partition(".")[0]
+        line = needs_package("the command line", package, "evostep[lab]", error)
+        raise SystemExit(f"evostep: error: {line}") from error
     return parse(sys.argv[1:] if arguments is None else arguments)
 
 

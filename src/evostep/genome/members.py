@@ -194,6 +194,12 @@ def _stack(bases: Sequence[Perturbed], place: Sequence[tuple[int, bool]], name: 
     return out
 
 
+def around(member: Coordinates, genome: Genome) -> bool:
+    """Return whether a member is a perturbation of this very center, or the mirror image of one."""
+    base = member.of if isinstance(member, Mirror) else member
+    return isinstance(base, Perturbed) and base.genome is genome
+
+
 def stack_factors(members: Sequence[Coordinates], name: str) -> Factors | None:
     """Return A, shape (n, rows, rank), and B, shape (n, columns, rank), of all members.
 

@@ -15,8 +15,10 @@ from evostep.noise import draw
 from evostep.population.individual import Individual, transplant, warn_of_followers
 from evostep.population.scoring import Scorer
 from evostep.population.selection import recombine
+from evostep.scoring.attributes import derive_weights
 from evostep.scoring.scores import Scores
 from evostep.strategies.base import ScaleKind
+from evostep.weight_copies import carry_over
 
 Inherit = Literal["state", "fresh"]
 
@@ -35,6 +37,7 @@ class Newborn:
         for name, tensor in self.individual.tensors().items():
             tensor.copy_(self.tensors[name])
             tensor.grad = None
+        derive_weights(self.individual.model)
 
 
 class Litter:
@@ -133,4 +136,7 @@ class Litter:
         first, model = self.individuals[self.parents[i][0]], self.individuals[place].model
         warn_of_followers(first.optimizer, place)
         optimizer = transplant(first.optimizer, first.model, model, keep_state=inherit == "state")
+        parent = sources[self.parents[i][0]]
+        for name, tensor in self.individuals[place].parameters().items():
+            carry_over(optimizer, tensor, parent[name], tensors[name])
         return Newborn(place, tensors, Individual(model, optimizer, first.founder))

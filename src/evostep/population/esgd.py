@@ -23,6 +23,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from evostep.compatibility import check_processes
 from evostep.noise import derive_seed, make_generator
 from evostep.population.breeding import Inherit, Litter, Newborn
 from evostep.population.founding import found, revive
@@ -295,6 +296,7 @@ class ESGD:
         """
         if generations < 0:
             raise ValueError(f"generations must be >= 0, got {generations}")
+        check_processes(self.individuals[0].parameters())
         if generations == 0:
             return []
         began = time.perf_counter()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from evostep.genome.point import Coordinates, Tensors, as_coordinates
+from evostep.genome.point import Coordinates, Tensors, as_weights, as_coordinates
 from evostep.scoring.evaluator import Evaluator, Round
 from evostep.scoring.scores import Scores
 from evostep.spaces.workspace import Workspace
@@ -87,6 +87,31 @@ class Center:
         self.workspace.restore()
         for state in self._states if buffers else ():
             state.restore()
+
+    @torch.no_grad()
+    def disturbed(self) -> bool:
+        """Whether somebody else wrote to the weights; then the center is due to be restored."""
+        workspace = self.workspace
+        center = Tensors(workspace.genome.center)
+        apart = [
+            torch.any((there != tensor) & ~(there.isnan() & tensor.isnan()))
+            for name, tensor in workspace.live.items()
+            for there in [as_weights(workspace.space.decode(center, name), tensor)]
+        ]
+        if any(apart):
+            workspace.disturbed()
+            return True
+        return False
+
+    def derive_weights(self) -> None:
+        """Make weights that hooks of the model derive (`weight_norm`, pruning) the center's."""
+        for state in self._states:
+            state.derive_weights()
+
+    def hold_attributes(self) -> None:
+        """Take what a callback of the user's set on modules as what scorings put back."""
+        for state in self._states:
+            state.hold_attributes()
 
     def _keep(self, statistics: list[Tensor] | None) -> None:
         if statistics is not None and self._evaluator.state is not None:

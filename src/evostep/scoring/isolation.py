@@ -1,4 +1,4 @@
-"""Scoring leaves no trace: modes, buffers, requires_grad and random streams are put back."""
+"""Scoring leaves no trace: modes, buffers, attributes and random streams are put back."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from evostep.genome.memory import distinct
+from evostep.scoring.attributes import Attributes, derive_weights
 
 
 def _live_devices() -> list[Any]:
@@ -63,13 +64,15 @@ def seed_everything(seed: int) -> None:
 
 
 class ModuleState:
-    """Modes, buffers and requires_grad of a model, to be put back as they were.
+    """Modes, buffers, attributes and requires_grad of a model, to be put back as they were.
 
-    Parameters' values are not kept here: they are the center's. Neither are those of the buffers
+    Parameters' values are not kept here: they are the center's. Neither are those of the tensors
     in `moving`, which a space evolves.
     """
 
     def __init__(self, model: nn.Module, moving: Collection[int] = ()) -> None:
+        self._model, self._moving = model, moving
+        self._attributes = Attributes(model, moving)
         self._modes = [(module, module.training) for module in model.modules()]
         self._grads = [(p, p.requires_grad) for p in model.parameters()]
         self._buffers = [(module, dict(module._buffers)) for module in model.modules()]
@@ -96,6 +99,7 @@ class ModuleState:
                 del module._buffers[name]
         for buffer, value in self._values:
             buffer.copy_(value)
+        self._attributes.restore()
 
     @torch.no_grad()
     def values(self) -> list[Tensor]:
@@ -113,3 +117,11 @@ class ModuleState:
         """Take what the buffers hold now as what is to be put back."""
         for buffer, value in self._values:
             value.copy_(buffer)
+
+    def hold_attributes(self) -> None:
+        """Take the modules' attributes as they are now, which a user may have set."""
+        self._attributes = Attributes(self._model, self._moving)
+
+    def derive_weights(self) -> None:
+        """Make weights that hooks derive those of the parameters as they stand."""
+        derive_weights(self._model)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from evostep.errors import InputError, unknown_name
+from evostep.errors import InputError, needs_package, unknown_name
 from evostep.scoring import losses, scikit
 from evostep.scoring.accumulators import (
     Accumulator,
@@ -83,9 +83,7 @@ def _torchmetrics() -> Any:
     try:
         from torchmetrics.functional import classification
     except ImportError as error:
-        raise ImportError(
-            "this metric needs torchmetrics: pip install 'evostep[metrics]'"
-        ) from error
+        raise needs_package("this metric", "torchmetrics", "evostep[metrics]", error) from error
     return classification
 
 

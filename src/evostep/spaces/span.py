@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from evostep.errors import InputError, reason
+from evostep.errors import InputError, needs_package, reason
 from evostep.genome.anatomy import clean_names
 from evostep.genome.point import Coordinates, Genome, Tensors
 from evostep.genome.slots import Slots
@@ -304,10 +304,8 @@ def _load(path: Path) -> Any:
         from safetensors.torch import load_file
 
         return load_file(path)
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"{str(path)!r} needs the package safetensors: pip install 'evostep[lab]'"
-        ) from error
+    except ImportError as error:
+        raise needs_package(repr(str(path)), "safetensors", "evostep[lab]", error) from error
     except Exception as error:  # what a broken file raises depends on where it is broken
         raise InputError(
             f"{str(path)!r} cannot be read as a checkpoint ({reason(error)}): save a state "

@@ -63,6 +63,10 @@ class Workspace:
                 self.space.write(coordinates, name, tensor)
         self._standing = coordinates, self._versions()
 
+    def disturbed(self) -> None:
+        """Take note that somebody else wrote to the weights: `restore` writes the center back."""
+        self._dirty, self._standing = True, None
+
     def touched(self) -> None:
         """Take note that the weights may have been written to, behind torch's counters."""
         self._standing = None

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evostep.errors import InputError
+from evostep.errors import needs_package
 from evostep.genome.point import Coordinates, Genome, Tensors, root_mean_square
 from evostep.noise import draw
 from evostep.strategies.base import NoiseStrategy, State, Step
@@ -400,8 +400,6 @@ def _import_cma() -> Any:
     try:
         with _quiet():
             import cma
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"CMAES needs the package cma ({error}): pip install 'evostep[cma]'"
-        ) from error
+    except ImportError as error:
+        raise needs_package("CMAES", "cma", "evostep[cma]", error) from error
     return cma

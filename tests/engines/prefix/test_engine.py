@@ -38,13 +38,28 @@ Y = torch.arange(24) % 3
 BATCHES = [(X[:11], Y[:11]), (X[11:16], Y[11:16]), (X[16:], Y[16:])]
 
 
+class Tally:
+    """Counts on a model: what a forward changes on an object of any kind is not put back."""
+
+    def __init__(self) -> None:
+        self.left: dict[str, int] = {}
+        self.error: BaseException = RuntimeError("no")
+        self.runs = 0
+
+
 class Counted(nn.Linear):
     """A linear layer that counts how often it really runs."""
 
-    runs = 0
+    def __init__(self, rows: int, columns: int, **options: Any) -> None:
+        super().__init__(rows, columns, **options)
+        self.tally = Tally()
+
+    @property
+    def runs(self) -> int:
+        return self.tally.runs
 
     def forward(self, x: Tensor) -> Tensor:
-        self.runs += 1
+        self.tally.runs += 1
         return super().forward(x)
 
 
@@ -820,16 +835,16 @@ class Failing(nn.Module):
         super().__init__()
         self.first, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
         self.late = nn.Identity()
-        self.left: dict[str, int] = {}
-        self.error: BaseException = RuntimeError("no")
+        self.tally = Tally()
         for name in ("first", "late"):
             getattr(self, name).register_forward_hook(lambda *_, name=name: self.count(name))
 
     def count(self, name: str) -> None:
-        if name in self.left:
-            self.left[name] -= 1
-            if self.left[name] == 0:
-                raise self.error
+        left = self.tally.left
+        if name in left:
+            left[name] -= 1
+            if left[name] == 0:
+                raise self.tally.error
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.late(self.head(self.first(x).relu_()))
@@ -844,14 +859,14 @@ def test_whatever_is_raised_leaves_no_trace(error: BaseException, call: int, whe
     here = Scene(model, Only("head.*"), BATCHES)
     expected = here.generation(here.inplace)
     session = here.open()
-    model.error, model.left = error, {where: call}
+    model.tally.error, model.tally.left = error, {where: call}
     raised = nullcontext() if isinstance(error, RuntimeError) else pytest.raises(type(error))
     with no_trace(model, here.fitness), raised, suppress(RuntimeError, CannotScore):
         here.generation(session)
-    assert model.left[where] <= 0, "it was raised"
+    assert model.tally.left[where] <= 0, "it was raised"
     if call <= len(BATCHES):
         assert not session.recordings, "nothing half recorded"
-    model.left = {}
+    model.tally.left = {}
     session.close()
     assert_same_scores(here.generation(session), expected)
 
@@ -1060,11 +1075,11 @@ class Path(nn.Module):
     def __init__(self, way: Callable[[Path, Tensor], Tensor]) -> None:
         super().__init__()
         self.first, self.second, self.head = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
-        self.way, self.passes = way, 0
+        self.way, self.tally = way, Tally()
         self.cached: Any = None
 
     def forward(self, x: Tensor) -> Tensor:
-        self.passes += 1
+        self.tally.runs += 1
         return self.way(self, x)
 
     def moved(self) -> bool:
@@ -1076,7 +1091,7 @@ center = torch.zeros(3)
 
 def another_order(model: Path, x: Tensor) -> Tensor:
     first, second = model.first, model.second
-    if model.passes % 2:
+    if model.tally.runs % 2:
         first, second = second, first
     out: Tensor = model.head(second(first(x)))
     return out
@@ -1084,14 +1099,17 @@ def another_order(model: Path, x: Tensor) -> Tensor:
 
 def fewer_calls(model: Path, x: Tensor) -> Tensor:
     x = model.first(x)
-    recording = model.passes not in (4, 8)  # a pass that fails is followed by three, to try again
+    recording = model.tally.runs not in (
+        4,
+        8,
+    )  # a pass that fails is followed by three, to try again
     out: Tensor = model.head(model.second(x)) if recording else x
     return out
 
 
 def fewer_operations(model: Path, x: Tensor) -> Tensor:
     x = model.first(x)
-    out: Tensor = model.head(x.relu() if model.passes % 2 else x.tanh())
+    out: Tensor = model.head(x.relu() if model.tally.runs % 2 else x.tanh())
     return out
 
 
@@ -1110,7 +1128,7 @@ def writes_more(model: Path, x: Tensor) -> Tensor:
 
 def not_repeatable(model: Path, x: Tensor) -> Tensor:
     out: Tensor = model.head(model.first(x))
-    return out + model.passes
+    return out + model.tally.runs
 
 
 def swallows(model: Path, x: Tensor) -> Tensor:

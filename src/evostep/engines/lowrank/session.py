@@ -26,7 +26,7 @@ from evostep.engines.stacked import (
 )
 from evostep.engines.swap import places, swapped
 from evostep.errors import reason
-from evostep.genome.members import Factors, stack_factors
+from evostep.genome.members import Factors, around, stack_factors
 from evostep.genome.point import Coordinates, as_weights
 from evostep.scoring.batches import leaves, model_device
 from evostep.scoring.evaluator import Evaluator, Round
@@ -64,6 +64,8 @@ class Sharing(Session[Stacking]):
             return "no matrix moves: members have nothing of low rank"
         if all(stack_factors(members[:1], name) is None for name in matrices):
             return "members have no factors: the strategy needs noise=LowRank(rank)"
+        if not around(members[0], genome):
+            return "members lie around another point than the center"
         return why_not_stacked(self.evaluator, self.workspace)
 
     def pays(self, round: Round) -> bool:

@@ -1,0 +1,100 @@
+"""A package that is broken within is not told as "not installed"."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from evostep import CMAES, Evolution, Fitness, Span
+from evostep.cli import main
+from evostep.errors import needs_package
+
+
+def fitness() -> object:
+    model = torch.nn.Linear(2, 3)
+    batch = torch.randn(6, 2), torch.arange(6) % 3
+    return Fitness(model, [batch], "macro-f1")()
+
+
+def span(folder: Path) -> object:
+    model = torch.nn.Linear(2, 2)
+    (folder / "w.safetensors").write_bytes(b"")
+    space = Span(checkpoints=[str(folder / "w.safetensors")])
+    return Evolution(model, CMAES(0.1), space=space).evolve(lambda: 0.0)
+
+
+NEEDS: dict[str, Callable[[Path], object]] = {
+    "cma": lambda _: Evolution({"w": torch.ones(2)}, CMAES(0.1)).evolve(lambda: 0.0),
+    "torchmetrics": lambda _: fitness(),
+    "safetensors": span,
+}
+
+
+class Absent:
+    """Finds no package of this name."""
+
+    def __init__(self, package: str) -> None:
+        self.package = package
+
+    def find_spec(self, name: str, *_: object) -> None:
+        if name == self.package:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+@pytest.fixture
+def hidden(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    def hide(package: str) -> None:
+        for name in list(sys.modules):
+            if name.partition(".")[0] == package:
+                monkeypatch.delitem(sys.modules, name)
+
+    return hide
+
+
+@pytest.mark.parametrize("package", NEEDS)
+@pytest.mark.parametrize("how", ["absent", "a dependency is missing", "broken"])
+def test_what_is_told(
+    package: str,
+    how: str,
+    hidden: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    hidden(package)
+    if how == "absent":
+        monkeypatch.setattr(sys, "meta_path", [Absent(package), *sys.meta_path])
+    else:
+        (tmp_path / package).mkdir()
+        line = "import no_such_thing" if how != "broken" else "raise ImportError('libx.so.1: gone')"
+        (tmp_path / package / "__init__.py").write_text(line)
+        monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=f"needs the package {package}, which is") as told:
+        NEEDS[package](tmp_path)
+    text = str(told.value)
+    assert "\n" not in text
+    assert ("not installed: pip install 'evostep[" in text) == (how == "absent")
+    if how == "a dependency is missing":
+        assert "cannot be imported (ModuleNotFoundError: No module named 'no_such_thing')" in text
+    if how == "broken":
+        assert "cannot be imported (ImportError: libx.so.1: gone)" in text
+
+
+def test_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str, *_: object, **__: object) -> object:
+        if name == "evostep.cli.parser":
+            raise ImportError("libyaml.so: gone", name="yaml._yaml")
+        return imported(name, *_, **__)  # type: ignore[arg-type]
+
+    imported = __import__
+    monkeypatch.setattr("builtins.__import__", broken)
+    with pytest.raises(SystemExit, match=r"needs the package yaml, .*libyaml\.so: gone"):
+        main(["methods"])
+
+
+def test_a_submodule_that_is_missing_is_a_broken_package() -> None:
+    error = ModuleNotFoundError("No module named 'cma.x'", name="cma.x")
+    assert "installed but cannot be" in str(needs_package("CMAES", "cma", "evostep[cma]", error))
