@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from evostep.genome.slots import slots_of_module
 from evostep.noise import NoiseKind
-from evostep.scoring.batches import concatenate
 from evostep.scoring.fitness import Fitness
 from evostep.scoring.isolation import ModuleState, preserved_rng, seed_everything
 from evostep.scoring.metrics import predictions
+from evostep.scoring.nests import concatenate
 from evostep.spaces.base import Space
 from evostep.spaces.weights import AllWeights
 from evostep.spaces.workspace import Workspace

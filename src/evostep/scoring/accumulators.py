@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import operator
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,7 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evostep.scoring.batches import concatenate, map_tensors
+from evostep.errors import InputError
+from evostep.scoring.forms import Weighted, weigh
+from evostep.scoring.nests import concatenate, leaves, map_tensors
 
 PerExample = Callable[[Any, Any], Tensor]
 
@@ -49,14 +52,20 @@ class Mean(Accumulator):
     def __init__(self, function: PerExample) -> None:
         self.function = function
         self.parts: list[Tensor] = []
+        self.weights: list[Tensor] = []
 
     def update(self, outputs: Any, targets: Any) -> None:
         """Take one batch."""
+        if isinstance(targets, Weighted):
+            self.weights.append(targets.weights)
+            targets = targets.targets
         self.parts.append(self.function(outputs, targets).double())
 
     def compute(self) -> tuple[float | Tensor, Tensor | None]:
         """Return the value, and that of each example if there are such."""
         values = torch.cat(self.parts)
+        if self.weights:
+            values = weigh(values, torch.cat(self.weights))
         return values.mean(), values
 
 
@@ -70,10 +79,14 @@ class Whole(Accumulator):
         self.sign = sign
         self.gives_per_example = per_example
         self.outputs: list[Any] = []
+        self.weights: list[Tensor] = []
         self.targets: list[Any] = []
 
     def update(self, outputs: Any, targets: Any) -> None:
         """Take one batch."""
+        if isinstance(targets, Weighted):
+            self.weights.append(targets.weights)
+            targets = targets.targets
         self.outputs.append(outputs)
         self.targets.append(targets)
 
@@ -84,7 +97,11 @@ class Whole(Accumulator):
         n = len(targets) if isinstance(targets, Tensor) and targets.ndim else None
         if isinstance(result, Tensor) and result.ndim == 1 and n in (None, len(result)):
             values = self.sign * result.detach().double()
+            if self.weights:
+                values = weigh(values, torch.cat(self.weights))
             return float(values.mean()), values
+        if self.weights:
+            raise _cannot_weigh("this metric of all examples")
         return self.sign * _number(result), None
 
 
@@ -94,12 +111,13 @@ class TorchMetric(Accumulator):
     gives_per_example = False
 
     def __init__(self, metric: Any, sign: float) -> None:
-        self.metric = copy.deepcopy(metric)
-        self.metric.reset()
+        self.metric = blank(metric)
         self.sign = sign
 
     def update(self, outputs: Any, targets: Any) -> None:
         """Take one batch."""
+        if isinstance(targets, Weighted):
+            raise _cannot_weigh(type(self.metric).__name__)
         if isinstance(outputs, Tensor):
             self.metric.to(outputs.device)
         self.metric.update(outputs, targets)
@@ -124,11 +142,15 @@ class Stacked:
         first = self._members[0]
         self._per_example = first.function if isinstance(first, Mean) else None
         self._parts: list[Tensor] = []
+        self._weights: list[Tensor] = []
 
     def update(self, outputs: Any, targets: Any) -> None:
         """Take one batch: outputs with a leading dimension of members, targets without."""
         n = len(self._members)
         if self._per_example is not None:
+            if isinstance(targets, Weighted):
+                self._weights.append(targets.weights)
+                targets = targets.targets
             together = map_tensors(outputs, lambda t: t.flatten(0, 1))
             repeated = map_tensors(targets, lambda t: t.repeat(n, *[1] * (t.dim() - 1)))
             values = self._per_example(together, repeated).double()
@@ -145,6 +167,8 @@ class Stacked:
         """Return for each member what `Accumulator.compute` returns, or what its metric raised."""
         if self._parts:
             values = torch.cat(self._parts, dim=1)  # (n, examples)
+            if self._weights:
+                values = weigh(values, torch.cat(self._weights))
             return list(zip(values.mean(1).tolist(), values, strict=True))  # one transfer
         return [_computed(member) for member in self._members]
 
@@ -158,6 +182,31 @@ def _computed(
         return member.compute()
     except Exception as error:
         return error
+
+
+def blank(metric: Any) -> Any:
+    """Return a metric like this one that has seen nothing, without a copy of what that one has.
+
+    A torchmetrics metric shares tensors with the other until it is reset, which gives it new ones;
+    one of another kind may clear its own in place, and is copied in full.
+    """
+    torchmetrics = sys.modules.get("torchmetrics")
+    shared: dict[int, Any] = {}
+    if torchmetrics is not None and isinstance(metric, torchmetrics.Metric):
+        for module in metric.modules():
+            for held in (vars(module), module._parameters, module._buffers):
+                values = [v for v in held.values() if isinstance(v, Tensor | list)]
+                shared.update((id(tensor), tensor) for tensor in leaves(values))
+    new = copy.deepcopy(metric, shared)
+    new.reset()
+    return new
+
+
+def _cannot_weigh(what: str) -> InputError:
+    return InputError(
+        f"{what} cannot weigh examples by the weights in the batches: take 'accuracy', 'neg-loss' "
+        "or a callable that returns a value for each example, or leave the weights out by forward="
+    )
 
 
 def _number(result: Any) -> float:

@@ -16,32 +16,32 @@ from torch.nn import functional as F
 
 from evostep.noise import derive_seed, make_generator
 from evostep.scoring.accumulators import Stacked
-from evostep.scoring.batches import (
-    Batches,
-    Examples,
-    Forward,
-    concatenate,
-    examples_of,
-    model_device,
-)
+from evostep.scoring.batches import Batches, Examples, Forward, Keep, model_device
 from evostep.scoring.calibration import Calibration
 from evostep.scoring.isolation import ModuleState, preserved_rng
 from evostep.scoring.metrics import MetricLike, make_metric
+from evostep.scoring.nests import concatenate
 from evostep.scoring.scores import Scores
 
 
 class Fitness:
     """Scores a model on examples by a metric.
 
-    The batches are read once and kept on the model's device, so that every member of every
-    generation is scored on the same examples, and a resumed run on the same as the first one.
+    The batches are read once, and copies are kept on the model's device, so that every member of
+    every generation is scored on the same examples, and a resumed run on the same as the first one.
+    A pickle of it carries the source of the batches, which is read again; a deep copy shares them.
 
     Args:
         model: the module to score. Scored in eval mode, without gradients; modes are put back.
         batches: a list, a DataLoader that does not shuffle, or any iterable that can be read
             again. A batch is ``(inputs, targets)``, ``(input1, input2, ..., targets)``, or a
-            dictionary with its targets under one of ``labels, label, targets, target, y`` and the
-            model's keyword arguments under the other keys.
+            dictionary (or named tuple, or dataclass) with its targets under one of ``labels, label,
+            targets, target, y`` and the model's arguments under the other names. Inputs that are a
+            plain tuple, or the list that a DataLoader makes of one, are several arguments. A last
+            part that is floating-point, (n,), and one more than the model's ``forward`` takes is
+            the weights of the examples, as is ``sample_weight`` in a dictionary: the mean of a
+            metric of each example is weighted by them. NumPy arrays become tensors, those of texts
+            lists; with `forward` they stay what they are.
         metric: ``"accuracy"``, ``"balanced-accuracy"``, ``"macro-f1"``, ``"neg-loss"``, a
             torchmetrics metric, or a callable on (outputs, targets) that returns a number, or one
             for each example as a tensor of shape (n,).
@@ -52,6 +52,12 @@ class Fitness:
         batches_per_generation: score each generation on so many batches only, drawn without
             replacement by (seed, generation). None: on all of them.
         forward: ``forward(model, batch) -> (outputs, targets)``, for batches of any other form.
+            Outputs and targets may be lists with one thing for each example, such as texts.
+        keep: ``"device"``: all batches on the model's device; ``"host"``: in host memory, moved
+            batch by batch; ``"stream"``: read again for each scoring, where they fit nowhere. The
+            source has to give the same batches in the same order then, which is checked.
+        max_batches: read so many batches only. None: all; of a source that has no length, at most
+            131,072 examples or 2 GiB, with a warning.
         autocast: ``torch.bfloat16`` or ``torch.float16``: score under `torch.autocast` of this
             type; parent, members and candidates alike. None: as the weights are.
         calibration: batches, as above, on which BatchNorm statistics are estimated again for
@@ -85,6 +91,8 @@ class Fitness:
         forward: Forward | None = None,
         autocast: torch.dtype | None = None,
         calibration: Iterable[Any] | None = None,
+        keep: Keep = "device",
+        max_batches: int | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise ValueError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -101,11 +109,33 @@ class Fitness:
         self.metric = metric
         self.mode = mode
         self.batches_per_generation = batches_per_generation
-        self.batches = Batches(batches, forward)
-        self._make_accumulator = make_metric(metric, loss=loss, higher_is_better=higher_is_better)
+        self._metric_options: dict[str, Any] = {"loss": loss, "higher_is_better": higher_is_better}
+        self._make_accumulator = make_metric(metric, **self._metric_options)
+        named = isinstance(metric, str) and (metric != "neg-loss" or _is_torchs(loss))
+        self.batches = Batches(
+            batches,
+            forward,
+            keep=keep,
+            most=max_batches,
+            metric=repr(metric) if named and forward is None else None,
+        )
         self.calibration: Calibration | None = None
         if calibration is not None:
             self.calibration = Calibration(model, calibration, forward=forward)
+
+    def __copy__(self) -> Fitness:
+        new = object.__new__(type(self))
+        vars(new).update(vars(self))
+        return new
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what the metric was made into."""
+        return {name: value for name, value in vars(self).items() if name != "_make_accumulator"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Make it again."""
+        vars(self).update(state)
+        self._make_accumulator = make_metric(self.metric, **self._metric_options)
 
     @property
     def gives_per_example(self) -> bool | None:
@@ -135,7 +165,7 @@ class Fitness:
             return everything
         generator = make_generator(derive_seed(seed, generation, "fitness batches"))
         order = torch.randperm(len(everything.batches), generator=generator)
-        return examples_of([everything.batches[i] for i in sorted(order[:k].tolist())])
+        return everything.only(sorted(order[:k].tolist()))
 
     @torch.no_grad()
     def score(
@@ -228,3 +258,8 @@ class Fitness:
     def apply(self, model: nn.Module, inputs: Any, targets: Any) -> tuple[Any, Any]:
         """Send one batch forward through `model`; return (outputs, targets)."""
         return self.batches.apply(model, inputs, targets)
+
+
+def _is_torchs(loss: Callable[..., Any]) -> bool:
+    """Return whether a loss is one of torch's, which compare tensors."""
+    return getattr(loss, "__module__", type(loss).__module__).partition(".")[0] == "torch"

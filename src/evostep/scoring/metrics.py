@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from evostep.errors import unknown_name
-from evostep.scoring.accumulators import Accumulator, Mean, PerExample, TorchMetric, Whole
+from evostep.scoring.accumulators import Accumulator, Mean, PerExample, TorchMetric, Whole, blank
 
 
 def predictions(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -232,7 +232,7 @@ def make_metric(
                 "pass higher_is_better=True or False"
             )
         sign = 1.0 if direction else -1.0
-        return partial(TorchMetric, metric, sign)
+        return partial(TorchMetric, blank(metric), sign)
     if callable(metric):
         sign = -1.0 if higher_is_better is False else 1.0
         return partial(Whole, metric, sign)

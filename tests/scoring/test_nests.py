@@ -8,14 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from evostep.scoring.batches import (
-    batch_size,
-    concatenate,
-    examples_of,
-    leaves,
-    map_leaves,
-    map_tensors,
-)
+from evostep.scoring.batches import examples_of
+from evostep.scoring.nests import batch_size, concatenate, leaves, map_leaves, map_tensors
 
 
 class Pair(NamedTuple):
@@ -58,7 +52,7 @@ def test_batches_are_joined_along_their_examples() -> None:
     found = concatenate([one, other])
     assert found["x"].tolist() == [[0.0] * 3, [0.0] * 3, [1.0] * 3]
     assert found["n"][0].tolist() == [1, 2], "numbers are stacked"
-    assert concatenate([("a",), ("b",)]) == (["a", "b"],)
+    assert concatenate([("a",), ("b",)]) == ["a", "b"], "texts are one for each example"
 
 
 @pytest.mark.parametrize(
