@@ -19,6 +19,7 @@ from evostep.engines.auto import Auto
 from evostep.genome.slots import slots_of_module
 from evostep.phase import Phase
 from evostep.record import Record, Verdict
+from evostep.scoring.calibration import Calibration
 from evostep.scoring.evaluator import Evaluator
 from evostep.scoring.isolation import ModuleState
 from evostep.spaces.base import Space
@@ -136,7 +137,7 @@ def test_accepted_stands_where_always_leads_rejected_where_it_began(
     assert accept_on() == rule.asked[1][1].value == again[-1].verdict.candidate
     assert rule.asked[1][2] == search.attempts == 2
     twin_of_bn = copy.deepcopy(model)
-    torch.optim.swa_utils.update_bn([inputs for inputs, _ in data(1)], twin_of_bn)
+    Calibration(twin_of_bn, data(1))(twin_of_bn)
     assert same(snapshot(model), snapshot(twin_of_bn))
 
 
@@ -174,6 +175,7 @@ def test_momentum_is_damped_after_the_phase_and_only_if_it_was_accepted() -> Non
                 assert torch.equal(base.state[p]["momentum_buffer"], expected)
 
 
+@pytest.mark.filterwarnings("ignore:.*exactly as the weights they come from")
 def test_a_phase_that_moved_nothing_is_not_judged() -> None:
     w = torch.zeros(2)
     rule = Says()
@@ -283,6 +285,7 @@ def test_a_move_of_a_phase_is_told_once_with_its_verdict(name: str, stop: int | 
     assert mover.search.history == records
 
 
+@pytest.mark.filterwarnings("ignore:.*exactly as the weights they come from")
 def test_a_phase_that_moved_nothing_tells_no_move() -> None:
     mover = Mover(Says())
     records = mover.search.evolve(lambda: 1.0, 2, on_move=lambda: pytest.fail("nothing moved"))

@@ -19,7 +19,7 @@ from evostep.scoring.accumulators import Stacked
 from evostep.scoring.batches import Batches, Examples, Forward, Keep, model_device
 from evostep.scoring.calibration import Calibration
 from evostep.scoring.isolation import ModuleState, preserved_rng
-from evostep.scoring.metrics import MetricLike, make_metric
+from evostep.scoring.metrics import METRICS, MetricLike, make_metric
 from evostep.scoring.nests import concatenate
 from evostep.scoring.scores import Scores
 
@@ -263,3 +263,9 @@ class Fitness:
 def _is_torchs(loss: Callable[..., Any]) -> bool:
     """Return whether a loss is one of torch's, which compare tensors."""
     return getattr(loss, "__module__", type(loss).__module__).partition(".")[0] == "torch"
+
+
+def at_its_best(fitness: Any, value: float) -> bool:
+    """Return whether a fitness has the highest value that its metric, by name, can have."""
+    metric = getattr(fitness, "metric", None)
+    return isinstance(metric, str) and METRICS[metric].fraction and value >= 1.0

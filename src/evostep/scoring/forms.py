@@ -84,9 +84,9 @@ class Signature:
 
 def _wrapped(model: nn.Module) -> nn.Module | None:
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        inner = model.module
-        return inner if isinstance(inner, nn.Module) else None
-    inner: Any = getattr(model, "_orig_mod", None)  # torch.compile
+        inner: Any = model.module
+    else:
+        inner = getattr(model, "_orig_mod", None)  # torch.compile
     return inner if isinstance(inner, nn.Module) else None
 
 
@@ -217,6 +217,11 @@ def _told(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)}"
     return f"a {type(value).__name__}"
+
+
+def plain_targets(targets: Any) -> Any:
+    """Return targets without the weights of their examples."""
+    return targets.targets if isinstance(targets, Weighted) else targets
 
 
 def weigh(values: Tensor, weights: Tensor) -> Tensor:

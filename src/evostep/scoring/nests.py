@@ -1,7 +1,7 @@
 """Nests, of which batches are made: walked, joined and counted.
 
-Tensors and other things in tuples, lists, mappings and dataclasses. All of them are walked in one place, by `map_leaves` and `leaves`. A `PackedSequence` is a leaf: its
-rows are no examples.
+Tensors and other things in tuples, lists, mappings and dataclasses. All of them are walked in one
+place, by `map_leaves` and `leaves`. A `PackedSequence` is a leaf: its rows are no examples.
 """
 
 from __future__ import annotations
