@@ -14,7 +14,7 @@ from torch import Tensor
 
 from evostep.acceptance import Rule
 from evostep.engines.base import Session
-from evostep.record import Record, Verdict, warn_of_no_difference
+from evostep.record import FEW, Record, Verdict, warn_of_no_difference
 from evostep.scoring.center import Center, fingerprint
 from evostep.scoring.evaluator import Competition, Evaluator, Round
 from evostep.scoring.fitness import Fitness, at_its_best
@@ -127,7 +127,7 @@ class Phase:
         """Return whether all members score exactly as the parent does; warn once in a phase."""
         if not all(one.seen is None and one.value == parent.value for one in scores):
             return False
-        if len(scores) > 1 and not self._told_flat and self._expects_differences(parent):
+        if len(scores) >= FEW and not self._told_flat and self._expects_differences(parent):
             self._told_flat = True
             warn_of_no_difference(
                 f"all {len(scores)} members score",

@@ -87,6 +87,9 @@ def warn_of_failures(record: Record) -> None:
         )
 
 
+FEW = 4  # members below which it is no wonder that all score the same
+
+
 def warn_of_no_difference(who: str, value: float, so: str, *, copied: bool) -> None:
     """Warn where whoever was scored has one and the same score, and say what may be the cause.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -77,18 +78,30 @@ def test_parent_and_members_see_the_same(engine: str) -> None:
     with pytest.warns(UserWarning, match=WRITES):
         records = search.evolve(Fitness(model, [(X, Y)], "neg-loss"), 4)
     assert records[0].parent == pytest.approx(value_of(InPlace().net), rel=1e-6)
-    for one, following in zip(records, records[1:], strict=False):
+    for one, following in itertools.pairwise(records):
         best = one.candidate if one.accepted else one.parent
         assert following.parent == pytest.approx(best, rel=1e-5)
     assert value_of(model.net) >= records[0].parent
 
 
 def test_a_metric_that_writes_is_named() -> None:
-    def metric(outputs: Tensor, targets: Tensor) -> float:
-        targets.add_(1)
-        return float((outputs.argmax(1) + 1 == targets).double().mean())
+    class Metric:
+        higher_is_better = True
 
-    fitness = Fitness(network(), [(X, Y)], metric)
+        def to(self, device: torch.device) -> None:
+            """Lie nowhere."""
+
+        def reset(self) -> None:
+            self.value = 0.0
+
+        def update(self, outputs: Tensor, targets: Tensor) -> None:
+            targets.add_(1)
+            self.value = float((outputs.argmax(1) + 1 == targets).double().mean())
+
+        def compute(self) -> float:
+            return self.value
+
+    fitness = Fitness(network(), [(X, Y)], Metric())
     with pytest.warns(UserWarning, match=f"the metric {WRITES}"):
         values = [fitness(), fitness()]
     assert values == [Fitness(network(), [(X, Y)])()] * 2

@@ -31,7 +31,7 @@ from evostep.population.records import Descent, PopulationRecord
 from evostep.population.scoring import FitnessOfModel, Scorer
 from evostep.population.selection import draw_parents, survivors
 from evostep.population.species import Species
-from evostep.record import warn_of_no_difference
+from evostep.record import FEW, warn_of_no_difference
 from evostep.scoring.calibration import Calibration
 from evostep.scoring.isolation import preserved_rng, seed_everything
 from evostep.scoring.scores import Scores
@@ -354,7 +354,7 @@ class ESGD:
     def _tell_if_flat(self, record: PopulationRecord, standing: list[float]) -> bool:
         """Warn, and return True, where offspring and population score the same to the last bit."""
         scores = [*standing, *record.scores]
-        if len(record.scores) < 2 or len(set(scores)) > 1 or not math.isfinite(scores[0]):
+        if len(record.scores) < FEW or len(set(scores)) > 1 or not math.isfinite(scores[0]):
             return False
         if self._scorer.at_its_best(scores[0]):
             return False
