@@ -175,7 +175,6 @@ def test_momentum_is_damped_after_the_phase_and_only_if_it_was_accepted() -> Non
                 assert torch.equal(base.state[p]["momentum_buffer"], expected)
 
 
-@pytest.mark.filterwarnings("ignore:.*exactly as the weights they come from")
 def test_a_phase_that_moved_nothing_is_not_judged() -> None:
     w = torch.zeros(2)
     rule = Says()
@@ -285,7 +284,6 @@ def test_a_move_of_a_phase_is_told_once_with_its_verdict(name: str, stop: int | 
     assert mover.search.history == records
 
 
-@pytest.mark.filterwarnings("ignore:.*exactly as the weights they come from")
 def test_a_phase_that_moved_nothing_tells_no_move() -> None:
     mover = Mover(Says())
     records = mover.search.evolve(lambda: 1.0, 2, on_move=lambda: pytest.fail("nothing moved"))

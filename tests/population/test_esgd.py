@@ -779,7 +779,6 @@ def test_all_failed_is_a_warning_and_nothing_moves() -> None:
     assert same(everything(esgd)["individuals"], before)
 
 
-@pytest.mark.filterwarnings("ignore:.*exactly as the weights they come from")
 def test_everybody_sees_the_same_examples_and_random_numbers_within_a_phase() -> None:
     seen: list[float] = []
 

@@ -216,7 +216,6 @@ def test_it_starts_at_the_average_where_that_scores_better() -> None:
     assert search.sample_forwards == first.sample_forwards + second.sample_forwards
 
 
-@pytest.mark.filterwarnings("ignore:.*exactly as the weights they come from")
 @pytest.mark.parametrize("target", ["average", "current"])
 def test_the_start_is_the_better_of_the_two(target: str) -> None:
     w = torch.tensor([0.0, 0.0])
