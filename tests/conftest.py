@@ -68,7 +68,7 @@ def new_ledger() -> type[Ledger]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let tests take a constant for a fitness; tests/faults/test_constant_fitness.py asks for it."""
+    """Let tests take a constant for a fitness: tests/faults holds the warning to its word."""
     config.addinivalue_line(
         "filterwarnings", "ignore:.*exactly as the weights they come from:UserWarning"
     )

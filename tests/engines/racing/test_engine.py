@@ -869,7 +869,7 @@ def plain(**options: Any) -> Callable[[nn.Module], Any]:
 
 CANNOT: dict[str, tuple[Callable[[nn.Module], Any], dict[str, Any], str]] = {
     "a bare callable": (
-        lambda model: lambda: float(model[0].bias.detach().sum()),
+        lambda model: lambda: float(next(model.parameters()).detach().sum()),
         {},
         "a bare callable has no examples",
     ),
