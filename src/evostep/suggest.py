@@ -18,7 +18,7 @@ from evostep.errors import InputError, warn
 from evostep.genome.slots import slots_of_module
 from evostep.noise import NoiseKind
 from evostep.scoring.fitness import Fitness
-from evostep.scoring.forms import as_numbers, plain_targets
+from evostep.scoring.splitting import as_numbers, plain_targets
 from evostep.scoring.isolation import ModuleState, preserved_rng, seed_everything
 from evostep.scoring.metrics import predictions
 from evostep.scoring.nests import concatenate

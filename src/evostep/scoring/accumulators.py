@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from evostep.errors import InputError
-from evostep.scoring.forms import Weighted, weigh
+from evostep.scoring.splitting import Weighted, weigh
 from evostep.scoring.nests import concatenate, leaves, map_tensors
 
 PerExample = Callable[[Any, Any], Tensor]

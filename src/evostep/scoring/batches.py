@@ -24,7 +24,7 @@ from torch.utils.data import (
 
 from evostep.errors import InputError, warn
 from evostep.noise import derive_seed
-from evostep.scoring.forms import Signature, Weighted, as_numbers, split_batch
+from evostep.scoring.splitting import Signature, Weighted, as_numbers, split_batch
 from evostep.scoring.isolation import Streams
 from evostep.scoring.nests import (
     batch_size,

@@ -129,7 +129,7 @@ TWICE: dict[str, tuple[type[Net], Any]] = {
 
 @pytest.mark.parametrize("form", [*PLAIN, *TWICE])
 @pytest.mark.parametrize("engine", ["inplace", "vmap"])
-def test_forms(form: str, engine: str) -> None:
+def test_splitting(form: str, engine: str) -> None:
     kind, batches = {**PLAIN, **TWICE}[form]
     model = kind()
     with torch.no_grad():
