@@ -87,3 +87,10 @@ class Ledger(TorchDispatchMode):
 @pytest.fixture
 def new_ledger() -> type[Ledger]:
     return Ledger
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let tests take a constant for a fitness: tests/faults holds the warning to its word."""
+    config.addinivalue_line(
+        "filterwarnings", "ignore:.*exactly as the weights they come from:UserWarning"
+    )

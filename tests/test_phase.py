@@ -19,6 +19,7 @@ from evostep.engines.auto import Auto
 from evostep.genome.slots import slots_of_module
 from evostep.phase import Phase
 from evostep.record import Record, Verdict
+from evostep.scoring.calibration import Calibration
 from evostep.scoring.evaluator import Evaluator
 from evostep.scoring.isolation import ModuleState
 from evostep.spaces.base import Space
@@ -147,7 +148,7 @@ def test_accepted_stands_where_always_leads_rejected_where_it_began(
     assert accept_on() == rule.asked[1][1].value == again[-1].verdict.candidate
     assert rule.asked[1][2] == search.attempts == 2
     twin_of_bn = copy.deepcopy(model)
-    torch.optim.swa_utils.update_bn([inputs for inputs, _ in data(1)], twin_of_bn)
+    Calibration(twin_of_bn, data(1))(twin_of_bn)
     assert same(snapshot(model), snapshot(twin_of_bn))
 
 

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from evostep.acceptance import Rule
 from evostep.engines.base import Session
-from evostep.record import Record, Verdict
+from evostep.record import FEW, Record, Verdict, warn_of_no_difference
 from evostep.scoring.center import Center, fingerprint
 from evostep.scoring.evaluator import Competition, Evaluator, Round
+from evostep.scoring.fitness import Fitness, at_its_best
 from evostep.scoring.probe import Probe
 from evostep.scoring.scores import Scores
 from evostep.spaces.workspace import Workspace
@@ -84,6 +85,7 @@ class Phase:
         self.began = generation
         self.moved = False
         self.over = False
+        self._told_flat = False
         self._opened: str | None = None  # told in the first record
         self._told = 0  # of the sample-forwards spent
         self._start: dict[str, Tensor] = {}
@@ -116,8 +118,29 @@ class Phase:
         scores = self.session.score(replace(round, parent=parent), members)
         values = [one.value for one in scores]
         step, state = strategy.tell(genome, state, number, values, parent.value, seed)
+        if self._nothing_differs(parent, scores) and not self._asks:
+            step = None  # the center would only drift
         decision = self._consider(step, round, parent, scores) if step else _Decision()
         return self._record(number, parent, scores, decision, clock), state
+
+    def _nothing_differs(self, parent: Scores, scores: Sequence[Scores]) -> bool:
+        """Return whether all members score exactly as the parent does; warn once in a phase."""
+        if not all(one.seen is None and one.value == parent.value for one in scores):
+            return False
+        if len(scores) >= FEW and not self._told_flat and self._expects_differences(parent):
+            self._told_flat = True
+            warn_of_no_difference(
+                f"all {len(scores)} members score",
+                parent.value,
+                "so the weights stay",
+                copied=not isinstance(self.evaluator.fitness, Fitness),
+            )
+        return True
+
+    def _expects_differences(self, parent: Scores) -> bool:
+        """Return whether something moves, and can be better."""
+        moves = any(sigma != 0 for sigma in self.genome.sigma.values())
+        return moves and not at_its_best(self.evaluator.fitness, parent.value)
 
     @property
     def _competition(self) -> Competition | None:
@@ -129,6 +152,11 @@ class Phase:
         return Competition(beats_parent)
 
     @property
+    def _asks(self) -> bool:
+        """Whether the rule judges each generation."""
+        return self.rule.needs_scores and not self.by_phase
+
+    @property
     def _keeps_outputs(self) -> bool:
         return self.rule.needs_outputs and not self.by_phase and self.second is None
 
@@ -137,7 +165,7 @@ class Phase:
     ) -> _Decision:
         """Write the proposed center; keep it or write the parent back."""
         keep = self.rule.needs_outputs
-        asked = self.rule.needs_scores and not self.by_phase
+        asked = self._asks
         best = scores[step.scored] if step.scored is not None else None
         if best is not None and best.seen is not None:  # all were dropped: none beats the parent
             self.attempts += asked

@@ -86,3 +86,24 @@ def warn_of_failures(record: Record) -> None:
             f"generation {record.generation}: the fitness failed for all {len(record.scores)} "
             f"members, so the weights stay ({record.error})",
         )
+
+
+FEW = 4  # members below which it is no wonder that all score the same
+
+
+def warn_of_no_difference(who: str, value: float, so: str, *, copied: bool) -> None:
+    """Warn where whoever was scored has one and the same score, and say what may be the cause.
+
+    Args:
+        who: scored so, and the verb.
+        value: the score.
+        so: what follows.
+        copied: whether the fitness may score another model than the one that evolves.
+    """
+    causes = [
+        "does the metric fit outputs and targets",
+        *(["does the fitness score the model that evolves, not a copy"] if copied else []),
+        "does the forward use the weights that evolve",
+        "is sigma large enough for their type",
+    ]
+    warn(f"{who} {value:g}, exactly as the weights they come from, {so}: {', '.join(causes)}?")

@@ -14,12 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from evostep.errors import InputError, warn
 from evostep.genome.slots import slots_of_module
 from evostep.noise import NoiseKind
-from evostep.scoring.batches import concatenate
 from evostep.scoring.fitness import Fitness
 from evostep.scoring.isolation import ModuleState, preserved_rng, seed_everything
 from evostep.scoring.metrics import predictions
+from evostep.scoring.nests import concatenate
+from evostep.scoring.splitting import as_numbers, plain_targets
 from evostep.spaces.base import Space
 from evostep.spaces.weights import AllWeights
 from evostep.spaces.workspace import Workspace
@@ -35,11 +37,14 @@ class SigmaSuggestion:
 
     Attributes:
         sigma: where the asked share of predictions changes, interpolated between `sigmas`; the
-            first or last of them where the share is reached nowhere between.
+            first of them where even that changes more, the last where all change less. NaN where
+            nothing changes at any.
         share: the share asked for.
         sigmas: the values tried, rising.
-        changed: the mean share of changed predictions at each, in [0, 1].
+        changed: the mean share of changed predictions at each, in [0, 1]; where targets are
+            numbers, how far outputs move (root mean square) in standard deviations of the targets.
         spread: the standard deviation of that share over draws.
+        what: changes: ``"predictions"`` or ``"outputs"``.
     """
 
     sigma: float
@@ -47,14 +52,29 @@ class SigmaSuggestion:
     sigmas: tuple[float, ...]
     changed: tuple[float, ...]
     spread: tuple[float, ...]
+    what: str = "predictions"
 
     def __str__(self) -> str:
         rows = [
             f"{sigma:>10.4g}  {changed:>8.2%} ± {spread:.2%}"
             for sigma, changed, spread in zip(self.sigmas, self.changed, self.spread, strict=True)
         ]
-        head = f"{'sigma':>10}  changed predictions"
-        return "\n".join([head, *rows, f"{self.share:.0%} change at sigma = {self.sigma:.4g}"])
+        head = f"{'sigma':>10}  changed {self.what}"
+        return "\n".join([head, *rows, self._conclusion()])
+
+    def _conclusion(self) -> str:
+        if self.reached:
+            return f"{self.share:.0%} change at sigma = {self.sigma:.4g}"
+        return (
+            f"{self.share:.0%} change at no sigma up to {self.sigmas[-1]:.4g}, where "
+            f"{self.changed[-1]:.2%} do: try larger sigmas=, and see that the model uses the "
+            "weights of this space"
+        )
+
+    @property
+    def reached(self) -> bool:
+        """Whether the asked share changes at any sigma."""
+        return max(self.changed) >= self.share
 
 
 def suggest_sigma(
@@ -72,8 +92,9 @@ def suggest_sigma(
     """Measure the share of changed predictions as sigma grows, and where it is `share`.
 
     Args:
-        model: a classifier; its weights, buffers and modes are left as they were.
-        batches: as for `Fitness`; targets are not used, but tell how outputs are read.
+        model: a classifier, or one for regression, whose targets are numbers other than 0 and 1;
+            its weights, buffers and modes are left as they were.
+        batches: as for `Fitness`; targets tell how outputs are read, and the unit of regression.
         share: of predictions to change, in (0, 1).
         sigmas: values to try, rising, in units of `scale`. Stops after the first at which half
             of the predictions change.
@@ -83,8 +104,11 @@ def suggest_sigma(
         noise: ``"normal"`` or ``"uniform"``.
         seed: of the noise.
 
+    Warns where the share is reached at no sigma.
+
     Raises:
-        ValueError: a share outside (0, 1), no sigmas, fewer than one draw.
+        ValueError: a share outside (0, 1), no sigmas, fewer than one draw; targets of a regression
+            that are all the same.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 3))
@@ -114,7 +138,7 @@ def suggest_sigma(
                 shares = []
                 for i in range(draws):
                     workspace.write(strategy.member(genome, {}, 0, i, seed))
-                    shares.append(float((predict(seed) != before).double().mean()))
+                    shares.append(predict.share_changed(before, predict(seed)))
                 tried.append(float(sigma))
                 changed.append(sum(shares) / draws)
                 spread.append(float(torch.tensor(shares).std(correction=0)))
@@ -123,15 +147,47 @@ def suggest_sigma(
         finally:
             workspace.restore()
     sigma = _interpolate(tried, changed, share)
-    return SigmaSuggestion(sigma, share, tuple(tried), tuple(changed), tuple(spread))
+    if not any(changed):
+        sigma = math.nan
+    found = SigmaSuggestion(sigma, share, tuple(tried), tuple(changed), tuple(spread), predict.what)
+    if not found.reached:
+        warn(found._conclusion())
+    return found
+
+
+def _nothing(*_: Any) -> float:
+    return 0.0
 
 
 class _Predictions:
-    """The predicted classes of all examples, leaving no trace in the model."""
+    """The predicted classes (or numbers) of all examples, leaving no trace in the model."""
 
     def __init__(self, model: nn.Module, batches: Iterable[Any]) -> None:
-        self.fitness = Fitness(model, batches, "accuracy")
+        self.fitness = Fitness(model, batches, _nothing)
         self.model = model
+        targets = [plain_targets(targets) for _, targets in self.fitness.examples().batches]
+        self.targets = as_numbers(concatenate(targets), "suggest_sigma")
+        self.unit: float | None = None  # of a regression's outputs
+        if self.targets.is_floating_point() and not bool(
+            ((self.targets >= 0) & (self.targets <= 1)).all()
+        ):
+            self.unit = float(self.targets.double().std())
+            if not self.unit > 0:
+                raise InputError(
+                    f"the targets are all {float(self.targets.reshape(-1)[0]):g}, so there is no "
+                    "unit in which outputs change: give examples whose targets differ"
+                )
+
+    @property
+    def what(self) -> str:
+        """What is compared."""
+        return "predictions" if self.unit is None else "outputs"
+
+    def share_changed(self, before: Tensor, after: Tensor) -> float:
+        """Return the share of predictions that differ, or how far outputs are apart."""
+        if self.unit is None:
+            return float((after != before).double().mean())
+        return float((after.double() - before.double()).square().mean().sqrt()) / self.unit
 
     def __call__(self, seed: int) -> Tensor:
         state = ModuleState(self.model)
@@ -141,7 +197,7 @@ class _Predictions:
             outputs = self.fitness.score(examples, keep_outputs=True).outputs
         finally:
             state.restore()
-        return predictions(outputs, concatenate([targets for _, targets in examples]))
+        return predictions(outputs, self.targets) if self.unit is None else outputs
 
 
 def _interpolate(sigmas: Sequence[float], changed: Sequence[float], share: float) -> float:

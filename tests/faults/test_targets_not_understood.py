@@ -125,11 +125,11 @@ REFUSED: dict[str, tuple[int, Any, dict[str, Any], str]] = {
     "fewer columns": (3, torch.zeros(60, 2), {}, r"\(60, 3\).*\(60, 2\).*do not fit: give"),
     "no classes": (3, (X[:, :3] > 0).float(), {"targets": "classes"}, "are no classes"),
     "labels that are none": (3, Y, {"targets": "labels"}, "are no labels"),
-    "text": (
+    "two tensors": (
         3,
-        {"a": Y},
+        {"a": Y, "b": Y},
         {},
-        r"targets that are one tensor, got a dict of \(60,\).*forward=",
+        "one tensor, got a dict.*the keys a, b: pass forward=",
     ),
 }
 

@@ -25,6 +25,7 @@ from evostep.population.esgd import ESGD
 from evostep.population.individual import transplant
 from evostep.population.selection import draw_parents, recombine, roulette, survivors
 from evostep.population.species import Species
+from evostep.scoring.calibration import Calibration
 
 INPUTS = torch.randn(60, 4, generator=torch.Generator().manual_seed(7))
 TARGETS = (INPUTS @ torch.tensor([1.0, -1.0, 0.5, 0.0]) > 0).long()
@@ -374,7 +375,7 @@ def test_calibrated_statistics_are_those_of_the_offspring_and_stay_with_it() -> 
         if int(one.model[1].num_batches_tracked) != len(BATCHES):  # an original: 3 a descent
             continue
         twin = copy.deepcopy(one.model)
-        torch.optim.swa_utils.update_bn([x for x, _ in BATCHES], twin)
+        Calibration(twin, BATCHES)(twin)
         assert same(tensors(one.model), tensors(twin))
         checked += 1
     assert checked > 0

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import update_bn
+from torch.optim import swa_utils
 
 from evostep import Always, Evolution, Fitness, Improves, Only, OpenAIES, RandomMutation
 from evostep.population.esgd import ESGD
@@ -47,11 +47,38 @@ def same(a: list[Tensor], b: list[Tensor]) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
+def update_bn(batches: list[Tensor], model: nn.Module) -> None:
+    """Torch's update_bn, where each batch weighs as many examples as it has."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d)]
+    modes, momenta = [m.training for m in model.modules()], [norm.momentum for norm in norms]
+    model.train()
+    for norm in norms:
+        norm.reset_running_stats()
+    for k, batch in enumerate(batches):
+        for norm in norms:
+            norm.momentum = len(batch) / sum(map(len, batches[: k + 1]))
+        with torch.no_grad():
+            model(batch)
+    for module, mode in zip(model.modules(), modes, strict=True):
+        module.training = mode
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+
+
+def test_a_batch_weighs_as_many_examples_as_it_has() -> None:
+    model, twin = network(), network()
+    Calibration(model, data())(model)  # 20, 20 and 8 examples
+    swa_utils.update_bn([x for x, _ in data() for _ in range(len(x) // 4)], twin)
+    torch.testing.assert_close(model[1].running_mean, twin[1].running_mean)
+    torch.testing.assert_close(model[1].running_var, twin[1].running_var)
+
+
 @pytest.mark.parametrize("momentum", [0.1, None])
 def test_it_is_torchs_update_bn(momentum: float | None) -> None:
     model, twin = network(momentum=momentum), network(momentum=momentum)
-    assert Calibration(model, data())(model) == N
-    update_bn([inputs for inputs, _ in data()], twin)
+    even = data()[:2]  # torch's takes batches of any size for equal
+    assert Calibration(model, even)(model) == 40
+    swa_utils.update_bn([inputs for inputs, _ in even], twin)
     assert same(buffers(model), buffers(twin))
     assert model[1].momentum == momentum
 

@@ -26,7 +26,8 @@ from torch.utils.data import (
 )
 
 from evostep import Fitness
-from evostep.scoring.batches import move, split_batch
+from evostep.scoring.batches import move
+from evostep.scoring.splitting import split_batch
 
 X, Y = torch.randn(30, 4, generator=torch.Generator().manual_seed(0)), torch.arange(30) % 3
 BATCHES = list(zip(X.split(8), Y.split(8), strict=True))

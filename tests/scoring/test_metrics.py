@@ -17,8 +17,8 @@ from sklearn import metrics as sk
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from evostep.scoring.batches import concatenate
 from evostep.scoring.metrics import METRICS, MetricLike, make_metric, predictions
+from evostep.scoring.nests import concatenate
 
 
 def measured(

@@ -19,6 +19,7 @@ import evostep
 from evostep import Always, Evolution, Evolved, Fitness, RandomMutation
 from evostep.genome.point import Tensors
 from evostep.genome.slots import slots_of_module
+from evostep.scoring.calibration import Calibration
 from evostep.spaces.base import Checkpoint
 from evostep.spaces.memory import Memory
 from evostep.spaces.span import Span, project
@@ -311,7 +312,7 @@ def test_batch_norm_statistics_belong_to_the_mixture() -> None:
     records = optimizer.evolve(fitness, 4)
     assert records[0].opened == "average" or any(r.accepted for r in records)
     twin = copy.deepcopy(model)
-    torch.optim.swa_utils.update_bn([inputs for inputs, _ in data(1)], twin)
+    Calibration(twin, data(1))(twin)
     assert same(dict(model.named_buffers()), dict(twin.named_buffers()))
     best = max([records[-1].parent, *(r.candidate for r in records if r.accepted)])  # type: ignore[type-var]
     assert fitness() == best

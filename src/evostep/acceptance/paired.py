@@ -19,8 +19,8 @@ from evostep.acceptance.base import Every, Rule, check_every, gives_per_example
 from evostep.acceptance.tails import binomial_tail, student_tail
 from evostep.errors import InputError
 from evostep.noise import derive_seed, make_generator
-from evostep.scoring.batches import leaves, map_leaves
 from evostep.scoring.fitness import Fitness
+from evostep.scoring.nests import leaves, map_leaves
 from evostep.scoring.scores import Scores
 
 Kind = Literal["mcnemar", "t", "permutation"]

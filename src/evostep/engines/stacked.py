@@ -16,9 +16,9 @@ from evostep.engines.base import CannotScore, Engine
 from evostep.errors import reason
 from evostep.genome.members import Factors
 from evostep.genome.point import Coordinates
-from evostep.scoring.batches import leaves
 from evostep.scoring.evaluator import Evaluator, Round
 from evostep.scoring.fitness import Fitness
+from evostep.scoring.nests import leaves
 from evostep.scoring.scores import Scores, read
 from evostep.spaces.workspace import Workspace
 

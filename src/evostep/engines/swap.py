@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from evostep.engines.base import CannotScore
-from evostep.scoring.batches import leaves
+from evostep.scoring.nests import leaves
 
 # what only tells what a weight is like
 HARMLESS: frozenset[Any] = frozenset(

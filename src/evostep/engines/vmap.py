@@ -85,7 +85,7 @@ class Batched(Session[Vmap]):
         if any(isinstance(module, _ConvNd | nn.RNNBase) for module in fitness.model.modules()):
             return False  # batched over weights these are grouped or unrolled: slower
         matrices = sum(p.numel() for p in fitness.model.parameters() if p.dim() >= 2)
-        rows = sum(positions(inputs) for inputs, _ in round.examples)
+        rows = sum(positions(inputs) for inputs, _ in round.examples.batches)
         return matrices * rows <= _SMALL
 
     def score(self, round: Round, members: Sequence[Coordinates]) -> list[Scores]:
@@ -132,7 +132,7 @@ def members_at_once(live: Mapping[str, Tensor], fitness: Fitness, round: Round) 
     assert round.examples is not None, "a Fitness has examples"
     weights = sum(tensor.numel() for tensor in live.values())
     width = max((len(p) for p in fitness.model.parameters() if p.dim() >= 2), default=1)
-    rows = max((positions(inputs) for inputs, _ in round.examples), default=1)
+    rows = max((positions(inputs) for inputs, _ in round.examples.batches), default=1)
     numbers = weights + 2 * width * rows  # what a layer reads and writes
     free = free_bytes(model_device(fitness.model)) // 16  # a quarter, of 4 bytes a number
     return max(1, min(_NUMBERS_AT_ONCE, free) // numbers)

@@ -25,10 +25,11 @@ from evostep.polishing.procedure import (
 from evostep.polishing.result import BY_START, IMPROVED, NO_GAIN, Polished
 from evostep.polishing.search import Search, center_on_plateau
 from evostep.polishing.starts import check_prior
-from evostep.scoring.batches import Forward, concatenate
+from evostep.scoring.batches import Forward
 from evostep.scoring.confusion import CONFUSION_METRICS, recalls
 from evostep.scoring.fitness import Fitness
 from evostep.scoring.isolation import ModuleState, preserved_rng
+from evostep.scoring.nests import concatenate
 
 GENERATIONS = 40
 NEAR_PERFECT = 0.995

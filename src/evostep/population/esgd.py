@@ -32,6 +32,7 @@ from evostep.population.records import Descent, PopulationRecord
 from evostep.population.scoring import FitnessOfModel, Scorer
 from evostep.population.selection import draw_parents, survivors
 from evostep.population.species import Species
+from evostep.record import FEW, warn_of_no_difference
 from evostep.scoring.calibration import Calibration
 from evostep.scoring.isolation import preserved_rng, seed_everything
 from evostep.scoring.scores import Scores
@@ -303,13 +304,16 @@ class ESGD:
         start = spent = self.sample_forwards
         records: list[PopulationRecord] = []
         self._evolved = True
+        told = False
         with preserved_rng():
             self._score_everybody()
             for _ in range(generations):
+                standing = list(self.scores)
                 record = self._round(spent)
                 records.append(record)
                 self.history.append(record)
                 record.warn_of_failures()
+                told = told or self._tell_if_flat(record, standing)
                 if on_generation is not None and on_generation(record) is True:
                     break
                 spent = self.sample_forwards
@@ -348,6 +352,17 @@ class ESGD:
         )
         self._settle(born, after)
         return record
+
+    def _tell_if_flat(self, record: PopulationRecord, standing: list[float]) -> bool:
+        """Warn, and return True, where offspring and population score the same to the last bit."""
+        scores = [*standing, *record.scores]
+        if len(record.scores) < FEW or len(set(scores)) > 1 or not math.isfinite(scores[0]):
+            return False
+        if self._scorer.at_its_best(scores[0]):
+            return False
+        everybody = f"all {len(standing)} individuals and {len(record.scores)} offspring score"
+        warn_of_no_difference(everybody, scores[0], "so no one is selected", copied=True)
+        return True
 
     def _breed(self) -> Litter:
         drawn = [

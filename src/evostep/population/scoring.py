@@ -15,7 +15,7 @@ from evostep.noise import derive_seed
 from evostep.population.individual import Individual
 from evostep.scoring.calibration import Calibration
 from evostep.scoring.evaluator import Evaluator, Round
-from evostep.scoring.fitness import Fitness
+from evostep.scoring.fitness import Fitness, at_its_best
 from evostep.scoring.isolation import ModuleState, seed_everything
 from evostep.scoring.scores import Scores
 
@@ -84,6 +84,10 @@ class Scorer:
         value = evaluator.score(round).value
         self.sample_forwards += evaluator.spent
         return value if math.isfinite(value) else math.nan
+
+    def at_its_best(self, value: float) -> bool:
+        """Return whether no score can be higher."""
+        return at_its_best(self._fitness, value)
 
     def _evaluator(self, model: nn.Module, phase: int) -> tuple[Evaluator, Round]:
         fitness: Fitness | Callable[[], float] = partial(self._number, model, phase)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import operator
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -17,9 +18,10 @@ import torch
 from torch import Tensor
 
 from evostep.errors import InputError
-from evostep.scoring.batches import concatenate, map_tensors
 from evostep.scoring.finite import NOT_FINITE
 from evostep.scoring.forms import Form, Reader, needs_values
+from evostep.scoring.nests import concatenate, leaves, map_tensors
+from evostep.scoring.splitting import Weighted, unweighted, weigh
 
 # (outputs, targets) -> (n,) of each example: a sum, and what it is divided by (None: 1)
 PerExample = Callable[[Any, Any], tuple[Tensor, Tensor | None]]
@@ -67,15 +69,25 @@ class Mean(Accumulator):
 
     def update(self, outputs: Any, targets: Any) -> None:
         """Take one batch."""
-        sums, weights = self.function(outputs, targets)
-        self.sums.append(sums.double())
+        sums, weights = weighted_sums(self.function, outputs, targets)
+        self.sums.append(sums)
         if weights is not None:
-            self.weights.append(weights.double())
+            self.weights.append(weights)
 
     def compute(self) -> tuple[float | Tensor, Tensor | None]:
         """Return the value, and that of each example if there are such."""
         values = quotients(self.sums, self.weights, total=self.total)
         return values.mean(), values
+
+
+def weighted_sums(function: PerExample, outputs: Any, targets: Any) -> tuple[Tensor, Tensor | None]:
+    """Return what `function` returns, float64; both are times the weights that targets have."""
+    sums, weights = function(outputs, unweighted(targets))
+    sums, weights = sums.double(), None if weights is None else weights.double()
+    if isinstance(targets, Weighted):
+        own = targets.weights.to(sums)
+        return sums * own, own if weights is None else weights * own
+    return sums, weights
 
 
 def quotients(sums: list[Tensor], weights: list[Tensor], *, total: bool = False) -> Tensor:
@@ -117,6 +129,8 @@ class Predicted(Accumulator):
 
     def update(self, outputs: Any, targets: Any) -> None:
         """Take one batch."""
+        if isinstance(targets, Weighted):
+            raise _cannot_weigh("a metric of all predictions")
         guess, true, counted = self.form.predict(outputs, targets)
         if counted is not None:
             true = torch.where(counted, true, -1)
@@ -155,7 +169,7 @@ class Undecided(Accumulator):
     def update(self, outputs: Any, targets: Any) -> None:
         """Take one batch; it is held as long as only all values tell how it is read."""
         self.held.append((outputs, targets))
-        if self.reader.form is not None or not needs_values(outputs, targets):
+        if self.reader.form is not None or not needs_values(outputs, unweighted(targets)):
             self._take()
 
     def compute(self) -> tuple[float | Tensor, Tensor | None]:
@@ -168,14 +182,15 @@ class Undecided(Accumulator):
         return self.made.compute()
 
     def _take(self) -> None:
-        form = self.reader.form or self.reader.settle(self.held, self.who, of_loss=self.of_loss)
+        plain = [(outputs, unweighted(targets)) for outputs, targets in self.held]
+        form = self.reader.form or self.reader.settle(plain, self.who, of_loss=self.of_loss)
         if self.made is None:
             self.made = self.build(form)
-        for outputs, targets in self.held:
+        for (outputs, targets), (_, given) in zip(plain, self.held, strict=True):
             self.reader.check(outputs, targets, self.who, of_loss=self.of_loss)
             mark = form.ignore_index
             self.counted |= mark is None or bool((torch.as_tensor(targets) != mark).any())
-            self.made.update(outputs, targets)
+            self.made.update(outputs, given)
         self.held = []
 
 
@@ -189,10 +204,14 @@ class Whole(Accumulator):
         self.sign = sign
         self.gives_per_example = per_example
         self.outputs: list[Any] = []
+        self.weights: list[Tensor] = []
         self.targets: list[Any] = []
 
     def update(self, outputs: Any, targets: Any) -> None:
         """Take one batch."""
+        if isinstance(targets, Weighted):
+            self.weights.append(targets.weights)
+            targets = targets.targets
         self.outputs.append(outputs)
         self.targets.append(targets)
 
@@ -204,7 +223,11 @@ class Whole(Accumulator):
         values = _of_each(result, n)
         if values is not None:
             values = self.sign * values
+            if self.weights:
+                values = weigh(values, torch.cat(self.weights))
             return float(values.mean()), values
+        if self.weights:
+            raise _cannot_weigh("this metric of all examples")
         return self.sign * number(
             result, "a metric must return one number, or one for each example"
         ), None
@@ -216,12 +239,13 @@ class TorchMetric(Accumulator):
     gives_per_example = False
 
     def __init__(self, metric: Any, sign: float) -> None:
-        self.metric = copy.deepcopy(metric)
-        self.metric.reset()
+        self.metric = blank(metric)
         self.sign = sign
 
     def update(self, outputs: Any, targets: Any) -> None:
         """Take one batch."""
+        if isinstance(targets, Weighted):
+            raise _cannot_weigh(type(self.metric).__name__)
         if isinstance(outputs, Tensor):
             self.metric.to(outputs.device)
         self.metric.update(outputs, targets)
@@ -252,12 +276,16 @@ class Stacked:
         """Take one batch: outputs with a leading dimension of members, targets without."""
         n = len(self._members)
         if self._mean is not None:
+            given = targets.weights.repeat(n) if isinstance(targets, Weighted) else None
+            targets = unweighted(targets)
             together = map_tensors(outputs, lambda t: t.flatten(0, 1))
             repeated = map_tensors(targets, lambda t: t.repeat(n, *[1] * (t.dim() - 1)))
-            sums, weights = self._mean.function(together, repeated)
-            self._sums.append(sums.double().view(n, -1))
+            if given is not None:
+                repeated = Weighted(repeated, given)
+            sums, weights = weighted_sums(self._mean.function, together, repeated)
+            self._sums.append(sums.view(n, -1))
             if weights is not None:
-                self._weights.append(weights.double().view(n, -1))
+                self._weights.append(weights.view(n, -1))
             return
         for i, member in enumerate(self._members):
             if isinstance(member, Accumulator):
@@ -331,3 +359,28 @@ def number(result: Any, must: str) -> float:
         of_shape = f" of shape {tuple(shape)}" if shape is not None else ""
         got = "None: is a `return` missing?" if result is None else f"a {type(result).__name__}"
         raise InputError(f"{must}, got {got}{of_shape}") from None
+
+
+def blank(metric: Any) -> Any:
+    """Return a metric like this one that has seen nothing, without a copy of what that one has.
+
+    A torchmetrics metric shares tensors with the other until it is reset, which gives it new ones;
+    one of another kind may clear its own in place, and is copied in full.
+    """
+    torchmetrics = sys.modules.get("torchmetrics")
+    shared: dict[int, Any] = {}
+    if torchmetrics is not None and isinstance(metric, torchmetrics.Metric):
+        for module in metric.modules():
+            for held in (vars(module), module._parameters, module._buffers):
+                values = [v for v in held.values() if isinstance(v, Tensor | list)]
+                shared.update((id(tensor), tensor) for tensor in leaves(values))
+    new = copy.deepcopy(metric, shared)
+    new.reset()
+    return new
+
+
+def _cannot_weigh(what: str) -> InputError:
+    return InputError(
+        f"{what} cannot weigh examples by the weights in the batches: take 'accuracy', 'neg-loss' "
+        "or a callable that returns a value for each example, or leave the weights out by forward="
+    )

@@ -1,206 +1,416 @@
-"""Batches: nests of tensors, read, split into inputs and targets, moved, joined and counted.
-
-Tuples, lists and dictionaries are walked in one place, by `map_leaves` and `leaves`.
-"""
+"""Batches: a user's, read, kept where they are wanted, handed out and sent forward."""
 
 from __future__ import annotations
 
+import copy
+import itertools
+import os
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import (
     DataLoader,
     DistributedSampler,
     RandomSampler,
     SubsetRandomSampler,
     WeightedRandomSampler,
+    default_collate,
 )
 
+from evostep.errors import InputError, warn
 from evostep.noise import derive_seed
-from evostep.scoring.isolation import preserved_rng, seed_everything
-
-TARGET_KEYS = ("labels", "label", "targets", "target", "y")
-_RANDOM_SAMPLERS = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
+from evostep.scoring.isolation import Streams
+from evostep.scoring.nests import (
+    batch_size,
+    fresh,
+    is_array,
+    leaves,
+    map_leaves,
+    map_tensors,
+    tensors_of,
+    versions,
+)
+from evostep.scoring.splitting import Signature, Weighted, as_numbers, split_batch
 
 Forward = Callable[[nn.Module, Any], tuple[Any, Any]]
+Batch = tuple[Any, Any]  # (inputs, targets)
+Keep = Literal["device", "host", "stream"]
 
-
-def map_leaves(change: Callable[..., Any], *values: Any) -> Any:
-    """Apply `change` to what stands at each place of nested tuples, lists and dictionaries.
-
-    Args:
-        change: takes one leaf of each nest, returns what to put there.
-        *values: nests of the structure of the first one.
-
-    Example:
-        >>> map_leaves(lambda a, b: a + b, {"x": 1, "y": (2, 3)}, {"x": 10, "y": (20, 30)})
-        {'x': 11, 'y': (22, 33)}
-    """
-    first = values[0]
-    if isinstance(first, Mapping):
-        return {key: map_leaves(change, *(value[key] for value in values)) for key in first}
-    if isinstance(first, tuple | list):
-        items = [map_leaves(change, *column) for column in zip(*values, strict=True)]
-        return type(first)(*items) if hasattr(first, "_fields") else type(first)(items)
-    return change(*values)
-
-
-def leaves(value: Any) -> Iterator[Any]:
-    """Walk through what stands at each place of nested tuples, lists and dictionaries.
-
-    Example:
-        >>> list(leaves({"x": 1, "y": (2, [3])}))
-        [1, 2, 3]
-    """
-    if isinstance(value, Mapping):
-        value = tuple(value.values())
-    if isinstance(value, tuple | list):
-        for item in value:
-            yield from leaves(item)
-    else:
-        yield value
-
-
-def map_tensors(value: Any, change: Callable[[Tensor], Any], other: Any = ...) -> Any:
-    """Apply `change` to the tensors in nested tuples, lists and dictionaries.
-
-    Args:
-        value: the nest.
-        change: what to put in a tensor's place.
-        other: what to put in the place of anything else; left out: the thing itself.
-
-    Example:
-        >>> map_tensors({"x": torch.zeros(2), "name": "a"}, len)
-        {'x': 2, 'name': 'a'}
-    """
-
-    def one(leaf: Any) -> Any:
-        if isinstance(leaf, Tensor):
-            return change(leaf)
-        return leaf if other is ... else other
-
-    return map_leaves(one, value)
-
-
-def concatenate(parts: Sequence[Any]) -> Any:
-    """Join batches along their first dimension: tensors, and tuples, lists or dicts of tensors."""
-
-    def join(*some: Any) -> Any:
-        if not isinstance(some[0], Tensor):
-            return list(some)
-        return torch.cat(some) if some[0].ndim else torch.stack(some)
-
-    return map_leaves(join, *parts)
+_RANDOM_SAMPLERS = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
+# How much is read of what does not say how long it is. Fixed: a resumed run reads the same.
+MOST_EXAMPLES = 2**17
+MOST_BYTES = 2**31
+_ATOMS = (str, bytes, bool, int, float, complex, type(None))
 
 
 @dataclass(frozen=True)
 class Examples:
-    """The batches on which one generation scores everybody, each (inputs, targets)."""
+    """The batches on which one generation scores everybody, each (inputs, targets).
 
-    batches: tuple[tuple[Any, Any], ...]
+    Iterating hands them out, ready for the model, in containers of their own each time.
+
+    Attributes:
+        batches: as they are kept; of a stream, tensors without memory that show their shapes.
+        count: how many examples they have.
+        owner: who hands them out; None: they are handed out as they are.
+        numbers: of the batches, in the order of the stream.
+    """
+
+    batches: tuple[Batch, ...]
     count: int
+    owner: Batches | None = None
+    numbers: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return self.count
 
-    def __iter__(self) -> Iterator[tuple[Any, Any]]:
-        return iter(self.batches)
+    def __iter__(self) -> Iterator[Batch]:
+        if self.owner is None:
+            return iter([fresh(batch) for batch in self.batches])
+        return self.owner.hand_out(self)
+
+    def __getitem__(self, i: int) -> Batch:
+        """Hand out one batch."""
+        return next(iter(self.only([i])))
+
+    def only(self, which: Sequence[int]) -> Examples:
+        """Return some of the batches, by their places here, rising."""
+        numbers = tuple(self.numbers[i] for i in which) if self.numbers else ()
+        return replace(self.with_batches([self.batches[i] for i in which]), numbers=numbers)
+
+    def with_batches(self, batches: Sequence[Batch]) -> Examples:
+        """Return other batches, handed out as these are."""
+        count = sum(batch_size(*batch) for batch in batches)
+        return replace(self, batches=tuple(batches), count=count, numbers=())
+
+    @property
+    def streamed(self) -> bool:
+        """Whether they are read again each time they are handed out."""
+        return self.owner is not None and self.owner.keep == "stream"
+
+    @property
+    def stable(self) -> bool:
+        """Whether the very same tensors are handed out each time."""
+        return self.owner is None or not (self.streamed or self.owner.moves)
+
+    @property
+    def weighted(self) -> bool:
+        """Whether examples have weights."""
+        return any(isinstance(targets, Weighted) for _, targets in self.batches)
 
 
-def examples_of(batches: Sequence[tuple[Any, Any]]) -> Examples:
+def examples_of(batches: Sequence[Batch]) -> Examples:
     """Return batches as `Examples`, counted."""
-    return Examples(tuple(batches), sum(batch_size(*batch) for batch in batches))
+    return Examples((), 0).with_batches(batches)
 
 
 class Batches:
-    """A user's batches: read once, kept on a model's device, and sent forward through it.
+    """A user's batches: read once, kept or read again, and sent forward through a model.
+
+    What is kept are copies. They are handed out in fresh containers, and are put back as they were
+    where a forward or a metric has written into them: counters of torch tell, not those of NumPy.
 
     Args:
         source: a list, a DataLoader that does not shuffle, or any iterable that can be read again.
         forward: ``forward(model, batch) -> (outputs, targets)`` for batches of any form; None:
             batches are split as `split_batch` says.
+        keep: ``"device"``: on the model's; ``"host"``: in host memory, moved batch by batch;
+            ``"stream"``: read again, in the same order, each time.
+        most: how many batches to read; None: all, where there is an end.
+        metric: that takes targets which are one tensor; None: targets stay as they are.
 
     Raises:
         ValueError: batches that can be read only once, that shuffle, or that are none.
     """
 
-    def __init__(self, source: Iterable[Any], forward: Forward | None = None) -> None:
+    def __init__(
+        self,
+        source: Iterable[Any],
+        forward: Forward | None = None,
+        *,
+        keep: Keep = "device",
+        most: int | None = None,
+        metric: str | None = None,
+    ) -> None:
         _refuse_unrepeatable(source)
-        self.forward = forward
-        self._source = source
-        self._kept: list[tuple[Any, Any]] | None = None
+        if keep not in get_args(Keep):
+            raise InputError(f"keep must be one of {', '.join(get_args(Keep))}, got {keep!r}")
+        if most is not None and most < 1:
+            raise InputError(f"max_batches must be at least 1, got {most}")
+        self.forward, self.keep = forward, keep
+        self._source, self._most, self._metric = source, most, metric
+        self._kept: list[Batch] | None = None
+        self._prints: list[str] = []  # of a stream's batches
+        self._signature = Signature()
+        self._end: int | None = most  # before which batch reading stops
         self._device = torch.device("cpu")
+        self._careful = True  # until it is known that nobody writes into what is handed out
+        self._writer: str | None = None
+        self._told = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what was read: a pickle has the source, which is read again."""
+        return {**vars(self), "_kept": None, "_prints": [], "_end": self._most, "_careful": True}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Batches:
+        """Share the source and what was read of it, which nobody changes."""
+        return copy.copy(self)
+
+    def __copy__(self) -> Batches:
+        new = object.__new__(type(self))
+        vars(new).update(vars(self))
+        return new
+
+    @property
+    def moves(self) -> bool:
+        """Whether what is kept lies in another place than the model."""
+        return self.keep == "host" and self._device.type != "cpu"
 
     def examples(self, model: nn.Module) -> Examples:
-        """Return all examples, on the device of `model`."""
+        """Return all examples, to be handed out on the device of `model`."""
         device = model_device(model)
         if self._kept is None:
-            with preserved_rng():
-                # a DataLoader draws from the global stream, and so may a transform
-                seed_everything(derive_seed("fitness batches"))
-                read = [move(batch, device) for batch in self._source]
-            if not read:
-                raise ValueError("batches is empty: a fitness needs at least one batch")
-            self._kept = [(b, None) if self.forward is not None else split_batch(b) for b in read]
             self._device = device
+            self._kept = self._read_all(model)
         if device != self._device:  # the model has moved since
-            self._kept, self._device = move(self._kept, device), device
-        return examples_of(self._kept)
+            if self.keep == "device":
+                self._kept = move(self._kept, device)
+            self._device = device
+        found = Examples((), 0, self).with_batches(self._kept)
+        return replace(found, numbers=tuple(range(len(self._kept))))
+
+    def hand_out(self, examples: Examples) -> Iterator[Batch]:
+        """Hand out batches, one after the other; put back what was written into them."""
+        if examples.streamed:
+            yield from self._stream(examples.numbers)
+            return
+        for batch in examples.batches:
+            if self.moves:
+                yield move(batch, self._device)
+                continue
+            backup = [t.clone() for t in tensors_of(batch)] if self._careful else None
+            before = versions(batch)
+            try:
+                yield fresh(batch)
+            finally:
+                if versions(batch) != before:
+                    self._put_back(batch, backup)
+        self._careful = self._told
+
+    @torch.no_grad()
+    def _put_back(self, batch: Batch, backup: list[Tensor] | None) -> None:
+        if backup is not None:
+            for tensor, value in zip(tensors_of(batch), backup, strict=True):
+                tensor.copy_(value)
+        elif self._kept is not None:  # nobody had written before: read it all again
+            for kept, again in zip(self._kept, self._read(), strict=True):
+                for tensor, value in zip(tensors_of(kept), tensors_of(again), strict=True):
+                    tensor.copy_(value)
+        self._careful = True
+        if not self._told:
+            self._told = True
+            who = self._writer or "the metric"
+            warn(
+                f"{who} writes into its batch in place: the batch is put back after each scoring, "
+                "which takes a copy; let it work on a copy of its own, as by x = x - 0.5"
+            )
 
     def apply(self, model: nn.Module, inputs: Any, targets: Any) -> tuple[Any, Any]:
         """Send one batch forward through `model`; return (outputs, targets)."""
-        if self.forward is not None:
-            return self.forward(model, inputs)
-        if isinstance(inputs, Mapping):
-            outputs = model(**inputs)
-        elif isinstance(inputs, tuple):
-            outputs = model(*inputs)
-        else:
-            outputs = model(inputs)
+        before = versions(inputs)
+        try:
+            if self.forward is not None:
+                return self.forward(model, inputs)
+            if type(inputs) is dict:
+                outputs = model(**inputs)
+            elif type(inputs) is tuple:
+                outputs = model(*inputs)
+            else:
+                outputs = model(inputs)
+        finally:
+            if versions(inputs) != before:
+                own = self.forward is not None
+                self._writer = "forward=" if own else f"the forward of {type(model).__name__}"
         # Hugging Face models give an object or dictionary with `logits`
         if isinstance(outputs, Mapping) and "logits" in outputs:
             return outputs["logits"], targets
         return getattr(outputs, "logits", outputs), targets
 
+    # Reading.
 
-def split_batch(batch: Any) -> tuple[Any, Any]:
-    """Split a batch into (inputs, targets): see `Fitness` for the forms it may have.
+    def _read_all(self, model: nn.Module) -> list[Batch]:
+        """Read for the first time; of a stream, shapes and fingerprints alone are kept."""
+        self._signature = Signature.of(model)
+        kept: list[Batch] = []
+        count = size = 0
+        endless = self._end is None and not _has_length(self._source)
+        for batch in self._read():
+            if endless and (count >= MOST_EXAMPLES or size >= MOST_BYTES):
+                self._end = len(kept)
+                self._tell_the_limit(count, size)
+                break
+            count += batch_size(*batch)
+            size += sum(tensor.nbytes for tensor in tensors_of(batch))
+            if not kept and self.keep != "stream":
+                self._tell_if_large(size)
+            if self.keep == "stream":
+                self._prints.append(_fingerprint(batch))
+                batch = map_tensors(batch, lambda tensor: torch.empty_like(tensor, device="meta"))
+            kept.append(batch)
+        if not kept:
+            raise ValueError("batches is empty: a fitness needs at least one batch")
+        return kept
 
-    Example:
-        >>> split_batch({"x": 1, "labels": 2})
-        ({'x': 1}, 2)
-    """
-    if isinstance(batch, Mapping):
-        keys = [key for key in TARGET_KEYS if key in batch]
-        if not keys:
-            raise ValueError(
-                f"a batch with the keys {', '.join(map(str, batch))} has no targets: name them one "
-                f"of {', '.join(TARGET_KEYS)}, or pass forward="
+    def _read(self) -> Iterator[Batch]:
+        """Read the source from its start, split, copied, and (unless streamed) where it is kept."""
+        collated = isinstance(self._source, DataLoader)
+        collated = collated and self._source.collate_fn is default_collate  # type: ignore[attr-defined]
+        place = _Placing(self._device if self.keep == "device" else torch.device("cpu"), self.moves)
+        # a DataLoader draws from the global stream, and so may a transform
+        streams = Streams(derive_seed("fitness batches"))
+        with streams.current():
+            batches = itertools.islice(iter(self._source), self._end)
+        while True:
+            # not in inference mode: nothing outside of it may use what is made there
+            with streams.current(), torch.inference_mode(False), torch.no_grad():
+                try:
+                    batch = next(batches)
+                except StopIteration:
+                    return
+                if self.forward is not None:
+                    found = batch, None
+                else:
+                    batch = map_leaves(_tensor_of, batch)
+                    found = split_batch(batch, self._signature, collated=collated)
+                    if self._metric is not None:
+                        found = found[0], as_numbers(found[1], self._metric)
+                found = map_leaves(place, found)
+            yield found
+
+    def _stream(self, numbers: tuple[int, ...]) -> Iterator[Batch]:
+        """Read again, and hand out the batches of these numbers."""
+        wanted = set(numbers)
+        for i, batch in enumerate(self._read()):
+            if not wanted:
+                return
+            if i >= len(self._prints) or _fingerprint(batch) != self._prints[i]:
+                raise InputError(
+                    f"batch {i} differs from what was read first: it is {_fingerprint(batch)}, and "
+                    f"was {self._prints[i] if i < len(self._prints) else 'not there'}; "
+                    "keep='stream' needs the same batches each time: pass keep='host'"
+                )
+            if i in wanted:
+                wanted.remove(i)
+                yield move(batch, self._device)
+        if wanted:
+            raise InputError(
+                f"batches ended after {i + 1} of {len(self._prints)} that were read first: "
+                "keep='stream' needs the same batches each time: pass keep='host'"
             )
-        inputs = {key: value for key, value in batch.items() if key != keys[0]}
-        return inputs, batch[keys[0]]
-    if isinstance(batch, tuple | list) and len(batch) >= 2:
-        return (batch[0] if len(batch) == 2 else tuple(batch[:-1])), batch[-1]
-    raise ValueError(
-        f"a batch must be (inputs, targets) or a dictionary, got {type(batch).__name__}: "
-        "pass forward= for batches of another form"
-    )
+
+    def _tell_the_limit(self, count: int, size: int) -> None:
+        warn(
+            f"batches has no length, and no end within {count:,} examples ({size / 2**20:,.0f} "
+            f"MiB): the first {self._end} batches are used; say how many with max_batches="
+        )
+
+    def _tell_if_large(self, first: int) -> None:
+        """Warn where the batches, as large as the first one, will not fit."""
+        if not _has_length(self._source):
+            return
+        count = len(self._source)  # type: ignore[arg-type]
+        count = count if self._most is None else min(count, self._most)
+        device = self._device if self.keep == "device" else torch.device("cpu")
+        room = _capacity(device)
+        if room is not None and first * count > room // 2:
+            other = "'host' or keep='stream'" if self.keep == "device" else "'stream'"
+            warn(
+                f"{count:,} batches of {first / 2**20:,.1f} MiB are to be kept, more than half of "
+                f"the memory of {device} ({room / 2**30:,.0f} GiB): pass keep={other}"
+            )
+
+
+class _Placing:
+    """Copies leaves to where they are kept. What is one object in many batches stays one.
+
+    Args:
+        device: where that is.
+        pin: whether in memory from which a copy to a GPU does not hold up the host.
+    """
+
+    def __init__(self, device: torch.device, pin: bool) -> None:
+        self._device, self._pin = device, pin
+        self._known: dict[int, tuple[weakref.ref[Tensor], Tensor]] = {}
+
+    def __call__(self, leaf: Any) -> Any:
+        """Copy one."""
+        if isinstance(leaf, Tensor):
+            return self._tensor(leaf)
+        if isinstance(leaf, PackedSequence):  # its lengths stay in host memory
+            parts: Any = [None if part is None else part.detach().clone() for part in leaf]
+            return _packed_to(PackedSequence(*parts), self._device)
+        if isinstance(leaf, _ATOMS):
+            return leaf
+        try:
+            leaf = copy.deepcopy(leaf)
+        except Exception:  # what cannot be copied is handed out as it is
+            return leaf
+        moved = getattr(leaf, "to", None)
+        return moved(self._device) if callable(moved) else leaf
+
+    def _tensor(self, tensor: Tensor) -> Tensor:
+        made, found = self._known.get(id(tensor), (None, None))
+        # a loader may reuse its memory: the object tells nothing of what it holds
+        if (
+            found is not None
+            and made is not None
+            and made() is tensor
+            and (found.is_meta or torch.equal(found, tensor.detach().to(found.device)))
+        ):
+            return found
+        plain = tensor.detach()
+        found = plain.clone() if plain.device == self._device else _moved(plain, self._device)
+        if self._pin and found.device.type == "cpu":
+            found = found.pin_memory()
+        self._known[id(tensor)] = weakref.ref(tensor), found
+        return found
+
+
+def _tensor_of(leaf: Any) -> Any:
+    """Return an array as a tensor on the same memory, or as a list where it holds no numbers."""
+    if not is_array(leaf):
+        return leaf
+    if leaf.dtype.kind not in "biufc":
+        return leaf.tolist()
+    return torch.as_tensor(leaf if leaf.flags.writeable else leaf.copy())
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    # from pinned memory the copy does not hold up the host
+    pinned = tensor if tensor.is_pinned() else tensor.pin_memory()
+    return pinned.to(device, non_blocking=True)
+
+
+def _packed_to(packed: Any, device: torch.device) -> Any:
+    return packed.to(device)  # annotated as if it took no device
 
 
 def move(value: Any, device: torch.device) -> Any:
-    """Move tensors in nested tuples, lists and dictionaries to `device`."""
-    if device.type != "cuda":
-        return map_tensors(value, lambda tensor: tensor.to(device))
-    # from pinned memory the copy does not hold up the host
-    return map_tensors(
-        value,
-        lambda tensor: (tensor if tensor.is_cuda else tensor.pin_memory()).to(
-            device, non_blocking=True
-        ),
-    )
+    """Move the tensors of a nest to `device`, in new containers."""
+
+    def one(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            return _moved(leaf, device)
+        return _packed_to(leaf, device) if isinstance(leaf, PackedSequence) else leaf
+
+    return map_leaves(one, value)
 
 
 def model_device(model: nn.Module) -> torch.device:
@@ -210,18 +420,38 @@ def model_device(model: nn.Module) -> torch.device:
     return torch.device("cpu")
 
 
-def batch_size(inputs: Any, targets: Any) -> int:
-    """Return how many examples a batch has.
+def _fingerprint(batch: Batch) -> str:
+    """Return shapes, types, and the first and last number of each tensor of a batch, as a text."""
+    found: list[str] = []
+    for leaf in leaves(batch):
+        if isinstance(leaf, Tensor) and leaf.numel() and leaf.layout is torch.strided:
+            ends = [leaf.reshape(-1)[i].item() for i in (0, -1)]
+            found.append(f"{str(leaf.dtype).removeprefix('torch.')}{tuple(leaf.shape)}{ends}")
+        elif isinstance(leaf, _ATOMS):
+            found.append(repr(leaf)[:40])
+        else:
+            found.append(type(leaf).__name__)
+    return " ".join(found)
 
-    Example:
-        >>> batch_size({"x": torch.zeros(3, 2)}, None)
-        3
-    """
-    for value in (targets, inputs):
-        if isinstance(value, Tensor | Mapping | tuple | list):
-            first = next(leaves(value), None)
-            return len(first) if isinstance(first, Tensor) and first.ndim else 1
-    return 1
+
+def _capacity(device: torch.device) -> int | None:
+    """Return all the memory that a device has; None where it cannot be told."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[1])
+    if device.type != "cpu":
+        return None
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # not on this system
+        return None
+
+
+def _has_length(source: Any) -> bool:
+    try:
+        len(source)
+    except TypeError:  # a DataLoader has a method, whether its dataset has a length or not
+        return False
+    return True
 
 
 def _refuse_unrepeatable(batches: Any) -> None:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim.swa_utils import update_bn
 
 from evostep.errors import warn
 from evostep.scoring.batches import Batches, Forward
+from evostep.scoring.nests import batch_size
 
 
 class Calibration:
     """Estimates a model's BatchNorm statistics again, on the same batches each time.
 
-    Cumulative averages over all batches, as `torch.optim.swa_utils.update_bn` computes them, with
-    any batch that a `Fitness` can read.
+    Averages over the batches, each weighted by its number of examples, of the batch's mean and of
+    its unbiased variance: what `torch.optim.swa_utils.update_bn` computes where batches are of one
+    size. So the mean is that of all examples, and the variance that within batches. Takes any
+    batch that a `Fitness` can read.
 
     Args:
         model: whose like is to be calibrated; a warning says if it keeps no statistics.
@@ -58,8 +60,17 @@ class Calibration:
         modes = [(module, module.training) for module in model.modules()]
         examples = self._batches.examples(model)
         try:
-            update_bn(_wrapped(iter(examples)), _Reading(self._batches, model))
-        finally:  # update_bn leaves momenta and modes as they are where a forward raises
+            model.train()
+            for norm in norms:
+                norm.reset_running_stats()
+            seen = 0
+            for inputs, targets in examples:
+                size = batch_size(inputs, targets)
+                seen += size
+                for norm in norms:
+                    norm.momentum = size / seen  # the batch's share of all examples so far
+                self._batches.apply(model, inputs, None)
+        finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
             for module, training in modes:
@@ -73,20 +84,3 @@ def estimates(model: nn.Module) -> bool:
         isinstance(module, _BatchNorm) and module.running_mean is not None
         for module in model.modules()
     )
-
-
-class _Reading(nn.Module):
-    """Sends a whole batch forward, in whatever form the reader takes it."""
-
-    def __init__(self, batches: Batches, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self._batches = batches
-
-    def forward(self, batch: tuple[Any, Any]) -> Any:
-        return self._batches.apply(self.model, *batch)
-
-
-def _wrapped(batches: Iterator[tuple[Any, Any]]) -> Iterator[list[tuple[Any, Any]]]:
-    for batch in batches:
-        yield [batch]  # update_bn takes the first of a list

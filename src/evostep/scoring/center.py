@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from evostep.genome.point import Coordinates, Tensors, as_weights, as_coordinates
+from evostep.genome.point import Coordinates, Tensors, as_coordinates, as_weights
 from evostep.scoring.evaluator import Evaluator, Round
 from evostep.scoring.scores import Scores
 from evostep.spaces.workspace import Workspace

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evostep.scoring.batches import leaves
 from evostep.scoring.forms import Form, Reader
+from evostep.scoring.nests import leaves
 
 NOT_FINITE = (
     "the model's outputs are NaN or infinite (logits that are masked on purpose take a large "

@@ -17,34 +17,35 @@ from torch.nn import functional as F
 from evostep.errors import warn
 from evostep.noise import derive_seed, make_generator
 from evostep.scoring.accumulators import Stacked
-from evostep.scoring.batches import (
-    Batches,
-    Examples,
-    Forward,
-    concatenate,
-    examples_of,
-    model_device,
-)
+from evostep.scoring.batches import Batches, Examples, Forward, Keep, model_device
 from evostep.scoring.calibration import Calibration
 from evostep.scoring.finite import NOT_FINITE, Finite
 from evostep.scoring.forms import Reader, TargetKind
 from evostep.scoring.isolation import ModuleState, preserved_rng
-from evostep.scoring.metrics import MetricLike, known_of, make_metric
+from evostep.scoring.metrics import METRICS, MetricLike, known_of, make_metric
+from evostep.scoring.nests import concatenate
 from evostep.scoring.scores import Scores
+from evostep.scoring.splitting import unweighted
 
 
 class Fitness:
     """Scores a model on examples by a metric.
 
-    The batches are read once and kept on the model's device, so that every member of every
-    generation is scored on the same examples, and a resumed run on the same as the first one.
+    The batches are read once, and copies are kept on the model's device, so that every member of
+    every generation is scored on the same examples, and a resumed run on the same as the first one.
+    A pickle of it carries the source of the batches, which is read again; a deep copy shares them.
 
     Args:
         model: the module to score. Scored in eval mode, without gradients; modes are put back.
         batches: a list, a DataLoader that does not shuffle, or any iterable that can be read
             again. A batch is ``(inputs, targets)``, ``(input1, input2, ..., targets)``, or a
-            dictionary with its targets under one of ``labels, label, targets, target, y`` and the
-            model's keyword arguments under the other keys.
+            dictionary (or named tuple, or dataclass) with its targets under one of ``labels, label,
+            targets, target, y`` and the model's arguments under the other names. Inputs that are a
+            plain tuple, or the list that a DataLoader makes of one, are several arguments. A last
+            part that is floating-point, (n,), and one more than the model's ``forward`` takes is
+            the weights of the examples, as is ``sample_weight`` in a dictionary: the mean of a
+            metric of each example is weighted by them. NumPy arrays become tensors, those of texts
+            lists; with `forward` they stay what they are.
         metric: ``"accuracy"``, ``"balanced-accuracy"``, ``"macro-f1"``, ``"neg-loss"``, a
             torchmetrics metric, a function or scorer of scikit-learn's, or a callable on (outputs,
             targets) that returns a number, or one for each example, shape (n,).
@@ -55,6 +56,12 @@ class Fitness:
         batches_per_generation: score each generation on so many batches only, drawn without
             replacement by (seed, generation). None: on all of them.
         forward: ``forward(model, batch) -> (outputs, targets)``, for batches of any other form.
+            Outputs and targets may be lists with one thing for each example, such as texts.
+        keep: ``"device"``: all batches on the model's device; ``"host"``: in host memory, moved
+            batch by batch; ``"stream"``: read again for each scoring, where they fit nowhere. The
+            source has to give the same batches in the same order then, which is checked.
+        max_batches: read so many batches only. None: all; of a source that has no length, at most
+            131,072 examples or 2 GiB, with a warning.
         autocast: ``torch.bfloat16`` or ``torch.float16``: score under `torch.autocast` of this
             type; parent, members and candidates alike. None: as the weights are.
         calibration: batches, as above, on which BatchNorm statistics are estimated again for
@@ -99,6 +106,8 @@ class Fitness:
         calibration: Iterable[Any] | None = None,
         targets: TargetKind = "auto",
         class_dim: int | None = None,
+        keep: Keep = "device",
+        max_batches: int | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise ValueError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -115,14 +124,38 @@ class Fitness:
         self.metric = metric
         self.mode = mode
         self.batches_per_generation = batches_per_generation
-        self.batches = Batches(batches, forward)
         self.reader = Reader(known_of(loss, targets=targets, class_dim=class_dim))
-        self._make_accumulator = make_metric(
-            metric, loss=loss, higher_is_better=higher_is_better, reader=self.reader
+        self._metric_options: dict[str, Any] = {
+            "loss": loss,
+            "higher_is_better": higher_is_better,
+            "reader": self.reader,
+        }
+        self._make_accumulator = make_metric(metric, **self._metric_options)
+        named = isinstance(metric, str) and (metric != "neg-loss" or _is_torchs(loss))
+        self.batches = Batches(
+            batches,
+            forward,
+            keep=keep,
+            most=max_batches,
+            metric=f"metric {metric!r}" if named and forward is None else None,
         )
         self.calibration: Calibration | None = None
         if calibration is not None:
             self.calibration = Calibration(model, calibration, forward=forward)
+
+    def __copy__(self) -> Fitness:
+        new = object.__new__(type(self))
+        vars(new).update(vars(self))
+        return new
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what the metric was made into."""
+        return {name: value for name, value in vars(self).items() if name != "_make_accumulator"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Make it again."""
+        vars(self).update(state)
+        self._make_accumulator = make_metric(self.metric, **self._metric_options)
 
     @property
     def gives_per_example(self) -> bool | None:
@@ -156,7 +189,7 @@ class Fitness:
             return everything
         generator = make_generator(derive_seed(seed, generation, "fitness batches"))
         order = torch.randperm(len(everything.batches), generator=generator)
-        return examples_of([everything.batches[i] for i in sorted(order[:k].tolist())])
+        return everything.only(sorted(order[:k].tolist()))
 
     @torch.no_grad()
     def score(
@@ -185,11 +218,13 @@ class Fitness:
                 try:
                     accumulator.update(outputs, targets)
                 except Exception:
-                    finite.see(outputs, targets)
+                    finite.see(outputs, unweighted(targets))
                     if finite.failed:
                         return Scores.failure(NOT_FINITE)
                     raise
-                finite.see(outputs, targets)  # how a first batch is read is known by now
+                finite.see(
+                    outputs, unweighted(targets)
+                )  # how a first batch is read is known by now
                 if watch is not None:
                     watch(outputs, targets)
                 if keep_outputs:
@@ -230,7 +265,7 @@ class Fitness:
             for inputs, targets in examples:
                 outputs = forward(inputs)
                 stacked.update(outputs, targets)
-                finite.see(outputs, targets)
+                finite.see(outputs, unweighted(targets))
         flags = finite.flags()
         return [
             Scores.failure(found)
@@ -246,7 +281,7 @@ class Fitness:
             yield
             return
         everything = None if self.has_own_forward else self.batches.examples(self.model)
-        targets = None if everything is None else [targets for _, targets in everything]
+        targets = None if everything is None else [unweighted(t) for _, t in everything]
         self.reader.meet(self.model, targets)
         hook = self.model.register_forward_hook(self.reader.note_output)
         try:
@@ -284,3 +319,14 @@ class Fitness:
     def apply(self, model: nn.Module, inputs: Any, targets: Any) -> tuple[Any, Any]:
         """Send one batch forward through `model`; return (outputs, targets)."""
         return self.batches.apply(model, inputs, targets)
+
+
+def _is_torchs(loss: Callable[..., Any]) -> bool:
+    """Return whether a loss is one of torch's, which compare tensors."""
+    return getattr(loss, "__module__", type(loss).__module__).partition(".")[0] == "torch"
+
+
+def at_its_best(fitness: Any, value: float) -> bool:
+    """Return whether a fitness has the highest value that its metric, by name, can have."""
+    metric = getattr(fitness, "metric", None)
+    return isinstance(metric, str) and METRICS[metric].fraction and value >= 1.0

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,14 +31,22 @@ def preserved_rng() -> Iterator[None]:
         >>> bool((torch.get_rng_state() == before).all())
         True
     """
+    put_back = _snapshot()
+    try:
+        yield
+    finally:
+        put_back()
+
+
+def _snapshot() -> Callable[[], None]:
+    """Return what puts the global random streams back where they stand now."""
     numpy: Any = sys.modules.get("numpy")
     torch_state, python_state = torch.get_rng_state(), random.getstate()
     device_states = [(device, device.get_rng_state_all()) for device in _live_devices()]
     mps_state = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
     numpy_state = numpy.random.get_state() if numpy is not None else None
-    try:
-        yield
-    finally:
+
+    def put_back() -> None:
         torch.set_rng_state(torch_state)
         random.setstate(python_state)
         for device, state in device_states:
@@ -46,6 +55,34 @@ def preserved_rng() -> Iterator[None]:
             torch.mps.set_rng_state(mps_state)
         if numpy_state is not None:
             numpy.random.set_state(numpy_state)
+
+    return put_back
+
+
+class Streams:
+    """Random streams beside the global ones, seeded once, that go on where they were left.
+
+    Example:
+        >>> streams, drawn = Streams(0), []
+        >>> for _ in range(2):
+        ...     with streams.current():
+        ...         drawn.append(float(torch.rand(())))
+        >>> drawn[0] != drawn[1]
+        True
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._go_on: Callable[[], None] = partial(seed_everything, seed)
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """Draw from these within."""
+        with preserved_rng():
+            self._go_on()
+            try:
+                yield
+            finally:
+                self._go_on = _snapshot()
 
 
 def seed_everything(seed: int) -> None:

@@ -25,6 +25,7 @@ from evostep.scoring.accumulators import (
     TorchMetric,
     Undecided,
     Whole,
+    blank,
 )
 from evostep.scoring.forms import Form, Known, Reader, read_form
 from evostep.scoring.losses import Loss
@@ -230,7 +231,7 @@ def make_metric(
                 f"{type(metric).__name__} does not say whether higher is better: "
                 "pass higher_is_better=True or False"
             )
-        return partial(TorchMetric, metric, 1.0 if direction else -1.0)
+        return partial(TorchMetric, blank(metric), 1.0 if direction else -1.0)
     found = scikit.recognise(metric)
     if found is not None:
         up = found.higher_is_better if higher_is_better is None else higher_is_better

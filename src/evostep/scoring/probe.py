@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from evostep.genome.point import Coordinates, Tensors, as_weights
-from evostep.scoring.batches import batch_size, map_tensors
 from evostep.scoring.evaluator import Evaluator, Round
 from evostep.scoring.fitness import Fitness
+from evostep.scoring.nests import batch_size, map_tensors
 from evostep.spaces.workspace import Workspace
 
 
@@ -120,6 +120,8 @@ class _Applied(nn.Module):
         self._fitness = fitness
 
     def forward(self, inputs: Any) -> Tensor:
+        # the same rows are measured several times: a model may write into its input
+        inputs = map_tensors(inputs, Tensor.clone)
         outputs, _ = self._fitness.apply(self.model, inputs, None)
         if not isinstance(outputs, Tensor) or outputs.dim() == 0:
             raise ValueError(

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.func import vjp, vmap
 
 from evostep.errors import InputError, reason, renamed_argument
-from evostep.scoring.batches import map_leaves, map_tensors
+from evostep.scoring.nests import map_leaves, map_tensors
 from evostep.scoring.probe import Batch, Probe
 
 SafeKind = Literal["sum", "abs", "rescale"]

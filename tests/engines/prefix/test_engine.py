@@ -734,7 +734,7 @@ def test_what_changes_between_generations_is_recorded_again(change: str) -> None
     before = here.generation(session)
     with torch.no_grad():
         if change == "a batch":
-            batches[0][0].mul_(2)
+            here.fitness.examples().batches[0][0].mul_(2)  # what is kept
         else:
             CHANGES[change](model)
     expected = here.generation(here.inplace)

@@ -876,7 +876,11 @@ def plain(**options: Any) -> Callable[[nn.Module], Any]:
 
 
 CANNOT: dict[str, tuple[Callable[[nn.Module], Any], dict[str, Any], str]] = {
-    "a bare callable": (lambda model: lambda: 0.0, {}, "a bare callable has no examples"),
+    "a bare callable": (
+        lambda model: lambda: float(next(model.parameters()).detach().sum()),
+        {},
+        "a bare callable has no examples",
+    ),
     "a metric of all examples at once": (
         plain(metric=lambda outputs, targets: outputs.mean()),
         {},

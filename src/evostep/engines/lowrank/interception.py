@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 from evostep.engines.base import CannotScore
 from evostep.engines.swap import HARMLESS
-from evostep.scoring.batches import leaves
+from evostep.scoring.nests import leaves
 
 
 @dataclass(frozen=True)

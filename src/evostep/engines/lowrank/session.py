@@ -28,9 +28,10 @@ from evostep.engines.swap import places, swapped
 from evostep.errors import reason
 from evostep.genome.members import Factors, around, stack_factors
 from evostep.genome.point import Coordinates, as_weights
-from evostep.scoring.batches import leaves, model_device
+from evostep.scoring.batches import model_device
 from evostep.scoring.evaluator import Evaluator, Round
 from evostep.scoring.fitness import Fitness
+from evostep.scoring.nests import leaves
 from evostep.scoring.scores import Scores
 from evostep.spaces.workspace import Workspace
 
@@ -71,7 +72,7 @@ class Sharing(Session[Stacking]):
     def pays(self, round: Round) -> bool:
         """Return whether drawing members' full noise would cost more than the corrections do."""
         assert round.examples is not None, "a Fitness has examples"
-        return sum(positions(inputs) for inputs, _ in round.examples) <= _FEW
+        return sum(positions(inputs) for inputs, _ in round.examples.batches) <= _FEW
 
     def score(self, round: Round, members: Sequence[Coordinates]) -> list[Scores]:
         """Score all members, a chunk at a time."""
@@ -96,10 +97,10 @@ class Sharing(Session[Stacking]):
         evaluator, examples = self.evaluator, round.examples
         assert examples is not None
         assert isinstance(evaluator.fitness, Fitness)
-        sizes = [_shapes(inputs) for inputs, _ in examples]
+        sizes = [_shapes(inputs) for inputs, _ in examples.batches]
         largest = max(range(len(sizes)), key=lambda i: sum(map(torch.Size.numel, sizes[i])))
         if sizes[largest] not in self._chunks:
-            inputs, _ = examples.batches[largest]
+            inputs, _ = examples[largest]
             own = model.stack(members[:1])
             with evaluator.unchanged(round), torch.no_grad(), evaluator.fitness.scoring():
                 in_either_layout(evaluator, round, lambda: model(own, inputs))

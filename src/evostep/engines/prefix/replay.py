@@ -10,7 +10,7 @@ without running them.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,7 +120,7 @@ class Recording:
     kept: tuple[Block, ...] = ()
     outputs: list[Tensor] | None = None
     inputs: Any = None
-    versions: tuple[int, ...] = ()
+    versions: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         storages = [(b.kept, b.private) for b in self.kept if b.kept is not None]

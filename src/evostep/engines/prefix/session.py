@@ -15,15 +15,16 @@ from evostep.engines.inplace import InPlace
 from evostep.engines.prefix.layout import Layout
 from evostep.engines.prefix.record import Recorder
 from evostep.engines.prefix.replay import Recording, Replay
-from evostep.engines.prefix.tensors import tensors_in
 from evostep.engines.stacked import why_opaque
 from evostep.errors import reason
 from evostep.genome.point import Coordinates
-from evostep.genome.slots import version
 from evostep.scoring.evaluator import Evaluator, Round
 from evostep.scoring.fitness import Fitness
+from evostep.scoring.nests import leaves, versions
 from evostep.scoring.scores import Scores
 from evostep.spaces.workspace import Workspace
+
+_Key = tuple[int, ...]
 
 
 class PrefixSession(Session[Engine]):
@@ -36,7 +37,7 @@ class PrefixSession(Session[Engine]):
         cache_bytes: how much the recordings may hold.
 
     Attributes:
-        recordings: by the id of a batch's inputs.
+        recordings: by the ids of what a batch's inputs hold.
         failure: why a pass could not be recorded or replayed.
         given_up: the same, where there is no hope for the rest of the phase.
     """
@@ -48,7 +49,7 @@ class PrefixSession(Session[Engine]):
         self._cache_bytes = cache_bytes
         self._inplace = InPlace().open(workspace, evaluator)
         self._run: Recorder | Replay | None = None
-        self.recordings: dict[int, Recording] = {}
+        self.recordings: dict[_Key, Recording] = {}
         self.failure: str | None = None
         self.given_up: str | None = None
         self._signature: list[object] | None = None
@@ -62,6 +63,8 @@ class PrefixSession(Session[Engine]):
             return "calibration= estimates the statistics of all layers anew for each member"
         if fitness.mode == "train":
             return "in mode='train' dropout and batch statistics are anew for each member"
+        if round.examples is not None and not round.examples.stable:
+            return "keep= gives other tensors each time: what came of them cannot be looked up"
         opaque = self.workspace.shared or why_opaque(fitness.model)
         return opaque or self.given_up or Layout(fitness.model, self.workspace.live).refusal
 
@@ -132,8 +135,8 @@ class PrefixSession(Session[Engine]):
 
     def find(self, inputs: Any) -> Recording | None:
         """Return what is known of a batch, unless it was written to since."""
-        found = self.recordings.get(id(inputs))
-        return found if found is not None and found.versions == _versions(inputs) else None
+        found = self.recordings.get(_key(inputs))
+        return found if found is not None and found.versions == versions(inputs) else None
 
     def _found(self) -> list[Recording | None]:
         return [self.find(inputs) for inputs in self._inputs]
@@ -144,7 +147,7 @@ class PrefixSession(Session[Engine]):
         assert isinstance(fitness, Fitness), "refusal() comes first"
         assert round.examples is not None, "a Fitness has examples"
         self._fitness, self._layout = fitness, Layout(fitness.model, self.workspace.live)
-        self._inputs = [inputs for inputs, _ in round.examples]
+        self._inputs = [inputs for inputs, _ in round.examples.batches]
         signature = self._layout.signature()
         if signature != self._signature:
             self.recordings.clear()
@@ -205,14 +208,14 @@ class PrefixSession(Session[Engine]):
         result = self._through(recorder, model, inputs, targets)
         recording = recorder.finish(result)
         if self.failure is None:
-            recording.inputs, recording.versions = inputs, _versions(inputs)
-            self.recordings[id(inputs)] = recording
+            recording.inputs, recording.versions = inputs, versions(inputs)
+            self.recordings[_key(inputs)] = recording
         return result
 
     def _room(self, nbytes: int) -> bool:
         """Make room for a recording, dropping those of batches that are not used now."""
         held = sum(recording.nbytes for recording in self.recordings.values())
-        others = self.recordings.keys() - set(map(id, self._inputs))
+        others = self.recordings.keys() - set(map(_key, self._inputs))
         while held + nbytes > self._cache_bytes and others:
             held -= self.recordings.pop(others.pop()).nbytes
         return held + nbytes <= self._cache_bytes
@@ -247,5 +250,5 @@ def _replaced(attributes: Iterable[tuple[Any, str, Any]]) -> Iterator[None]:
         yield
 
 
-def _versions(inputs: Any) -> tuple[int, ...]:
-    return tuple(version(tensor) for tensor in tensors_in(inputs))
+def _key(inputs: Any) -> _Key:
+    return tuple(map(id, leaves(inputs)))

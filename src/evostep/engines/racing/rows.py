@@ -10,7 +10,8 @@ from torch import Tensor
 
 from evostep.engines.base import CannotScore
 from evostep.errors import reason
-from evostep.scoring.batches import Examples, batch_size, leaves, map_leaves
+from evostep.scoring.batches import Examples
+from evostep.scoring.nests import batch_size, leaves, map_leaves
 
 
 class Rows:
@@ -33,6 +34,7 @@ class Rows:
     """
 
     def __init__(self, examples: Examples) -> None:
+        self._examples = examples
         self._batches = examples.batches
         self._sizes = [batch_size(*batch) for batch in examples.batches]
         self._limit = max(self._sizes, default=1)
@@ -66,7 +68,7 @@ class Rows:
                 batches.append(self._gather(piece))
                 numbers.append(piece)
         found = torch.cat(numbers) if numbers else rows
-        return Examples(tuple(batches), len(found)), found
+        return self._examples.with_batches(batches), found
 
     @torch.no_grad()
     def _gather(self, rows: Tensor) -> tuple[Any, Any]:

@@ -78,6 +78,11 @@ class Races(Session[Engine]):
             return f"the metric {fitness.metric!r} has no score for each example"
         if self.evaluator.calibrates:
             return "calibration= would estimate BatchNorm statistics again at every look"
+        assert round.examples is not None, "a Fitness has examples"
+        if round.examples.streamed:
+            return "keep='stream' reads the examples one batch after the other"
+        if round.examples.weighted:
+            return "examples have weights"
         if fitness.mode == "train":
             return "in mode='train' an example's score depends on the others in its batch"
         return self.over.refusal(round, members)
