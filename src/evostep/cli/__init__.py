@@ -1,4 +1,4 @@
-"""The command line: ``evostep compare``, ``train``, ``report`` and ``methods``.
+"""The command line: ``evostep polish``, ``evaluate``, ``compare``, ``train``, ...
 
 Help, version, ``methods`` and mistyped names are answered from a schema of the tables
 (`evostep.cli.schema`), without torch, which a command imports only when it really runs.
@@ -36,6 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
         except KeyboardInterrupt:
             again = "train --resume" if command == "train" else "the same command"
             text = f"evostep: stopped; {again} goes on from the last checkpoint"
+            if command in ("polish", "evaluate"):
+                text = "evostep: stopped; nothing was written"
             print(text, file=sys.stderr)
             return 130
     return 0

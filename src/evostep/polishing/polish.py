@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from evostep.polishing.procedure import (
     evaluations_a_generation,
 )
 from evostep.polishing.result import BY_START, IMPROVED, NO_GAIN, Polished
-from evostep.polishing.search import Search, center_on_plateau
+from evostep.polishing.search import Search, Watch, center_on_plateau, search
 from evostep.polishing.starts import check_prior
 from evostep.scoring.batches import Forward
 from evostep.scoring.confusion import CONFUSION_METRICS, recalls
@@ -48,6 +49,7 @@ def polish(
     forward: Forward | None = None,
     draws: int = DRAWS,
     seed: int = 0,
+    watch: Watch | None = None,
 ) -> Polished:
     """Polish a trained network on the metric that is reported, and confirm the gain.
 
@@ -76,6 +78,7 @@ def polish(
         forward: ``forward(model, batch) -> (outputs, targets)`` for batches of another form.
         draws: of the bootstrap.
         seed: of folds, noise and draws.
+        watch: called after each generation of the search: see `evostep.polishing.search.Watch`.
 
     Returns:
         The result: its verdict, both contrasts, the way back.
@@ -105,7 +108,8 @@ def polish(
     frequencies = check_prior(prior, problem)
     parts = make_folds(problem.strata, folds, seed, problem.groups)
     settings = Search(population, _generations(budget, folds, population), seed=seed)
-    found = cross_fit(problem, objective, parts, settings, prior=frequencies)
+    run = partial(search, watch=watch)
+    found = cross_fit(problem, objective, parts, settings, prior=frequencies, run=run)
     result = _judge(problem, objective, found, draws=draws, seed=seed)
     result.prior = "examples" if frequencies is None else "given"
     result.settings = {

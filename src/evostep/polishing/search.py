@@ -8,6 +8,7 @@ distribution is proposed, for one member's score on few examples is mostly luck.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,10 @@ from evostep.polishing.problem import Problem
 from evostep.polishing.starts import subset
 from evostep.strategies.shaping import log_rank_rows
 from evostep.strategies.snes import default_lr_sigma
+
+Watch = Callable[[int, int, float], None]
+"""Called after each generation: how many are done, of how many, and by how much its members are
+better than the checkpoint in their mean, on the examples that they are searched on."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,8 @@ def search(
     start: Tensor,
     pulls: tuple[float, ...],
     settings: Search,
+    *,
+    watch: Watch | None = None,
 ) -> Tensor:
     """Evolve the biases of decisions on several sets of examples, under several pulls.
 
@@ -71,6 +78,7 @@ def search(
         start: (R, C) where each begins.
         pulls: weights P of the squared distance to the start, in units of `spread`.
         settings: population, generations, sigma, seed.
+        watch: called after each generation, with the gain on the first set.
 
     Returns:
         (G + 1, R, P, C): the means of the distributions, the start first.
@@ -82,6 +90,7 @@ def search(
     rate, half = default_lr_sigma(problem.biases), settings.population // 2
     sets = [_Set(problem, objective, row) for row in rows]
     path = [center.clone()]
+    parent = float(sets[0].fitness(torch.zeros(1, problem.biases))) if watch else 0.0
     for generation in range(settings.generations):
         generator = make_generator(derive_seed(settings.seed, "decision", generation))
         drawn = torch.randn(half, problem.biases, generator=generator, dtype=torch.float64)
@@ -94,6 +103,9 @@ def search(
         center = center + sigma * torch.einsum("rpm,mc->rpc", utility, eps)
         log_sigma += rate / 2 * torch.einsum("rpm,mc->rpc", utility, eps.square() - 1)
         path.append(center.clone())
+        if watch:
+            gain = float(fitness[0].mean(-1).max()) - parent
+            watch(generation + 1, settings.generations, gain)
     return torch.stack(path)
 
 
