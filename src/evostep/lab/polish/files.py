@@ -116,11 +116,11 @@ def read_costs(path: Path, classes: Sequence[str]) -> Tensor:
     """
     rows = _grid(path)
     n = len(classes)
+    shape = f"{len(rows)} x {'/'.join(map(str, sorted({len(row) for row in rows})))}"
     header = rows.pop(0)[-n:] if len(rows) == n + 1 else None
     side = [row[0] for row in rows] if {len(row) for row in rows} == {n + 1} else None
     rows = rows if side is None else [row[1:] for row in rows]
     if len(rows) != n or any(len(row) != n for row in rows):
-        shape = f"{len(rows)} x {'/'.join(map(str, sorted({len(row) for row in rows})))}"
         raise InputError(f"{path} is a table of {shape} for {n} classes: write {n} x {n} costs")
     wrong = [cell for row in rows for cell in row if not _is_number(cell)]
     if wrong:
