@@ -45,15 +45,20 @@ __all__ = [
     "Verdict",
     "__version__",
     "load_decision",
+    "out_of_fold",
     "polish",
     "suggest_sigma",
 ]
+
+# What serves a decision runs where there is no torch.
+_WITHOUT_TORCH = {"load_decision": "evostep.polishing.serving"}
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is asked for: the command line helps without torch."""
     if name in __all__:
-        found = getattr(importlib.import_module("evostep._public"), name)
+        home = _WITHOUT_TORCH.get(name, "evostep._public")
+        found = getattr(importlib.import_module(home), name)
     elif not name.startswith("_") and importlib.util.find_spec(f"evostep.{name}") is not None:
         found = importlib.import_module(f"evostep.{name}")
     else:

@@ -8,6 +8,7 @@ from evostep.evolution import Evolution as Evolution
 from evostep.gradient_noise import GradientNoise as GradientNoise
 from evostep.noise import LowRank as LowRank
 from evostep.optimizer import Evolved as Evolved
+from evostep.polishing.out_of_fold import out_of_fold as out_of_fold
 from evostep.polishing.polish import polish as polish
 from evostep.polishing.result import Polished as Polished
 from evostep.polishing.serving import load_decision as load_decision

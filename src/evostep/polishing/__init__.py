@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from evostep.polishing.evaluation import evaluate as evaluate
-
-_PUBLIC = {"evaluate": "evaluation"}
+_HOMES = {
+    "DecisionClassifier": "evostep.polishing.estimator",  # imports scikit-learn
+    "evaluate": "evostep.polishing.evaluation",
+    "load_decision": "evostep.polishing.serving",  # imports NumPy alone
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is asked for: `evostep.load_decision` needs NumPy alone."""
-    if name not in _PUBLIC:
+    """Import what needs more, or less, than torch when it is asked for."""
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from evostep.errors import InputError
 from evostep.polishing.bootstrap import DRAWS, interval, resample
 from evostep.polishing.objective import Objective, parse_objective
-from evostep.polishing.polish import _outputs
+from evostep.polishing.polish import outputs_of
 from evostep.polishing.problem import Kind, make_problem
 from evostep.scoring.batches import Forward
 from evostep.scoring.confusion import CONFUSION_METRICS, recalls
@@ -104,7 +104,12 @@ def evaluate(
         >>> found.metrics["accuracy"].value
         0.5
     """
-    outputs, targets, _ = _outputs(model, examples, forward)
+    if model is not None:
+        outputs, targets, _ = outputs_of(model, examples, forward)
+    elif isinstance(examples, tuple | list) and len(examples) == 2:
+        outputs, targets = examples
+    else:
+        raise InputError("without a model, examples must be (outputs, targets)")
     problem = make_problem(outputs, targets, weights=weights, groups=groups)
     table = None if costs is None else torch.as_tensor(costs)
     if table is not None and len(table) != problem.classes:

@@ -39,7 +39,19 @@ def make_folds(strata: Tensor, k: int, seed: int, groups: Tensor | None = None) 
                 f"class {stratum} has {there} {kind}{'s' * (there != 1)}, fewer than the {k} "
                 "folds: give more examples, or fewer folds"
             )
-    generator = make_generator(derive_seed(seed, "folds"))
+    folds = assign(strata, k, make_generator(derive_seed(seed, "folds")), groups)
+    for stratum in strata.unique().tolist():
+        if len(folds[strata == stratum].unique()) < k:
+            raise InputError(
+                f"groups are too large for {k} folds with examples of every class: take fewer folds"
+            )
+    return folds
+
+
+def assign(
+    strata: Tensor, k: int, generator: torch.Generator, groups: Tensor | None = None
+) -> Tensor:
+    """Return the fold of each example as `make_folds` does, however few examples there are."""
     if groups is None:
         return _examples(strata, k, generator)
     return _groups(strata, k, groups, generator)
@@ -68,9 +80,4 @@ def _groups(strata: Tensor, k: int, groups: Tensor, generator: torch.Generator) 
         excess = (((filled + held[group]) / wanted) ** 2 - (filled / wanted) ** 2).sum(1)
         fold_of[group] = int(excess.argmin())
         filled[fold_of[group]] += held[group]
-    for s in range(n_strata):
-        if (filled[:, s] == 0).any():
-            raise InputError(
-                f"groups are too large for {k} folds with examples of every class: take fewer folds"
-            )
     return fold_of[groups]

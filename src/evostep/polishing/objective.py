@@ -86,6 +86,10 @@ class Objective:
         return value
 
 
+# Made of the order of the scores alone, which a bias does not change where there are two classes.
+_OF_THE_ORDER = (
+    *("auc", "auroc", "roc-auc", "average-precision", "recall-at-precision", "precision-at-k"),
+)
 _FAR = 1e6  # below every value of a decision that breaks nothing
 
 _NUMBER = r"[0-9]*\.?[0-9]+(?:e[-+]?[0-9]+)?"
@@ -165,6 +169,11 @@ def named_metric(name: str, costs: Tensor | None = None) -> ConfusionMetric:
             return cost(costs)
         except ValueError as error:
             raise InputError(str(error)) from error
+    if base in _OF_THE_ORDER:
+        raise InputError(
+            f"{base} follows from the order of the scores, which no decision changes: take "
+            "balanced-accuracy, macro-f1 or f-beta(2)"
+        )
     if base not in CONFUSION_METRICS or argument:
         raise unknown_name("metric", name, [*CONFUSION_METRICS, "f-beta(2)", "cost"])
     return CONFUSION_METRICS[base]

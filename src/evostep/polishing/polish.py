@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from evostep.errors import InputError, warn
 from evostep.polishing.bootstrap import DRAWS, Interval, interval, resample
 from evostep.polishing.decision import Decision, Folded, find_output_layer
 from evostep.polishing.folds import make_folds
 from evostep.polishing.objective import Objective, parse_objective
+from evostep.polishing.optimism import HALVES, optimism
 from evostep.polishing.problem import Problem, make_problem
 from evostep.polishing.procedure import (
     PULLS,
@@ -22,15 +23,89 @@ from evostep.polishing.procedure import (
     evaluations_a_generation,
 )
 from evostep.polishing.result import BY_START, IMPROVED, NO_GAIN, Polished
-from evostep.polishing.search import Search, Watch, center_on_plateau, search
+from evostep.polishing.search import Search, Watch, center_on_plateau
 from evostep.polishing.starts import check_prior
-from evostep.scoring.batches import Forward
+from evostep.scoring.batches import Forward, concatenate
 from evostep.scoring.confusion import CONFUSION_METRICS, recalls
 from evostep.scoring.fitness import Fitness
 from evostep.scoring.isolation import ModuleState, preserved_rng
 
 GENERATIONS = 40
 NEAR_PERFECT = 0.995
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What polishing was asked for: see `polish`."""
+
+    metric: str
+    folds: int = 5
+    budget: int | None = None
+    population: int = 16
+    prior: Any = None
+    costs: Any = None
+    weights: Any = None
+    groups: Sequence[Any] | None = None
+    draws: int = DRAWS
+    seed: int = 0
+    watch: Callable[[float, float], None] | None = None
+
+    def __post_init__(self) -> None:
+        if self.population < 2 or self.population % 2:
+            raise InputError(
+                f"population must be an even number of at least 2, got {self.population}"
+            )
+        if self.draws < 100:
+            raise InputError(f"draws must be at least 100, got {self.draws}")
+
+    @property
+    def objective(self) -> Objective:
+        """The metric, read."""
+        costs = None if self.costs is None else torch.as_tensor(self.costs)
+        return parse_objective(self.metric, costs=costs)
+
+    @property
+    def search(self) -> Search:
+        """The settings of every search."""
+        one = evaluations_a_generation(self.folds, self.population)
+        generations = GENERATIONS
+        if self.budget is not None:
+            generations = self.budget // one
+        if not generations:
+            raise InputError(
+                f"budget must be at least {one}, one generation of all searches, got {self.budget}"
+            )
+        watch = self._watched(generations * (one + HALVES * (self.folds + 1) * self.population))
+        return Search(self.population, generations, seed=self.seed, watch=watch)
+
+    def _watched(self, most: int) -> Watch | None:
+        """Return who counts the decisions that are scored, of so many at most."""
+        watch, done = self.watch, 0
+        if watch is None:
+            return None
+
+        def count(scored: int, gain: float) -> None:
+            nonlocal done
+            done += scored
+            watch(min(1.0, done / most), gain)
+
+        return count
+
+    def problem(self, outputs: Any, targets: Any) -> Problem:
+        """Return the problem that outputs pose."""
+        return make_problem(outputs, targets, weights=self.weights, groups=self.groups)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what is told of them."""
+        return {
+            "space": "decision",
+            "folds": self.folds,
+            "generations": self.search.generations,
+            "population": self.population,
+            "pulls": list(PULLS),
+            "draws": self.draws,
+            "seed": self.seed,
+        }
 
 
 def polish(
@@ -49,7 +124,7 @@ def polish(
     forward: Forward | None = None,
     draws: int = DRAWS,
     seed: int = 0,
-    watch: Watch | None = None,
+    watch: Callable[[float, float], None] | None = None,
 ) -> Polished:
     """Polish a trained network on the metric that is reported, and confirm the gain.
 
@@ -78,7 +153,8 @@ def polish(
         forward: ``forward(model, batch) -> (outputs, targets)`` for batches of another form.
         draws: of the bootstrap.
         seed: of folds, noise and draws.
-        watch: called after each generation of the search: see `evostep.polishing.search.Watch`.
+        watch: called as it goes on, with the share that is done and the gain so far, on the
+            examples that are searched on.
 
     Returns:
         The result: its verdict, both contrasts, the way back.
@@ -99,55 +175,78 @@ def polish(
     """
     if space != "decision":
         raise InputError(f"space must be 'decision', got {space!r}")
-    if population < 2 or population % 2:
-        raise InputError(f"population must be an even number of at least 2, got {population}")
-    outputs, targets, layer = _outputs(model, examples, forward)
-    problem = make_problem(outputs, targets, weights=weights, groups=groups)
-    objective = parse_objective(metric, costs=None if costs is None else torch.as_tensor(costs))
-    _check(problem, objective, costs)
-    frequencies = check_prior(prior, problem)
-    parts = make_folds(problem.strata, folds, seed, problem.groups)
-    settings = Search(population, _generations(budget, folds, population), seed=seed)
-    run = partial(search, watch=watch)
-    found = cross_fit(problem, objective, parts, settings, prior=frequencies, run=run)
-    result = _judge(problem, objective, found, draws=draws, seed=seed)
-    result.prior = "examples" if frequencies is None else "given"
-    result.settings = {
-        "space": space,
-        "folds": folds,
-        "generations": settings.generations,
-        "population": population,
-        "pulls": list(PULLS),
-        "draws": draws,
-        "seed": seed,
-    }
-    if model is not None:
-        result.sample_forwards = len(problem)
-        if result.verdict != NO_GAIN:
-            _fold_in(result, problem, layer, model, examples, forward)
-    return result
-
-
-def _outputs(
-    model: nn.Module | None, examples: Any, forward: Forward | None
-) -> tuple[Any, Any, nn.Module | None]:
-    """Return outputs, targets, and the layer that makes the outputs."""
+    settings = Settings(
+        metric, folds, budget, population, prior, costs, weights, groups, draws, seed, watch
+    )
     if model is None:
         if not isinstance(examples, tuple | list) or len(examples) != 2:
             raise InputError("without a model, examples must be (outputs, targets)")
-        return examples[0], examples[1], None
+        outputs, targets = examples
+    else:
+        outputs, targets, _ = outputs_of(model, examples, forward)
+    problem = settings.problem(outputs, targets)
+    parts = make_folds(problem.strata, folds, seed, problem.groups)
+    result = polish_problems(problem, settings, parts)
+    if model is not None:
+        result.sample_forwards = len(problem)
+        if result.verdict != NO_GAIN:
+            fold_in(result, model, examples, forward)
+    return result
+
+
+def polish_problems(
+    problem: Problem,
+    settings: Settings,
+    parts: Tensor,
+    problem_of: Callable[[int | None], Problem] | None = None,
+) -> Polished:
+    """Run the procedure on outputs that are there, and judge it.
+
+    Args:
+        problem: outputs and targets.
+        settings: what is asked for.
+        parts: (n,) the fold of each example.
+        problem_of: see `evostep.polishing.procedure.cross_fit`.
+    """
+    objective = settings.objective
+    _check(problem, objective, settings.costs)
+    prior = check_prior(settings.prior, problem)
+    search = settings.search  # one for all, so that it counts on
+    found = cross_fit(problem, objective, parts, search, prior=prior, problem_of=problem_of)
+    overstated = optimism(
+        problem,
+        objective,
+        settings.folds,
+        found.start_choice.start,
+        found.choice.pull,
+        replace(search, generations=found.choice.generations),
+        prior=prior,
+    )
+    result = _judge(problem, objective, found, overstated, settings)
+    result.prior = "examples" if prior is None else "given"
+    return result
+
+
+def outputs_of(
+    model: nn.Module, examples: Any, forward: Forward | None
+) -> tuple[Any, Any, nn.Module | None]:
+    """Return a model's outputs for all examples, their targets, and the layer that makes them."""
     fitness = Fitness(model, examples, "accuracy", forward=forward)
     everything = fitness.examples()
+    outputs, targets = [], []
     with preserved_rng():
         state = ModuleState(model)
         try:
-            scores = fitness.score(everything, keep_outputs=True)
             with torch.no_grad(), fitness.scoring():
-                inputs, targets = everything.batches[0]
-                layer = find_output_layer(model, lambda: fitness.apply(model, inputs, targets)[0])
+                for batch in everything:
+                    own, truth = fitness.apply(model, *batch)
+                    outputs.append(own)
+                    targets.append(truth)
+                first = everything.batches[0]
+                layer = find_output_layer(model, lambda: fitness.apply(model, *first)[0])
         finally:
             state.restore()
-    return scores.outputs, scores.targets, layer
+    return concatenate(outputs), concatenate(targets), layer
 
 
 def _check(problem: Problem, objective: Objective, costs: Any) -> None:
@@ -170,19 +269,12 @@ def _check(problem: Problem, objective: Objective, costs: Any) -> None:
         )
 
 
-def _generations(budget: int | None, folds: int, population: int) -> int:
-    if budget is None:
-        return GENERATIONS
-    one = evaluations_a_generation(folds, population)
-    if budget < one:
-        raise InputError(
-            f"budget must be at least {one}, one generation of all searches, got {budget}"
-        )
-    return budget // one
-
-
 def _judge(
-    problem: Problem, objective: Objective, found: CrossFit, *, draws: int, seed: int
+    problem: Problem,
+    objective: Objective,
+    found: CrossFit,
+    overstated: Tensor,
+    settings: Settings,
 ) -> Polished:
     several = problem.several
     decisions = torch.stack([problem.decide(bias) for bias in found.out_of_fold])
@@ -192,10 +284,13 @@ def _judge(
         problem,
         decisions,
         lambda counts: objective.value(counts, several=several),
-        draws=draws,
-        seed=seed,
+        draws=settings.draws,
+        seed=settings.seed,
     )
     sign = 1.0 if objective.higher_is_better else -1.0
+    # only what flatters is taken off
+    shift = sign * torch.cat([torch.zeros(1), overstated.clamp(min=0)]).double()
+    values, drawn = values - shift, drawn - shift
 
     def contrast(a: int, b: int) -> Interval:
         return interval(sign * float(values[a] - values[b]), sign * (drawn[:, a] - drawn[:, b]))
@@ -226,6 +321,7 @@ def _judge(
         str(found.choice),
         tuple(map(str, found.choices)),
         float((final == judged).double().mean()),
+        tuple(shift[1:].tolist()),
         {
             name: tuple(metric(counts, several=several).tolist())
             for name, metric in CONFUSION_METRICS.items()
@@ -234,30 +330,26 @@ def _judge(
         Decision(problem.kind, bias, objective.text),
         found.evaluations,
         0,
-        {},
+        settings.as_dict(),
+        decisions,
     )
 
 
-def _fold_in(
-    result: Polished,
-    problem: Problem,
-    layer: nn.Module | None,
-    model: nn.Module,
-    examples: Any,
-    forward: Forward | None,
-) -> None:
+def fold_in(result: Polished, model: nn.Module, examples: Any, forward: Forward | None) -> None:
     """Put the decision into the last layer, if the network then decides as the decision does."""
+    outputs, targets, layer = outputs_of(model, examples, forward)
     if layer is None:
         result.notes += (
             "nothing was changed: no last layer gives the outputs, use result.decision",
         )
         return
+    problem = make_problem(outputs, targets)
     wanted = problem.decide(result.decision.bias)
     bias = center_on_plateau(problem, result.decision.bias)
     folded = Folded(layer, bias)
     folded.apply()
-    outputs, _, _ = _outputs(model, examples, forward)
-    own = make_problem(outputs, problem.targets).decide(torch.zeros(problem.biases))
+    outputs, _, _ = outputs_of(model, examples, forward)
+    own = make_problem(outputs, targets).decide(torch.zeros(problem.biases))
     differ = int((own != wanted).sum())
     if differ:
         folded.revert()

@@ -3,7 +3,9 @@
 K folds. For the fold that judges, everything that depends on data is chosen on the other K - 1:
 there, each fold in turn is decided by starts and searches that were fitted without it and without
 the judging fold. So searches run on all examples (one set), on all but one fold (K sets) and on all
-but two (K (K - 1) / 2 sets), and every choice reads what was searched on other examples.
+but two (K (K - 1) / 2 sets), and every choice reads what was searched on other examples. Where the
+network itself was trained on the examples, each judging fold has outputs of its own, of networks
+that have seen neither it nor the example.
 """
 
 from __future__ import annotations
@@ -15,12 +17,14 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
+from evostep.polishing.bootstrap import resample
 from evostep.polishing.objective import Objective
 from evostep.polishing.problem import Problem
 from evostep.polishing.search import Search, center_on_plateau, search
-from evostep.polishing.starts import STARTS, fit_starts
+from evostep.polishing.starts import STARTS, fit_starts, subset
 
 PULLS = (0.001, 0.01, 0.1)
+_INNER_DRAWS = 200
 STOPS = 8  # so many times of a search at which it may be stopped, beside its start
 
 
@@ -92,91 +96,115 @@ def cross_fit(
     settings: Search,
     *,
     prior: Tensor | None = None,
-    run: Callable[..., Tensor] = search,
+    problem_of: Callable[[int | None], Problem] | None = None,
 ) -> CrossFit:
     """Run the procedure.
 
     Args:
-        problem: outputs and targets.
+        problem: outputs and targets, each example's outputs by a network that has not seen it.
         objective: what is maximised.
         folds: (n,) integers in [0, K).
         settings: of the searches.
         prior: class frequencies in training; None: those of the examples searched on.
-        run: the search.
+        problem_of: the judging fold (None: all examples decide) -> the problem with the outputs
+            that its choice may read; None: the same for all.
     """
     k = int(folds.max()) + 1
-    sets = left_out(k)
-    index = {gone: i for i, gone in enumerate(sets)}
-    rows = torch.stack(
-        [~torch.isin(folds, torch.tensor(gone, dtype=torch.long)) for gone in sets]
-    ).double()
-    starts = fit_starts(problem, objective, rows, prior)  # (3, R, C)
-    path = run(problem, objective, rows, starts[-1], PULLS, settings)  # (G + 1, R, P, C)
-    stops = sorted({round(i * settings.generations / STOPS) for i in range(1, STOPS + 1)})
-    # candidates in the order of their simplicity: of equals the first is taken
-    names = [Choice(name, None, 0) for name in STARTS]
-    offered = [*starts]  # each (R, C)
-    for stop in stops:
-        for p in reversed(range(len(PULLS))):
-            names.append(Choice(STARTS[-1], PULLS[p], stop))
-            offered.append(path[stop, :, p])
-    candidates = torch.stack(offered)  # (N, R, C)
-    judged = _Judge(problem, objective, folds, candidates, index)
+    fitter = _Fitter(objective, folds, settings, prior)
     out_of_fold = torch.zeros(3, len(problem), problem.biases, dtype=torch.float64)
     choices = []
     for fold in range(k):
-        inside = judged.scores(fold)
-        chosen, simple = int(inside.argmax()), int(inside[: len(STARTS)].argmax())
-        own, judged_here = index[fold,], folds == fold
-        out_of_fold[1, judged_here] = candidates[simple, own]
-        bias = _final(problem, candidates[chosen, own], rows[own], names[chosen])
-        out_of_fold[2, judged_here] = bias
-        choices.append(names[chosen])
-    inside = judged.scores(None)
-    chosen, simple = int(inside.argmax()), int(inside[: len(STARTS)].argmax())
+        chosen = fitter.choose(problem if problem_of is None else problem_of(fold), fold)
+        out_of_fold[1, folds == fold] = chosen.start
+        out_of_fold[2, folds == fold] = chosen.bias
+        choices.append(chosen.choice)
+    final = fitter.choose(problem if problem_of is None else problem_of(None), None)
     return CrossFit(
         folds,
         out_of_fold,
-        _final(problem, candidates[chosen, 0], rows[0], names[chosen]),
-        candidates[simple, 0],
-        names[chosen],
-        names[simple],
+        final.bias,
+        final.start,
+        final.choice,
+        final.start_choice,
         tuple(choices),
-        settings.generations * evaluations_a_generation(k, settings.population),
+        fitter.evaluations,
     )
 
 
-def _final(problem: Problem, bias: Tensor, rows: Tensor, choice: Choice) -> Tensor:
-    """Return what a search found in the middle of its plateau; a start as it is."""
-    return bias if choice.pull is None else center_on_plateau(problem, bias, rows)
+@dataclass(frozen=True)
+class _Chosen:
+    """What was chosen without the judging fold."""
+
+    bias: Tensor
+    start: Tensor
+    choice: Choice
+    start_choice: Choice
 
 
-class _Judge:
-    """Scores candidates on what a judging fold leaves, each example unseen by what decides it."""
+class _Fitter:
+    """Fits candidates on sets of examples, each set once, and chooses among them."""
 
     def __init__(
-        self,
-        problem: Problem,
-        objective: Objective,
-        folds: Tensor,
-        candidates: Tensor,
-        index: dict[tuple[int, ...], int],
+        self, objective: Objective, folds: Tensor, settings: Search, prior: Tensor | None
     ) -> None:
-        self._problem, self._objective = problem, objective
-        self._folds, self._candidates, self._index = folds, candidates, index
-        self._k = int(folds.max()) + 1
+        self._objective, self._folds = objective, folds
+        self._settings, self._prior = settings, prior
+        self._stops = sorted({round(i * settings.generations / STOPS) for i in range(1, STOPS + 1)})
+        # in the order of their simplicity: of equals the first is taken
+        self._choices = [Choice(name, None, 0) for name in STARTS]
+        self._choices += [
+            Choice(STARTS[-1], pull, stop) for stop in self._stops for pull in reversed(PULLS)
+        ]
+        self._fitted: dict[tuple[int, tuple[int, ...]], Tensor] = {}
+        self._problems: list[Problem] = []  # whose ids are keys
+        self.evaluations = 0
 
-    def scores(self, without: int | None) -> Tensor:
-        """Return the fitness of each candidate, (N,), on all folds but `without`."""
-        zero = torch.zeros(1, self._problem.biases)
-        counts = torch.zeros(())
-        parent = torch.zeros(())
-        for fold in range(self._k):
-            if fold == without:
-                continue
-            gone = (fold,) if without is None else (min(fold, without), max(fold, without))
-            bias = self._candidates[:, self._index[gone]]  # (N, C)
-            rows = (self._folds == fold).double()
-            counts = counts + self._problem.counts(self._problem.decide(bias[:, None]), rows)
-            parent = parent + self._problem.counts(self._problem.decide(zero[:, None]), rows)
-        return self._objective.fitness(counts, parent, several=self._problem.several)
+    def _candidates(self, problem: Problem, gone: tuple[int, ...]) -> Tensor:
+        """Return all candidates, (N, C), fitted without the folds `gone`."""
+        key = id(problem), gone
+        if key not in self._fitted:
+            self._problems.append(problem)
+            settings = self._settings
+            row = self._without(gone).double()[None]
+            starts = fit_starts(problem, self._objective, row, self._prior)  # (3, 1, C)
+            path = search(problem, self._objective, row, starts[-1], PULLS, settings)[:, 0]
+            self.evaluations += settings.generations * len(PULLS) * settings.population
+            found = path[self._stops].flip(1).flatten(0, 1)  # by stop, the strongest pull first
+            self._fitted[key] = torch.cat([starts[:, 0], found])
+        return self._fitted[key]
+
+    def _without(self, gone: tuple[int, ...]) -> Tensor:
+        return ~torch.isin(self._folds, torch.tensor(gone, dtype=torch.long))
+
+    def choose(self, problem: Problem, judging: int | None) -> _Chosen:
+        """Choose on all folds but `judging`.
+
+        A search is chosen where it is better than the start by more than a standard error: of
+        many candidates the best on few examples is so by luck.
+        """
+        own = () if judging is None else (judging,)
+        rows = self._without(own)
+        part, folds = subset(problem, rows), self._folds[rows]
+        decisions = torch.empty(len(self._choices), *part.targets.shape, dtype=torch.long)
+        for fold in folds.unique().tolist():
+            here = folds == fold
+            judged = subset(part, here)
+            candidates = self._candidates(problem, tuple(sorted((*own, fold))))
+            decisions[:, here] = torch.stack([judged.decide(bias) for bias in candidates])
+        parent = part.counts(part.decide(torch.zeros(problem.biases)))
+        inside = self._objective.fitness(part.counts(decisions), parent, several=part.several)
+        best, simple = int(inside.argmax()), int(inside[: len(STARTS)].argmax())
+        if best >= len(STARTS):
+            drawn = resample(
+                part,
+                decisions[[best, simple]],
+                lambda counts: self._objective.value(counts, several=part.several),
+                draws=_INNER_DRAWS,
+            )
+            error = (drawn[:, 0] - drawn[:, 1]).std()
+            best = best if inside[best] - inside[simple] > error else simple
+        candidates, choice = self._candidates(problem, own), self._choices[best]
+        bias = candidates[best]
+        if choice.pull is not None:  # what a search found, in the middle of its plateau
+            bias = center_on_plateau(problem, bias, rows)
+        return _Chosen(bias, candidates[simple], choice, self._choices[simple])

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from evostep.polishing.bootstrap import Interval
 from evostep.polishing.decision import Decision, Folded
 
@@ -16,7 +18,7 @@ NO_GAIN = "no confirmed gain"
 
 _PLAIN = (
     *("verdict", "metric", "higher_is_better", "n", "groups", "start", "prior", "chosen"),
-    *("agreement", "evaluations", "sample_forwards", "needed"),
+    *("agreement", "optimism", "evaluations", "sample_forwards", "needed"),
 )
 
 
@@ -44,6 +46,10 @@ class Polished:
         chosen: what was chosen on all examples.
         chosen_by_fold: what was chosen for each judging fold.
         agreement: share of the examples that the final decision decides as the folds' did.
+        optimism: what was taken off the values of start and polished, because pooled folds flatter
+            them (`evostep.polishing.optimism`).
+        decisions: (3, n), or (3, n, L): of checkpoint, start and procedure about each example, by
+            what has not seen it.
         metrics: every named metric, (checkpoint, start, polished).
         classes: recall of every class (or label), (checkpoint, start, polished).
         decision: what was decided in the end: by the verdict.
@@ -67,12 +73,14 @@ class Polished:
     chosen: str
     chosen_by_fold: tuple[str, ...]
     agreement: float
+    optimism: tuple[float, ...]
     metrics: Mapping[str, tuple[float, float, float]]
     classes: tuple[tuple[float, float, float], ...]
     decision: Decision
     evaluations: int
     sample_forwards: int
     settings: Mapping[str, Any]
+    decisions: Tensor = field(repr=False)
     notes: tuple[str, ...] = ()
     folded: Folded | None = field(default=None, repr=False)
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from evostep.polishing.search import Watch
-
 _BROKEN = 1e5  # a gain beyond it is that of a broken constraint, and no number for people
 
 
 @contextmanager
-def show_search(fraction: bool) -> Iterator[Watch]:
+def show_search(fraction: bool) -> Iterator[Callable[[float, float], None]]:
     """Show how far a search is, the gain so far and the time left, until the context is left.
 
     Args:
@@ -32,13 +30,13 @@ def show_search(fraction: bool) -> Iterator[Watch]:
     with Progress(
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as progress:
-        task = progress.add_task("", total=None)
+        task = progress.add_task("", total=1.0)
 
-        def watch(done: int, total: int, gain: float) -> None:
+        def watch(done: float, gain: float) -> None:
             text = ""
             if abs(gain) < _BROKEN:
                 text = f"{100 * gain:+.1f}" if fraction else f"{gain:+.3g}"
                 text = f"gain where it searches {text}"
-            progress.update(task, completed=done, total=total, description=text)
+            progress.update(task, completed=done, description=text)
 
         yield watch

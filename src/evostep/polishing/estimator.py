@@ -1,0 +1,153 @@
+"""Polishing as a scikit-learn estimator; imported when it is asked for, with scikit-learn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, clone
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from evostep.polishing.folds import make_folds
+from evostep.polishing.out_of_fold import nested_outputs
+from evostep.polishing.polish import Settings, polish_problems
+from evostep.polishing.result import NO_GAIN
+
+_SMALL = 1e-12  # a probability of zero has no logarithm
+
+
+def _has(name: str) -> Any:
+    return available_if(lambda self: hasattr(self.estimator, name))
+
+
+class DecisionClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
+    """A classifier whose decisions are polished on the metric that is reported.
+
+    The estimator is fitted without parts of the data, a bias for each class is chosen on its
+    outputs for these (see `evostep.out_of_fold`), and added to the outputs of the estimator fitted
+    on all of it, where the gain is confirmed. Two classes have one bias, a threshold.
+
+    Args:
+        estimator: a classifier with ``decision_function`` or ``predict_proba``.
+        metric: see `evostep.polish`.
+        cv: how many folds, at least 3; (cv^2 + cv + 2) / 2 fits.
+        costs: (C, C) table of the metric ``cost``, rows are true classes in sorted order.
+        budget: see `evostep.polish`.
+        random_state: seed of folds, noise and draws.
+
+    Attributes:
+        classes_: the classes, sorted.
+        estimator_: fitted on all the data.
+        result_: what was found, an `evostep.Polished`.
+        bias_: (C,), or (1,) for two classes; zero where no gain is confirmed.
+
+    Example:
+        >>> from sklearn.datasets import make_classification
+        >>> from sklearn.linear_model import LogisticRegression
+        >>> X, y = make_classification(600, weights=[0.9], flip_y=0.1, random_state=0)
+        >>> polished = DecisionClassifier(LogisticRegression(), "macro-f1").fit(X, y)
+        >>> polished.predict(X[:2]).shape
+        (2,)
+    """
+
+    def __init__(
+        self,
+        estimator: Any,
+        metric: str = "worst-class-recall",
+        cv: int = 3,
+        *,
+        costs: Any = None,
+        budget: int | None = None,
+        random_state: int = 0,
+    ) -> None:
+        self.estimator = estimator
+        self.metric = metric
+        self.cv = cv
+        self.costs = costs
+        self.budget = budget
+        self.random_state = random_state
+
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any = None,
+        groups: Sequence[Any] | None = None,
+    ) -> DecisionClassifier:
+        """Fit the estimator and choose the decision.
+
+        Args:
+            X: what the estimator takes, indexable by rows.
+            y: (n,) classes.
+            sample_weight: (n,) what each example counts, in the fits and in the metric.
+            groups: (n,) names; examples of a group stay together.
+        """
+        self.classes_, numbers = np.unique(np.asarray(y), return_inverse=True)
+        targets = torch.as_tensor(numbers)
+        settings = Settings(
+            self.metric,
+            self.cv,
+            self.budget,
+            costs=self.costs,
+            weights=sample_weight,
+            groups=groups,
+            seed=self.random_state,
+        )
+        width = len(self.classes_) if len(self.classes_) > 2 else 1
+        posed = settings.problem(torch.zeros(len(targets), width), targets)
+        parts = make_folds(posed.strata, self.cv, self.random_state, posed.groups)
+
+        def outputs_without(gone: tuple[int, ...]) -> Tensor:
+            kept = (~torch.isin(parts, torch.tensor(gone, dtype=torch.long))).numpy()
+            fitted = self._fitted(X, y, sample_weight, kept)
+            return torch.as_tensor(self._outputs(fitted, X))
+
+        nested = nested_outputs(outputs_without, parts)
+        problems = {fold: settings.problem(outputs, targets) for fold, outputs in nested.items()}
+        self.result_ = polish_problems(problems[None], settings, parts, problems.__getitem__)
+        self.estimator_ = self._fitted(X, y, sample_weight, np.ones(len(targets), dtype=bool))
+        confirmed = self.result_.verdict != NO_GAIN
+        self.bias_ = self.result_.decision.bias.numpy() * confirmed
+        return self
+
+    def predict(self, X: Any) -> Any:
+        """Return the decided classes, (n,)."""
+        check_is_fitted(self, "bias_")
+        scores = self._outputs(self.estimator_, X) + self.bias_
+        decided = scores.argmax(1) if scores.shape[1] > 1 else (scores[:, 0] > 0).astype(int)
+        return self.classes_[decided]
+
+    def decision_function(self, X: Any) -> Any:
+        """Return the outputs with the biases, (n, C), or (n,) for two classes."""
+        check_is_fitted(self, "bias_")
+        scores = self._outputs(self.estimator_, X) + self.bias_
+        return scores if scores.shape[1] > 1 else scores[:, 0]
+
+    @_has("predict_proba")  # type: ignore[untyped-decorator]
+    def predict_proba(self, X: Any) -> Any:
+        """Return the estimator's own probabilities, which a decision does not change."""
+        check_is_fitted(self, "bias_")
+        return self.estimator_.predict_proba(X)
+
+    def _fitted(self, X: Any, y: Any, weight: Any, kept: Any) -> Any:
+        rows = np.flatnonzero(kept)
+        given = {} if weight is None else {"sample_weight": np.asarray(weight)[rows]}
+        return clone(self.estimator).fit(_rows(X, rows), np.asarray(y)[rows], **given)
+
+    def _outputs(self, fitted: Any, X: Any) -> Any:
+        """Return logits (n, C), or (n, 1) for two classes."""
+        if hasattr(fitted, "decision_function"):
+            scores = np.asarray(fitted.decision_function(X), dtype=np.float64)
+            return scores if scores.ndim == 2 else scores[:, None]
+        logs = np.log(np.clip(fitted.predict_proba(X), _SMALL, None))
+        return logs if logs.shape[1] > 2 else logs[:, 1:] - logs[:, :1]
+
+
+def _rows(X: Any, rows: Any) -> Any:
+    from sklearn.utils import _safe_indexing
+
+    return _safe_indexing(X, rows)

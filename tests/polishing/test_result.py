@@ -1,0 +1,74 @@
+"""What a result says."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from evostep.polishing.bootstrap import Interval
+from evostep.polishing.decision import Decision
+from evostep.polishing.result import BY_START, IMPROVED, NO_GAIN, Polished
+
+RESULT = Polished(
+    IMPROVED,
+    "worst-class-recall",
+    higher_is_better=True,
+    fraction=True,
+    n=1000,
+    groups=None,
+    values={"checkpoint": 0.581, "start": 0.637, "polished": 0.669},
+    gain=Interval(0.088, 0.041, 0.13, 0.001),
+    gain_of_start=Interval(0.056, 0.01, 0.1, 0.01),
+    gain_over_start=Interval(0.032, -0.004, 0.069, 0.08),
+    start="logit adjustment",
+    prior="examples",
+    chosen="",
+    chosen_by_fold=(),
+    agreement=1.0,
+    optimism=(0.0, 0.0),
+    metrics={},
+    classes=(),
+    decision=Decision("classes", torch.zeros(2), "worst-class-recall"),
+    evaluations=0,
+    sample_forwards=0,
+    settings={},
+    decisions=torch.zeros(3, 1000),
+)
+
+
+def test_the_line_of_an_improvement() -> None:
+    assert str(RESULT) == (
+        "improved: worst-class-recall 58.1% -> 66.9% (+8.8, 95% CI +4.1 to +13.0); of these +3.2 "
+        "(-0.4 to +6.9) over logit adjustment; about 1,266 examples would be needed to confirm "
+        "evolution's part"
+    )
+
+
+def test_the_start_s_gain_is_told_as_its_own() -> None:
+    text = str(replace(RESULT, verdict=BY_START))
+    assert text.startswith(
+        "improved by logit adjustment: worst-class-recall 58.1% -> 63.7% (+5.6, 95% CI +1.0 to "
+        "+10.0); evolution added nothing confirmed: +3.2 (-0.4 to +6.9)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("gain", "needed"),
+    [(Interval(0.04, -0.04, 0.12, 0.3), 4000), (Interval(-0.01, -0.04, 0.02, 0.5), None)],
+)
+def test_how_many_examples_would_confirm_a_gain(gain: Interval, needed: int | None) -> None:
+    result = replace(RESULT, verdict=NO_GAIN, gain=gain)
+    assert result.needed == needed
+    assert ("4,000 examples" in str(result)) == (needed is not None)
+
+
+def test_numbers_that_are_no_share_are_told_as_they_are() -> None:
+    result = replace(
+        RESULT,
+        fraction=False,
+        values={"checkpoint": 2.0, "start": 1.5, "polished": 1.25},
+        gain=Interval(0.75, 0.5, 1.0, 0.001),
+    )
+    assert str(result).startswith(
+        "improved: worst-class-recall 2 -> 1.25 (+0.75, 95% CI +0.5 to +1)"
+    )
