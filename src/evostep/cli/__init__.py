@@ -1,4 +1,4 @@
-"""The command line: ``evostep compare``, ``train``, ``report`` and ``methods``.
+"""The command line: ``evostep polish``, ``evaluate``, ``compare``, ``train``, ...
 
 Help, version, ``methods`` and mistyped names are answered from a schema of the tables
 (`evostep.cli.schema`), without torch, which a command imports only when it really runs.
@@ -70,6 +70,8 @@ def _stopped(parsed: Any) -> int:
     if out is not None and (out / "plan.json").exists():
         name = "train --resume" if parsed.command == "train" else "the same command"
         again = f"; {name} goes on from the last checkpoint"
+    if parsed is not None and parsed.command in ("polish", "evaluate"):
+        again = "; nothing was written"
     print(f"evostep: stopped{again}", file=sys.stderr)
     return 130
 

@@ -13,11 +13,13 @@ import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_loader
 
 from evostep._version import __version__
-from evostep.cli import compare, methods, report, train
+from evostep.cli import compare, evaluate, methods, polish, report, train
 from evostep.cli.configuration import load
 from evostep.cli.wording import plain, reword
 
 COMMANDS: dict[str, ModuleType] = {
+    "polish": polish,
+    "evaluate": evaluate,
     "compare": compare,
     "train": train,
     "report": report,

@@ -47,9 +47,15 @@ def make_schema() -> dict[str, Any]:
     from evostep.lab.arms.precedence import OLD_NAMES
     from evostep.lab.data.sources import SOURCES
     from evostep.lab.models import MODEL_NAMES
+    from evostep.scoring.confusion import CONFUSION_METRICS
     from evostep.scoring.metrics import METRICS
 
-    names = {"data": list(SOURCES), "model": list(MODEL_NAMES), "metric": list(METRICS)}
+    names = {
+        "data": list(SOURCES),
+        "model": list(MODEL_NAMES),
+        "metric": list(METRICS),
+        "polish": list(CONFUSION_METRICS),
+    }
     kinds = option_kinds()
     told = typing.get_type_hints(Options, include_extras=True)
     options = {

@@ -7,6 +7,7 @@ from typing import Any
 
 _HOMES = {
     "DecisionClassifier": "evostep.polishing.estimator",  # imports scikit-learn
+    "evaluate": "evostep.polishing.evaluation",
     "load_decision": "evostep.polishing.serving",  # imports NumPy alone
 }
 

@@ -71,12 +71,12 @@ def resample(
     Args:
         problem: targets, weights, groups and strata.
         decisions: (P, n), or (P, n, L) for several labels.
-        measure: counts (..., C, C) -> (...).
+        measure: counts (..., C, C) -> (...), or (M, ...) of several metrics.
         draws: D, how often examples are drawn.
         seed: of the drawing.
 
     Returns:
-        (D, P) float64.
+        (D, P), or (D, P, M), float64.
     """
     cells = _Cells(problem, decisions)
     generator = make_generator(derive_seed(seed, "bootstrap"))
@@ -85,7 +85,7 @@ def resample(
     for start in range(0, draws, at_once):
         drawn = cells.draw(min(at_once, draws - start), generator)  # (d, K)
         parts.append(torch.stack([measure(cells.counts(drawn, p)) for p in range(len(decisions))]))
-    return torch.cat(parts, dim=1).T
+    return torch.cat(parts, dim=-1).movedim(-1, 0)
 
 
 class _Cells:

@@ -14,7 +14,7 @@ from evostep.polishing.bootstrap import DRAWS, Interval, interval, resample
 from evostep.polishing.decision import Decision, Folded, find_output_layer
 from evostep.polishing.folds import make_folds
 from evostep.polishing.objective import Objective, parse_objective
-from evostep.polishing.optimism import optimism
+from evostep.polishing.optimism import HALVES, optimism
 from evostep.polishing.problem import Problem, make_problem
 from evostep.polishing.procedure import (
     PULLS,
@@ -23,7 +23,7 @@ from evostep.polishing.procedure import (
     evaluations_a_generation,
 )
 from evostep.polishing.result import BY_START, IMPROVED, NO_GAIN, Polished
-from evostep.polishing.search import Search, center_on_plateau
+from evostep.polishing.search import Search, Watch, center_on_plateau
 from evostep.polishing.starts import check_prior
 from evostep.scoring.batches import Forward
 from evostep.scoring.confusion import CONFUSION_METRICS, recalls
@@ -49,6 +49,7 @@ class Settings:
     groups: Sequence[Any] | None = None
     draws: int = DRAWS
     seed: int = 0
+    watch: Callable[[float, float], None] | None = None
 
     def __post_init__(self) -> None:
         if self.population < 2 or self.population % 2:
@@ -67,14 +68,29 @@ class Settings:
     @property
     def search(self) -> Search:
         """The settings of every search."""
-        if self.budget is None:
-            return Search(self.population, GENERATIONS, seed=self.seed)
         one = evaluations_a_generation(self.folds, self.population)
-        if self.budget < one:
+        generations = GENERATIONS
+        if self.budget is not None:
+            generations = self.budget // one
+        if not generations:
             raise InputError(
                 f"budget must be at least {one}, one generation of all searches, got {self.budget}"
             )
-        return Search(self.population, self.budget // one, seed=self.seed)
+        watch = self._watched(generations * (one + HALVES * (self.folds + 1) * self.population))
+        return Search(self.population, generations, seed=self.seed, watch=watch)
+
+    def _watched(self, most: int) -> Watch | None:
+        """Return who counts the decisions that are scored, of so many at most."""
+        watch, done = self.watch, 0
+        if watch is None:
+            return None
+
+        def count(scored: int, gain: float) -> None:
+            nonlocal done
+            done += scored
+            watch(min(1.0, done / most), gain)
+
+        return count
 
     def problem(self, outputs: Any, targets: Any) -> Problem:
         """Return the problem that outputs pose."""
@@ -109,6 +125,7 @@ def polish(
     forward: Forward | None = None,
     draws: int = DRAWS,
     seed: int = 0,
+    watch: Callable[[float, float], None] | None = None,
 ) -> Polished:
     """Polish a trained network on the metric that is reported, and confirm the gain.
 
@@ -137,6 +154,8 @@ def polish(
         forward: ``forward(model, batch) -> (outputs, targets)`` for batches of another form.
         draws: of the bootstrap.
         seed: of folds, noise and draws.
+        watch: called as it goes on, with the share that is done and the gain so far, on the
+            examples that are searched on.
 
     Returns:
         The result: its verdict, both contrasts, the way back.
@@ -158,7 +177,7 @@ def polish(
     if space != "decision":
         raise InputError(f"space must be 'decision', got {space!r}")
     settings = Settings(
-        metric, folds, budget, population, prior, costs, weights, groups, draws, seed
+        metric, folds, budget, population, prior, costs, weights, groups, draws, seed, watch
     )
     if model is None:
         if not isinstance(examples, tuple | list) or len(examples) != 2:
@@ -193,16 +212,15 @@ def polish_problems(
     objective = settings.objective
     _check(problem, objective, settings.costs)
     prior = check_prior(settings.prior, problem)
-    found = cross_fit(
-        problem, objective, parts, settings.search, prior=prior, problem_of=problem_of
-    )
+    search = settings.search  # one for all, so that it counts on
+    found = cross_fit(problem, objective, parts, search, prior=prior, problem_of=problem_of)
     overstated = optimism(
         problem,
         objective,
         settings.folds,
         found.start_choice.start,
         found.choice.pull,
-        replace(settings.search, generations=found.choice.generations),
+        replace(search, generations=found.choice.generations),
         prior=prior,
     )
     result = _judge(problem, objective, found, overstated, settings)

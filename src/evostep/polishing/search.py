@@ -8,7 +8,8 @@ distribution is proposed, for one member's score on few examples is mostly luck.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -20,6 +21,10 @@ from evostep.polishing.starts import subset
 from evostep.strategies.shaping import log_rank_rows
 from evostep.strategies.snes import default_lr_sigma
 
+Watch = Callable[[int, float], None]
+"""Called after each generation: how many decisions it has scored, and by how much its members are
+better than the checkpoint in their mean, on the examples of the first search."""
+
 
 @dataclass(frozen=True)
 class Search:
@@ -30,12 +35,14 @@ class Search:
         generations: how many at most.
         sigma: standard deviation at the start, in units of `spread`.
         seed: of the noise, which is the same for all searches of a generation.
+        watch: who is told of progress.
     """
 
     population: int = 16
     generations: int = 40
     sigma: float = 0.5
     seed: int = 0
+    watch: Watch | None = field(default=None, compare=False, repr=False)
 
 
 def spread(problem: Problem) -> float:
@@ -82,6 +89,8 @@ def search(
     rate, half = default_lr_sigma(problem.biases), settings.population // 2
     sets = [Scorer(problem, objective, row) for row in rows]
     path = [center.clone()]
+    watch = settings.watch
+    parent = float(sets[0].fitness(torch.zeros(1, problem.biases))) if watch else 0.0
     for generation in range(settings.generations):
         generator = make_generator(derive_seed(settings.seed, "decision", generation))
         drawn = torch.randn(half, problem.biases, generator=generator, dtype=torch.float64)
@@ -94,6 +103,8 @@ def search(
         center = center + sigma * torch.einsum("rpm,mc->rpc", utility, eps)
         log_sigma += rate / 2 * torch.einsum("rpm,mc->rpc", utility, eps.square() - 1)
         path.append(center.clone())
+        if watch:
+            watch(fitness.numel(), float(fitness[0].mean(-1).max()) - parent)
     return torch.stack(path)
 
 

@@ -101,7 +101,7 @@ def make_plan(options: Options) -> Plan:
     Raises:
         InputError: whatever is wrong with the options, in one line.
     """
-    device = _device(options.device)
+    device = find_device(options.device)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     arms = make_arms(options)
@@ -195,7 +195,8 @@ def _check_spaces(plan: Plan) -> None:
             raise InputError(f"arm {arm.label!r}: {error}") from error
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
+    """Return the device of a name; auto: the GPU where there is one."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -65,8 +65,8 @@ def write_report(directory: Path) -> ReportPaths:
         files[directory / "figures" / f"{drawing.name}.png"] = drawing.png
     figures = tuple(files)
     table, page = directory / "table.md", directory / "report.html"
-    files[table] = _render("table.md.j2", context).encode()
-    files[page] = _render("report.html.j2", context).encode()
+    files[table] = render_template("table.md.j2", context).encode()
+    files[page] = render_template("report.html.j2", context).encode()
     for path, content in files.items():
         write_bytes(path, content)
     for name in FIGURES:  # what an earlier report drew and this one has no data for
@@ -206,7 +206,8 @@ def _splits(splits: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]
     return table
 
 
-def _render(name: str, context: Mapping[str, Any]) -> str:
+def render_template(name: str, context: Mapping[str, Any]) -> str:
+    """Return a template of the reports' filled in; values are escaped where it is a page."""
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
     templates = resources.files("evostep.lab.report") / "templates"

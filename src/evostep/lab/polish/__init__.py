@@ -1,0 +1,1 @@
+"""Polishing from files: scores or a network in; decision, weights, card and page out."""

@@ -1,0 +1,95 @@
+"""The directory of results: written whole or not at all, and never over something else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from evostep.errors import InputError, reason
+from evostep.lab.options import flag
+from evostep.lab.storage import read_json
+
+FORMAT = 1
+RESULTS = "results.json"
+_STAGE = ".evostep-"  # begins the name of a folder that a killed run has left
+
+
+def read_finished(out: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the record in a finished directory; None where nothing is there yet.
+
+    Args:
+        out: the directory.
+        identity: what must be equal for the results to be those that are asked for.
+
+    Raises:
+        InputError: results of other arguments; something else is there.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file: choose a directory")
+    if not out.exists() or not any(path.name[: len(_STAGE)] != _STAGE for path in out.iterdir()):
+        return None
+    if not (out / RESULTS).is_file():
+        raise InputError(f"--out {out} is not empty and holds no results: choose another")
+    record = read_json(out / RESULTS)
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise InputError(f"--out {out} holds results of something else: choose another")
+    was, now = record.get("arguments"), json.loads(json.dumps(identity))
+    if was != now:
+        was = was if isinstance(was, dict) else {}
+        differs = next((name for name in now if was.get(name, now) != now[name]), "command")
+        raise InputError(
+            f"--out {out} holds results of other arguments ({_told(differs, was, now)}): choose "
+            "another --out"
+        )
+    return record
+
+
+def _told(name: str, was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    before, after = was.get(name), now.get(name)
+    if str(after).startswith("sha256:") and str(before).startswith("sha256:"):
+        return f"the file of {flag(name)} has changed"
+    shown = ("not given" if value is None else str(value)[:60] for value in (before, after))
+    return f"{flag(name)} was {next(shown)}, now {next(shown)}"
+
+
+@contextmanager
+def staged(out: Path) -> Iterator[Path]:
+    """Yield a folder to write in, which becomes `out` when the context is left without an error.
+
+    It is made at once, in the nearest folder that there is, so that a place that cannot be written
+    is told before the work is done.
+
+    Raises:
+        InputError: the place cannot be written.
+    """
+    out = out.absolute()
+    there = next(folder for folder in (out, *out.parents) if folder.exists())
+    try:
+        if not there.is_dir():
+            raise NotADirectoryError(f"{there} is a file")
+        folder = Path(tempfile.mkdtemp(prefix=_STAGE, dir=there))
+    except OSError as error:
+        raise InputError(f"--out {out} cannot be written ({reason(error)}): choose another") from (
+            error
+        )
+    try:
+        yield folder
+        folder.chmod(there.stat().st_mode)  # mkdtemp's own is for its owner alone
+        try:
+            if out.exists():  # it is empty, and may be where the user stands
+                for path in sorted(folder.iterdir(), key=lambda path: path.name == RESULTS):
+                    path.replace(out / path.name)
+            else:
+                out.parent.mkdir(parents=True, exist_ok=True)
+                folder.replace(out)
+        except OSError as error:
+            raise InputError(
+                f"--out {out} cannot be written ({reason(error)}): choose another"
+            ) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

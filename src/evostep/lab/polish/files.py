@@ -1,0 +1,195 @@
+"""Files of scores, costs and frequencies, read with errors that say what to do."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evostep.errors import InputError, reason
+
+
+def fingerprint(path: Path) -> str:
+    """Return the SHA-256 of a file.
+
+    Raises:
+        InputError: there is no such file, or it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): correct the path") from error
+
+
+def read_columns(path: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """Read a table: a column's name -> its values, (n,), or (n, C) of an npz file.
+
+    Args:
+        path: a CSV file with a header (comma, semicolon or tab), parquet, or npz.
+
+    Raises:
+        InputError: no such file, another kind, nothing in it, or columns of one name.
+    """
+    kinds = {".csv": _read_csv, ".tsv": _read_csv, ".parquet": _read_parquet, ".npz": _read_npz}
+    read = kinds.get(path.suffix.lower())
+    if read is None:
+        raise InputError(f"{path} is none of {', '.join(kinds)}: write the scores as one of these")
+    if not path.is_file():
+        raise InputError(f"no file {path}: correct the path")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path} is empty: write a header and a row for each example")
+    try:
+        columns = read(path)
+    except InputError:
+        raise
+    except Exception as error:  # pyarrow and numpy raise a dozen kinds
+        raise InputError(
+            f"{path} cannot be read ({reason(error)}): write it again, as {path.suffix} files are"
+        ) from error
+    lengths = {len(values) for values in columns.values()}
+    if not columns or not max(lengths):
+        raise InputError(f"{path} holds no examples: write a row for each")
+    if len(lengths) > 1:
+        raise InputError(f"{path} has arrays of {sorted(lengths)} examples: write equally many")
+    return columns
+
+
+def _read_csv(path: Path) -> dict[str, np.ndarray[Any, Any]]:
+    from pyarrow import csv as arrow
+
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        header = file.readline()
+    delimiter = max(",;\t", key=header.count)  # the first of equals
+    table = arrow.read_csv(path, parse_options=arrow.ParseOptions(delimiter=delimiter))
+    return _columns(path, table)
+
+
+def _read_parquet(path: Path) -> dict[str, np.ndarray[Any, Any]]:
+    from pyarrow import parquet
+
+    return _columns(path, parquet.read_table(path))
+
+
+def _columns(path: Path, table: Any) -> dict[str, np.ndarray[Any, Any]]:
+    names = list(table.column_names)
+    twice = sorted({name for name in names if name and names.count(name) > 1})
+    if twice:
+        raise InputError(f"{path} has more than one column {twice[0]!r}: give each its own name")
+    return {
+        name: np.asarray(column.to_pylist(), dtype=object)
+        if name[:6] != "score_" and name != "score"
+        else column.to_numpy()
+        for name, column in zip(names, table.columns, strict=True)
+    }
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray[Any, Any]]:
+    with np.load(path, allow_pickle=False) as arrays:
+        columns = {name: arrays[name] for name in arrays.files}
+    if "scores" in columns:  # all classes in one array (n, C), perhaps with their names
+        scores = np.atleast_2d(columns.pop("scores"))
+        names = columns.pop("classes", np.arange(scores.shape[1]))
+        if len(names) != scores.shape[1]:
+            raise InputError(
+                f"{path}: classes has {len(names)} names for scores of shape {scores.shape}"
+            )
+        columns |= {f"score_{name}": scores[:, i] for i, name in enumerate(names)}
+    return columns
+
+
+def read_costs(path: Path, classes: Sequence[str]) -> Tensor:
+    """Read a table of costs, (C, C) float64, rows are true classes.
+
+    A header and a first column with the classes' names may stand in any order.
+
+    Raises:
+        InputError: it cannot be read, is not square, has other names, or what is not a number.
+    """
+    rows = _grid(path)
+    n = len(classes)
+    shape = f"{len(rows)} x {'/'.join(map(str, sorted({len(row) for row in rows})))}"
+    header = rows.pop(0)[-n:] if len(rows) == n + 1 else None
+    side = [row[0] for row in rows] if {len(row) for row in rows} == {n + 1} else None
+    rows = rows if side is None else [row[1:] for row in rows]
+    if len(rows) != n or any(len(row) != n for row in rows):
+        raise InputError(f"{path} is a table of {shape} for {n} classes: write {n} x {n} costs")
+    wrong = [cell for row in rows for cell in row if not _is_number(cell)]
+    if wrong:
+        raise InputError(f"{path} holds {wrong[0]!r} where a cost should stand: write a number")
+    costs = torch.tensor([[float(cell) for cell in row] for row in rows], dtype=torch.float64)
+    for axis, given in ((1, header), (0, side)):
+        if given is None:
+            continue
+        if sorted(given) != sorted(classes):
+            raise InputError(
+                f"{path} names the classes {', '.join(given[:5])}, and they are "
+                f"{', '.join(classes[:5])}: write these"
+            )
+        costs = costs.index_select(axis, torch.tensor([given.index(name) for name in classes]))
+    return costs
+
+
+def read_prior(text: str, classes: Sequence[str]) -> list[float]:
+    """Read class frequencies: ``0.7,0.2,0.1``, or a file with numbers, or with names and numbers.
+
+    Counts will do: who uses them divides by their sum.
+
+    Raises:
+        InputError: it is neither; names that are not the classes'; not as many as there are.
+    """
+    path = Path(text)
+    if path.is_file():
+        rows = _grid(path)
+        cells = [cell for row in rows for cell in row]
+        pairs = {row[0]: row[-1] for row in rows if len(row) == 2 and row[0] in classes}
+        if len(pairs) == len(classes):
+            cells = [pairs[name] for name in classes]
+    else:
+        cells = [cell.strip() for cell in text.split(",")]
+        if not all(map(_is_number, cells)):
+            raise InputError(f"--prior {text!r} is neither a list 0.7,0.2,0.1 nor a file")
+    if len(cells) != len(classes) or not all(map(_is_number, cells)):
+        raise InputError(
+            f"--prior {text} holds {len(cells)} values for {len(classes)} classes: write one "
+            "number for each"
+        )
+    return [float(cell) for cell in cells]
+
+
+def _grid(path: Path) -> list[list[str]]:
+    """Return the cells of a CSV, JSON or npy file as text."""
+    try:
+        if path.suffix.lower() == ".npy":
+            return [[repr(float(x)) for x in np.atleast_1d(row)] for row in np.load(path)]
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix.lower() == ".json":
+            value = json.loads(text)
+            pairs = value.items() if isinstance(value, dict) else value
+            rows = [row if isinstance(row, list | tuple) else [row] for row in pairs]
+        else:
+            lines = text.strip().splitlines()
+            delimiter = max(",;\t ", key=lines[0].count) if lines else ","
+            rows = [list(row) for row in csv.reader(lines, delimiter=delimiter) if row]
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(
+            f"{path} cannot be read ({reason(error)}): write a CSV, JSON or npy file of numbers"
+        ) from error
+    if not rows:
+        raise InputError(f"{path} is empty: write a number for each class")
+    return [[str(cell).strip() for cell in row] for row in rows]
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        return math.isfinite(float(cell))
+    except ValueError:
+        return False

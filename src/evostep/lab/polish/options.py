@@ -1,0 +1,144 @@
+"""Options of polishing and evaluating: one frozen dataclass, which the command line is made of."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from evostep.errors import InputError
+from evostep.lab.options import Options, check_type, flag
+
+# Of a comparison's options those that a network and its examples are read by.
+NETWORK = (
+    *("model", "init_from", "pretrained", "data", "data_dir", "image_size"),
+    *("train_size", "fitness_size", "accept_size", "test_size", "device", "threads"),
+)
+# What a finished directory may be asked for again with, whatever it was before.
+FREE = ("data_dir", "device", "threads")
+# What `evaluate` has no use for.
+ONLY_POLISH = ("space", "folds", "budget", "prior")
+
+Part = Literal["test", "accept", "fitness", "all"]
+
+
+@dataclass(frozen=True)
+class PolishOptions:
+    """What to polish, on which examples, by which metric.
+
+    Attributes:
+        network: model, weights and data, as `evostep train` reads them; not read with `scores`.
+        evaluates: whether it is of `evostep evaluate`, which needs no metric and changes nothing.
+
+    Raises:
+        InputError: a value of the wrong type, or options that exclude each other.
+    """
+
+    metric: Annotated[
+        str,
+        "{metrics}, f-beta(2), cost; sums such as 0.7*macro-f1 + 0.3*mcc; constraints after "
+        "'subject to', such as accuracy >= 0.99*parent",
+    ] = "worst-class-recall"
+    scores: Annotated[
+        Path | None,
+        "CSV, parquet or npz file with a column score_<class> for each class and a column label, "
+        "instead of a model",
+    ] = None
+    scores_are: Annotated[
+        Literal["logits", "probabilities"] | None,
+        "what the scores are, or what an ONNX model gives (default there: logits)",
+    ] = None
+    target: Annotated[str, "column of the true classes"] = "label"
+    groups: Annotated[
+        str | None, "column of names; examples of a group (a patient, a user) stay together"
+    ] = None
+    weights: Annotated[str | None, "column that tells what each example counts"] = None
+    costs: Annotated[
+        Path | None, "CSV, JSON or npy file of the metric cost: a row for each true class"
+    ] = None
+    prior: Annotated[
+        str | None,
+        "class frequencies in training, as a list 0.7,0.2,0.1 or a file; default: those of the "
+        "training part of the run that made the weights, else the examples'",
+    ] = None
+    part: Annotated[
+        Part,
+        "part of the data that the network was not trained on: test; all, for a network that was "
+        "trained elsewhere",
+    ] = "test"
+    split_seed: Annotated[
+        int | None,
+        "seed of the training run, which parts the data; default: told by the weights' folder, "
+        "else 0",
+    ] = None
+    space: Annotated[str, "what is evolved: decision, the biases of the outputs"] = "decision"
+    folds: Annotated[int, "parts in which the examples are split to confirm the gain"] = 5
+    budget: Annotated[int | None, "decisions that may be scored; default: 40 generations"] = None
+    seed: Annotated[int, "seed of folds, noise and bootstrap"] = 0
+    network: Options = field(default_factory=Options)
+    evaluates: bool = False
+
+    def __post_init__(self) -> None:
+        for name, kind in own_kinds().items():
+            check_type(flag(name), getattr(self, name), kind)
+        for name in ("seed", "split_seed"):
+            if (getattr(self, name) or 0) < 0:
+                raise InputError(f"{flag(name)} must be at least 0, got {getattr(self, name)}")
+        of_network = sorted(self.network.given - {"device", "threads"})
+        if self.scores is not None and of_network:
+            raise InputError(
+                f"--scores and {flag(of_network[0])} exclude each other: scores come without a "
+                "network"
+            )
+        if self.scores is not None and self.scores_are is None:
+            raise InputError("--scores-are is missing: say logits or probabilities")
+        if self.scores is None and "model" not in self.network.given | self._from_weights:
+            raise InputError("what is to be polished? Give --model and --init-from, or --scores")
+        for name in ("groups", "weights") if self.scores is None else ():
+            if getattr(self, name) is not None:
+                raise InputError(f"{flag(name)} names a column of --scores: leave it out")
+
+    @property
+    def _from_weights(self) -> set[str]:
+        # weights in the directory of a run tell their model
+        return {"model"} if self.network.init_from is not None else set()
+
+    @property
+    def onnx(self) -> Path | None:
+        """The ONNX file that is the model; None: it is none."""
+        model = self.network.model
+        return Path(model) if model.lower().endswith(".onnx") else None
+
+    def identity(self) -> dict[str, Any]:
+        """Return what must be equal for two commands to have the same result, files by content."""
+        from evostep.lab.polish.files import fingerprint
+
+        unused = ONLY_POLISH if self.evaluates else ()
+        own: Mapping[str, Any] = {
+            name: getattr(self, name) for name in own_kinds() if name not in unused
+        }
+        if self.scores is None:
+            kept = [name for name in NETWORK if name not in FREE]
+            own = {**own, **{name: getattr(self.network, name) for name in kept}}
+            if self.onnx is not None:
+                own = {**own, "model": self.onnx}
+        if self.prior is not None and Path(self.prior).is_file():
+            own = {**own, "prior": Path(self.prior)}
+        return {
+            name: fingerprint(value) if isinstance(value, Path) else value
+            for name, value in own.items()
+        }
+
+
+def own_kinds() -> dict[str, Any]:
+    """Return the type of each option that is not a comparison's, by name."""
+    kinds = typing.get_type_hints(PolishOptions)
+    return {name: kind for name, kind in kinds.items() if name not in ("network", "evaluates")}
+
+
+def own_help() -> dict[str, str]:
+    """Return what the help says of each option of `own_kinds`."""
+    told = typing.get_type_hints(PolishOptions, include_extras=True)
+    return {name: typing.get_args(told[name])[1] for name in own_kinds()}

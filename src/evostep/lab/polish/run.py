@@ -1,0 +1,192 @@
+"""Polishing and evaluating from files: read, decide, write all of it or nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from evostep.errors import InputError, warn
+from evostep.lab.comparison.environment import describe_environment
+from evostep.lab.polish.directory import FORMAT, RESULTS, read_finished, staged
+from evostep.lab.polish.files import read_costs, read_prior
+from evostep.lab.polish.options import PolishOptions
+from evostep.lab.polish.page import write_page
+from evostep.lab.polish.progress import show_search
+from evostep.lab.polish.subject import Subject, make_subject, warn_of_order
+from evostep.lab.storage import read_json, save_weights, write_json
+from evostep.polishing.evaluation import evaluate
+from evostep.polishing.objective import parse_objective
+from evostep.polishing.polish import polish
+from evostep.polishing.result import NO_GAIN, Polished
+
+Record = dict[str, Any]
+
+
+def run_polish(options: PolishOptions, out: Path) -> tuple[Record, bool]:
+    """Polish what the options name, and write weights, decision, results, card and page.
+
+    Args:
+        options: what to polish.
+        out: the directory, which appears when all is done.
+
+    Returns:
+        The record that ``results.json`` holds, and whether it was there already.
+
+    Raises:
+        InputError: whatever is wrong with the input, in one line; nothing was written then.
+    """
+    identity = options.identity()
+    finished = read_finished(out, identity)
+    if finished is not None:
+        return finished, True
+    with staged(out) as folder:
+        began = time.perf_counter()
+        subject = make_subject(options)
+        _check_counts(subject, options.folds)
+        names = subject.classes
+        costs, prior = _costs(options, names), subject.prior
+        if options.prior is not None:
+            prior = read_prior(options.prior, names)
+        warn_of_order(options.metric, names)
+        objective = parse_objective(options.metric, costs=costs)
+        with show_search(objective.fraction) as watch:
+            result = polish(
+                subject.model,
+                subject.examples,
+                options.metric,
+                space=options.space,
+                folds=options.folds,
+                budget=options.budget,
+                prior=prior,
+                costs=costs,
+                weights=subject.weights,
+                groups=subject.groups,
+                seed=options.seed,
+                watch=watch,
+            )
+        record = _record(options, subject, result, identity, time.perf_counter() - began)
+        record = _write(folder, record, subject, result)
+    return record, False
+
+
+def run_evaluate(options: PolishOptions, out: Path | None) -> tuple[Record, bool]:
+    """Measure what the options name; see `run_polish`. Without `out` nothing is written."""
+    identity = options.identity()
+    finished = None if out is None else read_finished(out, identity)
+    if finished is not None:
+        return finished, True
+    if out is None:
+        return _evaluated(options, identity), False
+    with staged(out) as folder:
+        record = _evaluated(options, identity)
+        write_json(folder / RESULTS, record)
+    return record, False
+
+
+def _evaluated(options: PolishOptions, identity: Record) -> Record:
+    subject = make_subject(options)
+    warn_of_order(options.metric, subject.classes)
+    found = evaluate(
+        subject.model,
+        subject.examples,
+        options.metric,
+        costs=_costs(options, subject.classes, only_cost=False),
+        weights=subject.weights,
+        groups=subject.groups,
+        seed=options.seed,
+    )
+    return {
+        "format": FORMAT,
+        "metric": options.metric,
+        **found.as_dict(),
+        **_about(subject, identity),
+    }
+
+
+def _record(
+    options: PolishOptions,
+    subject: Subject,
+    result: Polished,
+    identity: Record,
+    seconds: float,
+) -> Record:
+    decision = {**result.as_dict()["decision"], "classes": list(subject.classes)}
+    record: Record = {"format": FORMAT, "summary": str(result), **result.as_dict()}
+    if result.verdict == NO_GAIN:  # what is not confirmed is not what serves
+        record["unconfirmed_bias"] = decision["bias"]
+        decision["bias"] = [0.0] * len(decision["bias"])
+    return {
+        **record,
+        "decision": decision,
+        "fraction": result.fraction,
+        "prior": "training part of the run" if _of_run(options, subject) else result.prior,
+        "budget": {
+            "asked": options.budget,
+            "evaluations": result.evaluations,
+            "sample_forwards": result.sample_forwards,
+        },
+        **_about(subject, identity),
+        "seconds": round(seconds, 2),
+    }
+
+
+def _of_run(options: PolishOptions, subject: Subject) -> bool:
+    return options.prior is None and subject.prior is not None
+
+
+def _about(subject: Subject, identity: Record) -> Record:
+    device = torch.device("cpu")
+    if subject.model is not None:
+        device = next((tensor.device for tensor in subject.model.parameters()), device)
+    environment = describe_environment(device)
+    return {
+        "model": subject.title,
+        "data": subject.data,
+        "class_names": list(subject.classes),
+        "facts": subject.facts,
+        "arguments": identity,
+        "command": environment["command"],
+        "environment": environment,
+    }
+
+
+def _write(folder: Path, record: Record, subject: Subject, result: Polished) -> Record:
+    """Write everything into the folder, and return the record as it can be read again."""
+    if subject.model is not None and result.applied:
+        save_weights(folder / "model.safetensors", subject.model)
+    write_json(folder / "decision.json", record["decision"])
+    write_json(folder / RESULTS, record)
+    plain: Record = read_json(folder / RESULTS)
+    write_page(folder, plain)
+    return plain
+
+
+def _costs(
+    options: PolishOptions, classes: Sequence[str], *, only_cost: bool = True
+) -> torch.Tensor | None:
+    if options.costs is None:
+        return None
+    if only_cost and "cost" not in options.metric:
+        warn(f"--costs has no effect on {options.metric}: the metric that reads it is cost")
+    return read_costs(options.costs, classes)
+
+
+def _check_counts(subject: Subject, folds: int) -> None:
+    """Refuse classes that cannot lie in every fold, by their names."""
+    if subject.targets.ndim > 1 or subject.groups is not None:
+        return
+    counts = subject.targets.bincount(minlength=len(subject.classes)).tolist()
+    few = [
+        f"{name} {count}"
+        for name, count in zip(subject.classes, counts, strict=True)
+        if 0 < count < folds
+    ]
+    if few and sum(map(bool, counts)) > 1:
+        raise InputError(
+            f"fewer examples than the {folds} folds in {len(few)} of {len(counts)} classes "
+            f"({', '.join(few[:5])}): give more, or fewer --folds (3 at least)"
+        )

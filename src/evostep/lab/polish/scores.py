@@ -1,0 +1,229 @@
+"""Scores of a black box from a file: columns `score_<class>` and `label`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evostep.errors import InputError, unknown_name
+from evostep.lab.polish.files import read_columns
+
+Column = np.ndarray[Any, Any]
+_PREFIX = "score_"
+_SMALLEST = 1e-12  # of a probability, whose logarithm must be finite
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """Scores and what is true.
+
+    Attributes:
+        outputs: (n, C) logits, float64; (n, 1) of one binary label.
+        targets: (n,) classes, or zeros and ones; (n, L) of several labels.
+        classes: names of the classes, two for a binary label; of the labels.
+        weights: (n,), or None.
+        groups: n names, or None.
+    """
+
+    outputs: Tensor
+    targets: Tensor
+    classes: tuple[str, ...]
+    weights: Tensor | None
+    groups: list[Any] | None
+
+
+def read_scores(
+    path: Path,
+    scores_are: str,
+    *,
+    target: str = "label",
+    groups: str | None = None,
+    weights: str | None = None,
+) -> ScoreTable:
+    """Read scores from a file.
+
+    Args:
+        path: CSV, parquet or npz with the columns ``score_<class>``, in the order of the classes,
+            and one with the classes' names or numbers. One column ``score_<class>``, or
+            ``score``, is a binary label's. Several labels have a column ``label_<name>`` of zeros
+            and ones for each ``score_<name>``. An npz may hold ``scores`` (n, C) instead.
+        scores_are: ``"logits"`` or ``"probabilities"``.
+        target: the column of the classes, and the first word of those of labels.
+        groups: column of names of groups.
+        weights: column of what each example counts.
+
+    Raises:
+        InputError: what is missing, constant, not finite, or not what it is said to be.
+    """
+    columns = read_columns(path)
+    found = [name for name in columns if name.startswith(_PREFIX)] or [
+        name for name in columns if name == "score"
+    ]
+    if not found:
+        raise InputError(
+            f"{path} has no column score_<class> (it has {_listed(columns)}): name them "
+            "score_cat, score_dog, ..."
+        )
+    names = tuple(_as_name(name.removeprefix(_PREFIX)) for name in found)
+    scores = torch.from_numpy(
+        np.stack([_numbers(path, name, columns[name]) for name in found], axis=1)
+    )
+    for name, column in zip(found, scores.T, strict=True):
+        if len(column) > 1 and bool((column == column[0]).all()):
+            raise InputError(
+                f"{path}: {name} is {float(column[0]):g} in every row: a score that never "
+                "changes decides nothing, write the model's own"
+            )
+    of_labels = [f"{target}_{name}" for name in names]
+    several = target not in columns and all(name in columns for name in of_labels)
+    if several:
+        targets = torch.from_numpy(
+            np.stack([_bits(path, name, columns[name]) for name in of_labels], axis=1)
+        )
+    else:
+        values = _column(path, columns, target, "--target")
+        targets = _number_labels(path, values, names if len(names) > 1 else (names[0],))
+    outputs = to_logits(scores, scores_are, one_of_many=len(names) > 1 and not several)
+    if len(names) == 1 and not several:
+        names = _both(names[0], values)
+    weight = None
+    if weights is not None:
+        column = _column(path, columns, weights, "--weights")
+        weight = torch.from_numpy(_numbers(path, weights, column))
+    group = None if groups is None else _column(path, columns, groups, "--groups").tolist()
+    return ScoreTable(outputs, targets, names, weight, group)
+
+
+def to_logits(scores: Tensor, scores_are: str, *, one_of_many: bool) -> Tensor:
+    """Return scores (n, C) as logits: of probabilities the logarithm, of a label's the logit.
+
+    Args:
+        scores: as they were read.
+        scores_are: ``"logits"`` or ``"probabilities"``.
+        one_of_many: whether an example has one of several classes, so that probabilities sum to 1.
+
+    Raises:
+        InputError: they are not what they are said to be.
+
+    Example:
+        >>> to_logits(torch.tensor([[0.5], [0.0]]), "probabilities", one_of_many=False).round()
+        tensor([[  0.],
+                [-28.]])
+    """
+    low, high = float(scores.min()), float(scores.max())
+    within = low >= -1e-6 and high <= 1 + 1e-6
+    sums = scores.sum(1)
+    to_one = not one_of_many or bool((sums - 1).abs().max() < 1e-2)
+    span = f"{low:.3g} to {high:.3g}"
+    if scores_are == "logits":
+        if within and to_one:
+            also = ", and rows sum to 1" if one_of_many else ""
+            raise InputError(
+                f"the scores lie in [0, 1]{also} ({span}): these are probabilities, say "
+                "--scores-are probabilities"
+            )
+        return scores
+    if not within:
+        raise InputError(
+            f"the scores go from {span}, and probabilities lie in [0, 1]: say --scores-are "
+            "logits, or divide percentages by 100"
+        )
+    if not to_one:
+        worst = int((sums - 1).abs().argmax())
+        raise InputError(
+            f"probabilities of row {worst} (the first is 0) sum to {float(sums[worst]):.3g}, not "
+            "to 1: say --scores-are logits, or write all classes"
+        )
+    likely = scores.clamp(_SMALLEST, 1 - (0 if one_of_many else _SMALLEST))
+    return likely.log() if one_of_many else likely.logit()
+
+
+def _column(path: Path, columns: Mapping[str, Column], name: str, option: str) -> Column:
+    if name not in columns:
+        error = unknown_name("column", name, columns)
+        raise InputError(f"{path}: {error}; name it by {option}")
+    return columns[name]
+
+
+def _numbers(path: Path, name: str, column: Column) -> Column:
+    """Return a column as finite float64, or name the rows that are not."""
+    try:
+        values = np.asarray(column.astype(np.float64))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path}: {name} holds what is no number ({error})") from error
+    if values.ndim != 1:
+        raise InputError(f"{path}: {name} has the shape {values.shape}: write one number a row")
+    bad = np.flatnonzero(~np.isfinite(values))
+    if len(bad):
+        raise InputError(
+            f"{path}: {name} is not a finite number in {_rows(bad)}: leave these out, or score "
+            "them again"
+        )
+    return values
+
+
+def _bits(path: Path, name: str, column: Column) -> Column:
+    values = _numbers(path, name, column)
+    bad = np.flatnonzero(~np.isin(values, (0, 1)))
+    if len(bad):
+        raise InputError(f"{path}: {name} is neither 0 nor 1 in {_rows(bad)}")
+    return values.astype(np.int64)
+
+
+def _number_labels(path: Path, values: Column, names: tuple[str, ...]) -> Tensor:
+    """Return the classes of labels that are names, or numbers in the order of the columns."""
+    missing = np.array([value is None or value != value for value in values.tolist()])
+    if missing.any():
+        raise InputError(f"{path}: there is no label in {_rows(np.flatnonzero(missing))}")
+    labels = [_as_name(value) for value in values.tolist()]
+    known = names if len(names) > 1 else _both(names[0], values)
+    by_number = [str(i) for i in range(len(known))]
+    if not set(labels) <= set(known) and set(labels) <= {*by_number, "False", "True"}:
+        labels = [{"False": "0", "True": "1"}.get(label, label) for label in labels]
+        if set(labels) <= set(known) or not set(known) & set(by_number):
+            known = known if set(labels) <= set(known) else tuple(by_number)
+    number = {name: i for i, name in enumerate(known)}
+    bad = np.array([label not in number for label in labels])
+    if bad.any():
+        first = labels[int(bad.argmax())]
+        raise InputError(
+            f"{path}: label {first!r} is none of the classes {_listed(known)}, in "
+            f"{_rows(np.flatnonzero(bad))}: the columns score_<class> name them"
+        )
+    return torch.tensor([number[label] for label in labels])
+
+
+def _both(positive: str, values: Column) -> tuple[str, str]:
+    """Return the names of both classes of a binary label, whose one column names the second."""
+    labels = {_as_name(value) for value in values.tolist()}
+    if positive not in labels or labels <= {"0", "1"}:
+        return "0", "1"
+    others = sorted(labels - {positive})
+    return (others[0] if len(others) == 1 else f"not {positive}"), positive
+
+
+def _as_name(value: Any) -> str:
+    """Return a class's name; 3, 3.0 and "3" are one.
+
+    Example:
+        >>> _as_name(3.0), _as_name(" cat")
+        ('3', 'cat')
+    """
+    return re.sub(r"^(-?\d+)\.0+$", r"\1", str(value).strip())
+
+
+def _rows(rows: Column) -> str:
+    shown = ", ".join(map(str, rows[:5].tolist())) + (", ..." if len(rows) > 5 else "")
+    return f"{len(rows)} row{'s' * (len(rows) != 1)} ({shown}; the first is 0)"
+
+
+def _listed(names: Sequence[str] | Mapping[str, Any]) -> str:
+    shown = list(names)
+    return ", ".join(shown[:8]) + (f", ... ({len(shown)} in all)" if len(shown) > 8 else "")

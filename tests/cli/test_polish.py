@@ -1,0 +1,290 @@
+"""`evostep polish` as a user meets it: what it writes, what it prints, what it refuses."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evostep import load_decision
+from evostep.cli import main
+
+CLASSES = ("cat", "dog", "owl")
+QUICK = ["--folds", "3", "--budget", "1680", "--metric", "macro-f1"]  # five generations
+
+
+def make_scores(n: int = 240) -> tuple[np.ndarray, np.ndarray]:
+    """Return logits (n, 3) of a network that prefers the frequent class, and the classes."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2], [n // 2, n // 3, n - n // 2 - n // 3])
+    logits = rng.normal(size=(n, 3))
+    logits[np.arange(n), labels] += 1.5
+    return logits + np.array([3.0, 0.0, -1.0]), labels
+
+
+def write_csv(path: Path, scores: np.ndarray, labels: list[str], head: str = "") -> Path:
+    rows = [head or ",".join([*(f"score_{name}" for name in CLASSES), "label"])]
+    rows += [",".join([*map(str, row), label]) for row, label in zip(scores, labels, strict=True)]
+    path.write_text("\n".join(rows) + "\n")
+    return path
+
+
+@pytest.fixture
+def scores(tmp_path: Path) -> Path:
+    logits, labels = make_scores()
+    return write_csv(tmp_path / "scores.csv", logits, [CLASSES[label] for label in labels])
+
+
+def polish(scores: Path, out: Path, *more: str) -> list[str]:
+    return ["polish", f"--scores={scores}", "--scores-are=logits", *QUICK, f"--out={out}", *more]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A directory that `evostep polish` has written, and what it printed."""
+
+    scores: Path
+    out: Path
+    printed: str
+    errors: str
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    folder = tmp_path_factory.mktemp("finished")
+    logits, labels = make_scores()
+    path = write_csv(folder / "scores.csv", logits, [CLASSES[label] for label in labels])
+    out = folder / "deep" / "out"
+    with redirect_stdout(io.StringIO()) as printed, redirect_stderr(io.StringIO()) as errors:
+        assert main(polish(path, out)) == 0
+    return Finished(path, out, printed.getvalue(), errors.getvalue())
+
+
+def test_everything_is_written_and_serves(finished: Finished) -> None:
+    assert finished.errors == ""  # no progress where there is no terminal
+    out, (first, _, *table) = finished.out, finished.printed.splitlines()
+    assert first.startswith("improved")
+    assert table.pop() == f"page: {out / 'report.html'}"
+    assert max(map(len, table)) <= 80
+    assert {path.name for path in out.iterdir()} == {
+        *("decision.json", "results.json", "README.md", "report.html", "recall.png"),
+    }
+    assert {path.name for path in finished.scores.parent.iterdir()} == {"scores.csv", "deep"}
+    record = json.loads((out / "results.json").read_text())
+    assert record["summary"] == first
+    assert record["verdict"] in ("improved", "improved by the start")
+    assert record["n"] == 240
+    assert record["budget"]["asked"] == 1680 >= record["budget"]["evaluations"] > 0
+    assert record["class_names"] == list(CLASSES)
+    assert {"command", "environment", "arguments", "contrasts"} <= record.keys()
+    decision = json.loads((out / "decision.json").read_text())
+    assert decision["classes"] == list(CLASSES)
+    logits, labels = make_scores()
+    decided = load_decision(out / "decision.json")(logits)
+    assert (decided == labels).mean() > (logits.argmax(1) == labels).mean()
+
+
+def test_the_same_command_again_prints_the_result_again(
+    finished: Finished, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.out.iterdir()}
+    assert main(polish(finished.scores, finished.out, "--threads=1")) == 0
+    told, _, again = capsys.readouterr().out.partition("\n")
+    assert told == f"{finished.out} holds the result of this command:"
+    assert again == finished.printed
+    assert {path: path.stat().st_mtime_ns for path in finished.out.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--seed=1"], "--seed was 0, now 1"),
+        (["--metric=accuracy"], "--metric was macro-f1, now accuracy"),
+        (["--budget=2000"], "--budget was 1680, now 2000"),
+    ],
+)
+def test_other_arguments_on_a_finished_directory_are_refused(
+    more: list[str], told: str, finished: Finished, refuse: Callable[..., None]
+) -> None:
+    refuse(polish(finished.scores, finished.out, *more), told)
+
+
+def test_a_file_that_changed_is_refused(finished: Finished, refuse: Callable[..., None]) -> None:
+    changed = finished.scores.with_name("changed.csv")
+    changed.write_text(finished.scores.read_text().replace("owl", "dog", 1))
+    refuse(polish(changed, finished.out), "the file of --scores has changed")
+    changed.unlink()
+
+
+def test_without_a_confirmed_gain_the_decision_is_the_checkpoint_s(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(3)
+    labels = np.repeat([0, 1, 2], 40)
+    logits = rng.normal(size=(120, 3))
+    logits[np.arange(120), labels] += 1.5
+    path = write_csv(tmp_path / "s.csv", logits, [CLASSES[label] for label in labels])
+    assert main(polish(path, tmp_path / "out")) == 0
+    assert "Nothing was changed" in " ".join(capsys.readouterr().out.split())
+    decision = json.loads((tmp_path / "out" / "decision.json").read_text())
+    assert decision["bias"] == [0.0, 0.0, 0.0]
+    assert len(json.loads((tmp_path / "out" / "results.json").read_text())["unconfirmed_bias"]) == 3
+    assert "checkpoint stays as it is" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.fixture
+def refuse(capsys: pytest.CaptureFixture[str]) -> Callable[..., None]:
+    """Check that a command ends with code 2 and one line that holds what is told."""
+
+    def check(arguments: list[str], *told: str) -> None:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            main(arguments)
+        assert left.value.code == 2
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert printed.err.count("\n") == 1
+        for text in told:
+            assert text in printed.err
+
+    return check
+
+
+def changed_rows(change: Callable[[list[str]], list[str]]) -> Callable[[Path], None]:
+    def edit(path: Path) -> None:
+        path.write_text("\n".join(change(path.read_text().splitlines())) + "\n")
+
+    return edit
+
+
+def cells(row: int, column: int, text: str) -> Callable[[Path], None]:
+    """Return an edit of one cell; row 0 is the header."""
+
+    def change(lines: list[str]) -> list[str]:
+        found = lines[row].split(",")
+        found[column] = text
+        return [*lines[:row], ",".join(found), *lines[row + 1 :]]
+
+    return changed_rows(change)
+
+
+def constant(lines: list[str]) -> list[str]:
+    return [lines[0], *(f"0.5,{line.partition(',')[2]}" for line in lines[1:])]
+
+
+def as_probabilities(path: Path) -> None:
+    logits, labels = make_scores()
+    likely = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    write_csv(path, likely, [CLASSES[label] for label in labels])
+
+
+BAD_FILES = {
+    "label outside": (cells(5, 3, "cow"), [], ["'cow'", "cat, dog, owl", "1 row (4; the first"]),
+    "no label": (cells(7, 3, ""), [], ["1 row (6;"]),
+    "one class": (
+        changed_rows(lambda lines: [line for line in lines if line.endswith(("label", "cat"))]),
+        [],
+        ["one class"],
+    ),
+    "few examples": (
+        changed_rows(lambda lines: lines[:-38]),
+        ["--folds=4"],
+        ["fewer examples than the 4 folds", "(owl 2)"],
+    ),
+    "NaN": (cells(3, 1, "nan"), [], ["score_dog", "1 row (2;"]),
+    "missing score": (cells(3, 1, ""), [], ["score_dog", "1 row (2;"]),
+    "text for a score": (cells(3, 1, "high"), [], ["score_dog", "no number"]),
+    "probabilities as logits": (as_probabilities, [], ["--scores-are probabilities"]),
+    "logits as probabilities": (
+        lambda path: None,
+        ["--scores-are=probabilities"],
+        ["--scores-are logits"],
+    ),
+    "constant": (changed_rows(constant), [], ["score_cat is 0.5 in every row"]),
+    "empty": (lambda path: path.write_text(""), [], ["is empty"]),
+    "header alone": (changed_rows(lambda lines: lines[:1]), [], ["holds no examples"]),
+    "missing": (lambda path: path.unlink(), [], ["scores.csv cannot be read"]),
+    "no scores": (
+        changed_rows(lambda lines: [line.replace("score_", "p_") for line in lines]),
+        [],
+        ["no column score_<class>", "p_cat, p_dog"],
+    ),
+    "no such column": (lambda path: None, ["--target=lable"], ["did you mean label", "--target"]),
+    "no such group": (lambda path: None, ["--groups=user"], ["'user'", "--groups"]),
+    "a column twice": (cells(0, 1, "score_cat"), [], ["more than one column 'score_cat'"]),
+    "ragged": (changed_rows(lambda lines: [*lines, "1,2"]), [], ["cannot be read"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_bad_files_are_one_line_and_nothing_is_written(
+    case: str, scores: Path, tmp_path: Path, refuse: Callable[..., None]
+) -> None:
+    edit, more, told = BAD_FILES[case]
+    edit(scores)
+    there = set(tmp_path.rglob("*"))
+    refuse(polish(scores, tmp_path / "deep" / "out", *more), *told)
+    assert set(tmp_path.rglob("*")) == there
+
+
+BAD_ARGUMENTS = {
+    "unknown metric": (["--metric=worst-clas-recall"], ["did you mean worst-class-recall"]),
+    "no direction": (["--metric=mymodule:metric"], ["cannot read 'mymodule:metric'"]),
+    "wrong way": (["--metric=macro-f1 - accuracy"], ["the wrong way"]),
+    "cost alone": (["--metric=cost"], ["--costs FILE"]),
+    "a broken constraint": (
+        ["--metric=macro-f1 subject to accuracy >= 0.99"],
+        ["the checkpoint itself breaks the constraint on accuracy"],
+    ),
+    "budget": (["--budget=10"], ["budget must be at least 336"]),
+    "folds": (["--folds=2"], ["folds must be at least 3"]),
+    "seed": (["--seed=-1"], ["--seed must be at least 0"]),
+    "prior": (["--prior=0.5,0.5"], ["holds 2 values for 3 classes"]),
+    "prior file": (["--prior=frequencies.csv"], ["neither a list"]),
+    "network, too": (["--model=mlp"], ["--scores and --model exclude each other"]),
+    "space": (["--space=head"], ["space must be"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ARGUMENTS)
+def test_bad_arguments_are_one_line_and_nothing_is_written(
+    case: str, scores: Path, tmp_path: Path, refuse: Callable[..., None]
+) -> None:
+    more, told = BAD_ARGUMENTS[case]
+    there = set(tmp_path.rglob("*"))
+    refuse(polish(scores, tmp_path / "out", *more), *told)
+    assert set(tmp_path.rglob("*")) == there
+
+
+def test_what_is_to_be_polished_must_be_said(refuse: Callable[..., None], tmp_path: Path) -> None:
+    refuse(["polish", f"--out={tmp_path / 'o'}"], "Give --model and --init-from, or --scores")
+    refuse(["polish", "--scores=s.csv", f"--out={tmp_path / 'o'}"], "--scores-are is missing")
+    refuse(["polish", "--model=mlp", "--groups=user", f"--out={tmp_path / 'o'}"], "--groups names")
+    refuse(["polish", "--model=mlp", f"--out={tmp_path / 'o'}"], "mlp without weights")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_place_that_cannot_be_written_is_told_first(
+    scores: Path, tmp_path: Path, refuse: Callable[..., None]
+) -> None:
+    refuse(polish(scores, scores), "is a file")
+    refuse(polish(scores, scores / "out"), "cannot be written")
+    refuse(polish(scores, Path("/proc/out")), "/proc/out cannot be written")
+    refuse(polish(scores, tmp_path), "is not empty and holds no results")
+    assert list(tmp_path.iterdir()) == [scores]
+
+
+@pytest.mark.parametrize("command", ["polish", "evaluate"])
+def test_help_tells_metrics_and_models(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main([command, "--help"])
+    assert left.value.code == 0
+    told = " ".join(capsys.readouterr().out.split())
+    for text in ("worst-class-recall", "--scores-are", "score_<class>", "--init-from", "ONNX"):
+        assert text in told
