@@ -257,8 +257,11 @@ def test_bad_input_gets_one_line_and_leaves_no_directory(
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ([], "to be one of {compare,train,report"),
-        (["compere"], "invalid choice: 'compere' (choose from 'compare', 'train', 'report'"),
+        ([], "to be one of {polish,evaluate,compare,train,report"),
+        (
+            ["compere"],
+            "invalid choice: 'compere' (choose from 'polish', 'evaluate', 'compare', 'train', 'report'",
+        ),
         (["compare"], "--out is missing"),
         (["train"], "--out is missing"),
         (["report"], "DIRECTORY is missing"),

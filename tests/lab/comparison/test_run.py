@@ -392,7 +392,7 @@ def test_a_run_stopped_anywhere_goes_on_to_the_same_bits(
         assert timeless(run(plan, directory, label)) == timeless(expected), call
         assert timeless(lines(directory)) == timeless(lines(whole)), call
         assert weights_of(plan, directory, label) == weights_of(plan, whole, label), call
-    assert stopped >= 2
+    assert stopped >= (1 if point == "save_weights" else 2)  # weights are saved once, at the end
 
 
 def test_a_run_stopped_again_and_again_gets_to_the_same_bits(

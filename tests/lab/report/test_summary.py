@@ -51,7 +51,7 @@ def test_arm_test_difference_and_outcome(tmp_path: Path, monkeypatch: pytest.Mon
     assert found["worse"].endswith(" worse")
     assert found["as good"].endswith(" no difference shown")
     assert found["equal"].endswith(" +0.00 same on every seed")
-    assert found["lost"].endswith(" – diverged")
+    assert found["lost"] == "82.00 ± 2.83 – 1 of 3 diverged"
 
 
 def test_long_labels_and_wide_numbers_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from evostep.errors import counted
 from evostep.lab.report.verdict import outcome_of
-from evostep.lab.report.wording import contrast_cell
+from evostep.lab.report.wording import ABSENT, contrast_cell
 
 WIDTH = 80
 _SHORTEST_LABEL = 12
@@ -43,7 +43,10 @@ def summarise(
         elif difference is not None:
             outcome = outcome_of(difference)
         text = f"{cell['mean']} ({interval})" if interval else cell["mean"]
-        rows.append((label, row["score"], text, _OUTCOMES.get(outcome, outcome)))
+        score, _, diverged = row["score"].partition(" (")
+        if diverged:  # what is left may be a choice of the luckiest seeds
+            text, outcome = ABSENT, diverged.removesuffix(")")
+        rows.append((label, score, text, _OUTCOMES.get(outcome, outcome)))
     seeds = counted(context["seeds"], "seed")
     head = f"{context['title']}, {context['model']}, {seeds}"
     if context["missing"]:
