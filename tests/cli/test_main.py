@@ -260,7 +260,7 @@ def test_bad_input_gets_one_line_and_leaves_no_directory(
         ([], "to be one of {polish,evaluate,compare,train,report"),
         (
             ["compere"],
-            "invalid choice: 'compere' (choose from 'polish', 'evaluate', 'compare', 'train', 'report'",
+            "invalid choice: 'compere' (choose from 'polish', 'evaluate', 'compare', 'train'",
         ),
         (["compare"], "--out is missing"),
         (["train"], "--out is missing"),
