@@ -86,7 +86,7 @@ def one(job: tuple[str, str, int, float]) -> dict[str, Any]:
     problem, objective = make_problem(fresh, truth), parse_objective(metric)
     before, after = (
         objective.value(problem.counts(problem.decide(bias)), several=False)
-        for bias in (torch.zeros(problem.biases), result.decision.bias)
+        for bias in (torch.zeros(problem.biases), result.proposed)
     )
     return {
         "kind": kind,

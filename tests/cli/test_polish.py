@@ -134,7 +134,7 @@ def test_without_a_confirmed_gain_the_decision_is_the_checkpoint_s(
     assert "Nothing was changed" in " ".join(capsys.readouterr().out.split())
     decision = json.loads((tmp_path / "out" / "decision.json").read_text())
     assert decision["bias"] == [0.0, 0.0, 0.0]
-    assert len(json.loads((tmp_path / "out" / "results.json").read_text())["unconfirmed_bias"]) == 3
+    assert len(json.loads((tmp_path / "out" / "results.json").read_text())["proposed"]) == 3
     assert "checkpoint stays as it is" in (tmp_path / "out" / "README.md").read_text()
 
 

@@ -29,6 +29,7 @@ RESULT = Polished(
     metrics={},
     classes=(),
     decision=Decision("classes", torch.zeros(2), "worst-class-recall"),
+    proposed=torch.zeros(2),
     evaluations=0,
     sample_forwards=0,
     settings={},
@@ -54,7 +55,11 @@ def test_the_start_s_gain_is_told_as_its_own() -> None:
 
 @pytest.mark.parametrize(
     ("gain", "needed"),
-    [(Interval(0.04, -0.04, 0.12, 0.3), 4000), (Interval(-0.01, -0.04, 0.02, 0.5), None)],
+    [
+        (Interval(0.04, -0.04, 0.12, 0.3), 4000),
+        (Interval(-0.01, -0.04, 0.02, 0.5), None),
+        (Interval(0.001, -0.04, 0.12, 0.3), None),
+    ],
 )
 def test_how_many_examples_would_confirm_a_gain(gain: Interval, needed: int | None) -> None:
     result = replace(RESULT, verdict=NO_GAIN, gain=gain)

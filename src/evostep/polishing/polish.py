@@ -328,7 +328,8 @@ def _judge(
             for name, metric in CONFUSION_METRICS.items()
         },
         tuple(map(tuple, of_class.T.tolist())),
-        Decision(problem.kind, bias, objective.text),
+        Decision(problem.kind, bias * (verdict != NO_GAIN), objective.text),
+        bias,
         found.evaluations,
         0,
         settings.as_dict(),

@@ -15,6 +15,7 @@ from evostep.polishing.decision import Decision, Folded
 IMPROVED = "improved"
 BY_START = "improved by the start"
 NO_GAIN = "no confirmed gain"
+_AT_MOST = 100  # times as many examples
 
 _PLAIN = (
     *("verdict", "metric", "higher_is_better", "n", "groups", "start", "prior", "chosen"),
@@ -52,7 +53,8 @@ class Polished:
             what has not seen it.
         metrics: every named metric, (checkpoint, start, polished).
         classes: recall of every class (or label), (checkpoint, start, polished).
-        decision: what was decided in the end: by the verdict.
+        decision: what holds by the verdict; zero where no gain is confirmed.
+        proposed: (C,) biases that the procedure finds on all examples, confirmed or not.
         evaluations: how many decisions were scored.
         sample_forwards: forwards through the network, an example at a time.
         settings: what it was asked for.
@@ -77,6 +79,7 @@ class Polished:
     metrics: Mapping[str, tuple[float, float, float]]
     classes: tuple[tuple[float, float, float], ...]
     decision: Decision
+    proposed: Tensor
     evaluations: int
     sample_forwards: int
     settings: Mapping[str, Any]
@@ -108,12 +111,14 @@ class Polished:
     def needed(self) -> int | None:
         """How many examples would confirm a gain of this size; None where there is none to confirm.
 
-        The interval shrinks by the square root of the number of examples.
+        The interval shrinks by the square root of the number of examples. More than a hundred
+        times as many are not told: a gain so small is as good as none.
         """
         gain = self.gain if not self.gain.confirmed else self.gain_over_start
         if gain.confirmed or gain.value <= 0:
             return None
-        return math.ceil(self.n * ((gain.value - gain.low) / gain.value) ** 2)
+        times = ((gain.value - gain.low) / gain.value) ** 2
+        return math.ceil(self.n * times) if times <= _AT_MOST else None
 
     def __str__(self) -> str:
         values = self.values
@@ -150,6 +155,7 @@ class Polished:
             "metrics": {name: list(row) for name, row in self.metrics.items()},
             "classes": [list(row) for row in self.classes],
             "decision": self.decision.as_dict(),
+            "proposed": self.proposed.tolist(),
             "applied": self.applied,
             "settings": dict(self.settings),
             "notes": list(self.notes),

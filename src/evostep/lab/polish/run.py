@@ -21,7 +21,7 @@ from evostep.lab.storage import read_json, save_weights, write_json
 from evostep.polishing.evaluation import evaluate
 from evostep.polishing.objective import parse_objective
 from evostep.polishing.polish import polish
-from evostep.polishing.result import NO_GAIN, Polished
+from evostep.polishing.result import Polished
 
 Record = dict[str, Any]
 
@@ -116,9 +116,6 @@ def _record(
 ) -> Record:
     decision = {**result.as_dict()["decision"], "classes": list(subject.classes)}
     record: Record = {"format": FORMAT, "summary": str(result), **result.as_dict()}
-    if result.verdict == NO_GAIN:  # what is not confirmed is not what serves
-        record["unconfirmed_bias"] = decision["bias"]
-        decision["bias"] = [0.0] * len(decision["bias"])
     return {
         **record,
         "decision": decision,
