@@ -21,6 +21,8 @@ ONE = ["--seeds=1", "--arms=sgd,mutation"]
 # What makes a command one of a second: how it begins -> what is added, the longest beginning first.
 # Arms with strategies of their own cannot be given fewer members by an option: they are not run.
 SMALL: dict[str, list[str]] = {
+    "evostep polish": ["--budget=768", "--folds=3"],
+    "evostep evaluate": [],
     "evostep methods": [],
     "evostep report": [],
     "evostep train": TINY,
@@ -33,7 +35,8 @@ SMALL: dict[str, list[str]] = {
 
 def commands_of(text: str) -> list[str]:
     """Read the commands of a page: those of its blocks for a console, then those in a sentence."""
-    blocks = re.findall(r"^```(?:console|sh|bash)?\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    blocks = [block for language, block in fenced if language in ("", "console", "sh", "bash")]
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     spans = re.findall(
         r"`(evostep [^`]*--out[^`]*)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL)
@@ -59,7 +62,8 @@ def run(command: str) -> int:
 @pytest.fixture(autouse=True)
 def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Be in what a fresh clone holds, without spoiling it."""
-    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    for folder in ("configs", "examples"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
     monkeypatch.chdir(tmp_path)
 
 
@@ -96,7 +100,7 @@ def test_the_command_of_each_configuration_is_right(capsys: pytest.CaptureFixtur
 
 
 def test_a_command_that_nobody_tried_is_noticed() -> None:
-    text = "```console\nevostep new --a \\\n  --b  # comment\n```\nas `evostep x --out y` says\n"
+    text = "```python\nevostep = 1\n```\n```console\nevostep new --a \\\n  --b  # comment\n```\nas `evostep x --out y` says\n"
     assert commands_of(text) == ["evostep new --a --b", "evostep x --out y"]
     with pytest.raises(AssertionError, match="Add it to SMALL"):
         run("evostep new --a --b")
