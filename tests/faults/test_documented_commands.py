@@ -100,7 +100,8 @@ def test_the_command_of_each_configuration_is_right(capsys: pytest.CaptureFixtur
 
 
 def test_a_command_that_nobody_tried_is_noticed() -> None:
-    text = "```python\nevostep = 1\n```\n```console\nevostep new --a \\\n  --b  # comment\n```\nas `evostep x --out y` says\n"
+    text = "```python\nevostep = 1\n```\n"
+    text += "```console\nevostep new --a \\\n  --b  # comment\n```\nas `evostep x --out y` says\n"
     assert commands_of(text) == ["evostep new --a --b", "evostep x --out y"]
     with pytest.raises(AssertionError, match="Add it to SMALL"):
         run("evostep new --a --b")

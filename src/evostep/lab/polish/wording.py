@@ -110,7 +110,7 @@ def summarise(record: Record) -> str:
         lines += [f"{title}:" if some else f"{title}: none"]
         lines += [_line(f"  {row.name}", row.values, row.change) for row in some]
     if (left := len(moved) - len(better) - len(worse)) > 0:
-        lines.append(f"and {left} more classes, in results.json")
+        lines.append(f"and {left} more, in results.json")
     lines += textwrap.wrap(what_was_done(record), WIDTH)
     return "\n".join(lines)
 
