@@ -105,4 +105,4 @@ def test_many_classes_are_cut_short(tmp_path: Path) -> None:
     lines = summarise(many).splitlines()
     assert len(lines) < 25
     assert max(map(len, lines)) <= 80
-    assert "and 89 more classes, in results.json" in lines
+    assert "and 89 more, in results.json" in lines
