@@ -63,8 +63,9 @@ def test_a_forward_may_take_from_its_batch() -> None:
 def test_a_model_may_write_to_its_input(after: int) -> None:
     model, x = InPlace(after), X.clone()
     fitness = Fitness(model, [(x[:40], Y[:40]), (x[40:], Y[40:])], "neg-loss")
-    with pytest.warns(UserWarning, match=f"the forward of InPlace {WRITES}"):
+    with pytest.warns(UserWarning, match=f"the forward of InPlace {WRITES}") as caught:
         values = [fitness() for _ in range(4)]
+    assert caught[0].filename == __file__, "the user's line"
     assert values == pytest.approx([value_of(model.net)] * 4, rel=1e-6)
     assert torch.equal(x, X), "the user's own stays"
 
