@@ -37,7 +37,11 @@ def slowly(problem: Problem, decisions: Tensor, measure: Callable[[Tensor], Tens
 PROBLEMS = {
     "plain": make_problem(Z, Y),
     "weights": make_problem(Z, Y, weights=torch.rand(N, generator=G) + 0.1),
-    "groups of several classes": make_problem(Z, Y, groups=(torch.arange(N) // 4).tolist()),
+    "groups of several classes": make_problem(
+        Z[: N // 3].repeat_interleave(3, 0),  # copies, two and two in a group
+        Y[: N // 3].repeat_interleave(3),
+        groups=(torch.arange(N) // 6).tolist(),
+    ),
     "labels": make_problem(Z[:, :2], LABELS),
 }
 
