@@ -569,13 +569,13 @@ def test_a_process_that_is_stopped_and_killed_loses_nothing(
 
 # The article's experiment in small
 
-CIFAR10 = Path(__file__).resolve().parents[3] / "shared" / "data" / "cifar10"
+CIFAR10 = Path(os.environ.get("EVOSTEP_DATA", "data")) / "cifar10"
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(
     not (CIFAR10 / "train.parquet").exists(),
-    reason="no ../shared/data/cifar10/train.parquet beside the repository",
+    reason="no cifar10/train.parquet under EVOSTEP_DATA",
 )
 def test_the_articles_experiment_in_small_on_real_images(here: Path) -> None:
     arms = ("sgd", "sgd-all", "mutation", "openai-es")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from evostep.lab.report.page import ReportPaths
 
 ROOT = Path(__file__).parents[3]
 ARMS = ROOT / "configs" / "arms"
-CIFAR = ROOT.parent / "shared" / "data" / "cifar10"
+CIFAR = Path(os.environ.get("EVOSTEP_DATA", "data")) / "cifar10"
 
 
 def _arms_of_file(path: Path, out: Path) -> list[dict[str, object]]:
