@@ -208,9 +208,13 @@ class Evolved(Optimizer):
         self.base.zero_grad(set_to_none=set_to_none)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group to the base; its parameters evolve, too."""
+        """Add a group to the base; its parameters evolve, too. A refused one is not added."""
         self.base.add_param_group(param_group)
-        self._bind()
+        try:
+            self._bind()
+        except ValueError:
+            self.base.param_groups.pop()
+            raise
 
     # Evolution.
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -35,6 +36,9 @@ class _Decision:
 
     accepted: bool = False
     candidate: Scores | None = None
+
+
+_ROUNDING = 1e-6  # of one engine against another, relative
 
 
 class Phase:
@@ -124,8 +128,14 @@ class Phase:
         return self._record(number, parent, scores, decision, clock), state
 
     def _nothing_differs(self, parent: Scores, scores: Sequence[Scores]) -> bool:
-        """Return whether all members score exactly as the parent does; warn once in a phase."""
-        if not all(one.seen is None and one.value == parent.value for one in scores):
+        """Return whether all members score as the parent does; warn once in a phase.
+
+        An engine's rounding may set all of them apart from a parent that was scored in place.
+        """
+        values = {one.value for one in scores}
+        alike = len(values) == 1 and all(one.seen is None for one in scores)
+        rounding = _ROUNDING if len(scores) > 1 else 0.0
+        if not alike or not math.isclose(values.pop(), parent.value, rel_tol=rounding):
             return False
         if len(scores) >= FEW and not self._told_flat and self._expects_differences(parent):
             self._told_flat = True

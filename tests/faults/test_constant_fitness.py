@@ -105,3 +105,14 @@ def test_a_population_is_told_too() -> None:
     with pytest.warns(UserWarning, match="all 3 individuals and 4 offspring score 0.5") as found:
         population.evolve(3)
     assert len(found) == 1
+
+
+@pytest.mark.parametrize("engine", ["inplace", "vmap", "auto"])
+def test_an_engine_s_rounding_is_no_difference(engine: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 5))
+    batches = [(torch.randn(n, 5), torch.randint(5, (n,))) for n in (7, 7, 6)]
+    search = Evolution(model, RandomMutation(1e-12, 4), engine=engine)
+    with pytest.warns(UserWarning, match="all 4 members score"):
+        records = search.evolve(Fitness(model, batches, "neg-loss"), 4)
+    assert not any(record.accepted for record in records)

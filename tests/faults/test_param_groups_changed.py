@@ -130,3 +130,12 @@ def test_checkpoints_of_a_replaced_layer_are_forgotten_with_a_warning() -> None:
         for parameter in model.parameters():
             parameter.add_(0.1)
     search.evolve(fitness_of(model))
+
+
+def test_a_group_that_is_refused_is_not_added() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    optimizer = Evolved(torch.optim.SGD(model.named_parameters(), lr=0.1), OpenAIES(0.02))
+    model[2] = nn.Linear(8, 3)
+    with pytest.raises(ValueError, match="two parameters of the optimizer are called"):
+        optimizer.add_param_group({"params": list(model[2].named_parameters(prefix="2"))})
+    assert len(optimizer.param_groups) == 1
