@@ -121,3 +121,16 @@ def test_a_frozen_head_is_named_with_the_keyword() -> None:
     with pytest.raises(ValueError, match=r"Only\('head', frozen=True\)") as caught:
         Evolution(model, OpenAIES(0.05), space=Only("head"))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["head", "classifier", "fc"])
+def test_a_layer_called_so_is_the_head_wherever_it_was_defined(name: str) -> None:
+    class First(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            setattr(self, name, nn.Linear(5, 3))
+            self.body = nn.Linear(5, 5)
+            self.lora_A = nn.ModuleDict({"default": nn.Linear(5, 2)})
+
+    touched = Only("head").touched(slots_of_module(First()))
+    assert set(touched) == {f"{name}.weight", f"{name}.bias"}

@@ -130,7 +130,8 @@ def _fixed(place: Place) -> Tensor | None:
 def declared_head(model: nn.Module) -> set[int]:
     """Return the ids of the tensors of the layer that the model itself says makes its outputs.
 
-    Hugging Face's models have ``get_output_embeddings()``, timm's ``get_classifier()``.
+    Hugging Face's models have ``get_output_embeddings()``, timm's ``get_classifier()``; others say
+    it by a layer's name, wherever it was defined.
     """
     for one in (model, *(getattr(model, key, None) for key in _INNER)):
         for method in ("get_output_embeddings", "get_classifier"):
@@ -143,4 +144,12 @@ def declared_head(model: nn.Module) -> set[int]:
             ids = {id(p) for module in modules for p in module.parameters()}
             if ids:
                 return ids
+        for name in _HEADS:
+            layer = getattr(one, name, None)
+            if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d):
+                return {id(p) for p in layer.parameters()}
     return set()
+
+
+# What a model's last layer is called by custom.
+_HEADS = ("head", "lm_head", "classifier", "fc", "fc_out", "output_layer")
