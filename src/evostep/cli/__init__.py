@@ -57,7 +57,7 @@ def _run(parsed: Any) -> None:
     try:
         COMMANDS[parsed.command].run(parsed[parsed.command])
     except InputError as error:
-        fail(str(error), getattr(error, "exit_code", 2))
+        fail(str(error), error.exit_code)
     except OSError as error:  # of a disk: what a user can mend is told as such where it is met
         where = f" ({error.filename})" if error.filename else ""
         fail(f"{error.strerror or error}{where}: free some space, or choose another --out", 1)

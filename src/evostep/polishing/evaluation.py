@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evostep.errors import InputError
 from evostep.polishing.bootstrap import DRAWS, interval, resample
+from evostep.polishing.network import given_outputs
 from evostep.polishing.objective import Objective, parse_objective
-from evostep.polishing.polish import outputs_of
 from evostep.polishing.problem import Kind, make_problem
 from evostep.scoring.batches import Forward
-from evostep.scoring.confusion import CONFUSION_METRICS, recalls
+from evostep.scoring.confusion import CONFUSION_METRICS
 
 
 @dataclass(frozen=True)
@@ -104,28 +103,20 @@ def evaluate(
         >>> found.metrics["accuracy"].value
         0.5
     """
-    if model is not None:
-        outputs, targets, _ = outputs_of(model, examples, forward)
-    elif isinstance(examples, tuple | list) and len(examples) == 2:
-        outputs, targets = examples
-    else:
-        raise InputError("without a model, examples must be (outputs, targets)")
+    outputs, targets, _ = given_outputs(model, examples, forward)
     problem = make_problem(outputs, targets, weights=weights, groups=groups)
-    table = None if costs is None else torch.as_tensor(costs)
-    if table is not None and len(table) != problem.classes:
-        raise InputError(f"costs has {len(table)} rows for {problem.classes} classes")
+    problem.check_costs(costs)
     named = [metric] if metric else []
-    named += ["cost"] if table is not None else []
+    named += ["cost"] if costs is not None else []
     objectives: dict[str, Objective] = {
-        name: parse_objective(name, costs=table)
+        name: parse_objective(name, costs=costs)
         for name in dict.fromkeys([*named, *CONFUSION_METRICS])
     }
     several = problem.several
 
     def measure(counts: Tensor) -> Tensor:
         found = [one.value(counts, several=several) for one in objectives.values()]
-        of_class = recalls(counts)[..., 1] if several else recalls(counts)
-        return torch.cat([torch.stack(found), of_class.movedim(-1, 0)])  # (M, ...)
+        return torch.cat([torch.stack(found), problem.recalls(counts).movedim(-1, 0)])  # (M, ...)
 
     decisions = problem.decide(torch.zeros(problem.biases))[None]
     values = measure(problem.counts(decisions))[:, 0]  # (M,)
@@ -139,7 +130,7 @@ def evaluate(
 
     return Evaluated(
         len(problem),
-        None if problem.groups is None else int(problem.groups.max()) + 1,
+        problem.group_count,
         problem.kind,
         {
             name: estimate(m, one.higher_is_better, one.fraction)

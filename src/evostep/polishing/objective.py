@@ -10,12 +10,13 @@ import operator
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from evostep.errors import InputError, unknown_name
-from evostep.scoring.confusion import CONFUSION_METRICS, ConfusionMetric, f_beta
+from evostep.scoring.confusion import CONFUSION_METRICS, ConfusionMetric, cost, f_beta
 
 _SIDES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {">=": operator.ge, "<=": operator.le}
 
@@ -98,7 +99,7 @@ _TERM = re.compile(rf"(?:({_NUMBER})\s*\*\s*)?({_METRIC})$")
 _CONSTRAINT = re.compile(rf"({_METRIC})\s*(>=|<=)\s*(?:({_NUMBER})(?:\s*\*\s*(parent))?|(parent))$")
 
 
-def parse_objective(text: str, *, costs: Tensor | None = None) -> Objective:
+def parse_objective(text: str, *, costs: Any = None) -> Objective:
     """Read an objective.
 
     Args:
@@ -151,7 +152,7 @@ def parse_objective(text: str, *, costs: Tensor | None = None) -> Objective:
     return Objective(text, tuple(terms), tuple(constraints))
 
 
-def named_metric(name: str, costs: Tensor | None = None) -> ConfusionMetric:
+def named_metric(name: str, costs: Any = None) -> ConfusionMetric:
     """Return a metric of decisions by its name: of the table, ``f-beta(2)`` or ``cost``."""
     base, _, argument = name.partition("(")
     argument = argument.removesuffix(")")
@@ -163,8 +164,6 @@ def named_metric(name: str, costs: Tensor | None = None) -> ConfusionMetric:
     if base == "cost":
         if costs is None:
             raise InputError("the metric cost needs a table: costs=, or --costs FILE")
-        from evostep.scoring.confusion import cost
-
         try:
             return cost(costs)
         except ValueError as error:

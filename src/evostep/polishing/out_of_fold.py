@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from evostep.polishing.folds import make_folds
-from evostep.polishing.polish import Settings, fold_in, outputs_of, polish_problems
+from evostep.polishing.network import fold_in, outputs_of
+from evostep.polishing.polish import Settings, polish_problems
 from evostep.polishing.procedure import left_out
 from evostep.polishing.result import NO_GAIN, Polished
 
@@ -76,26 +77,22 @@ def out_of_fold(
     posed = settings.problem(torch.zeros(shape), targets)  # outputs come later
     parts = make_folds(posed.strata, folds, settings.seed, posed.groups)
 
-    trained: list[nn.Module] = []
-
-    def outputs_without(gone: tuple[int, ...]) -> Tensor:
+    def trained_without(gone: tuple[int, ...]) -> nn.Module:
         kept = (~torch.isin(parts, torch.tensor(gone, dtype=torch.long))).nonzero().flatten()
         model = make_model()
         fit(model, Subset(dataset, kept.tolist()))
-        trained[:] = [model]  # of the others only the outputs are kept
-        outputs: Tensor = outputs_of(model, loader, None)[0]
-        return outputs
+        return model
 
-    nested = nested_outputs(outputs_without, parts)
-    outputs_without(())
-    (model,) = trained
+    nested = nested_outputs(lambda gone: outputs_of(trained_without(gone), loader)[0], parts)
+    model = trained_without(())
     problems = {fold: settings.problem(outputs, targets) for fold, outputs in nested.items()}
     result = polish_problems(problems[None], settings, parts, problems.__getitem__)
     networks = len(left_out(folds))
     result.sample_forwards = networks * len(parts)
     result.notes += (f"{networks} networks were trained",)
     if result.verdict != NO_GAIN:
-        fold_in(result, model, loader, None)
+        outputs, _, layer = outputs_of(model, loader)
+        fold_in(result, settings.problem(outputs, targets), layer, model, loader)
     return model, result
 
 

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from evostep.errors import InputError, warn
 from evostep.polishing.bootstrap import DRAWS, Interval, interval, resample
-from evostep.polishing.decision import Decision, Folded, find_output_layer
+from evostep.polishing.decision import Decision
 from evostep.polishing.folds import make_folds
+from evostep.polishing.network import fold_in, given_outputs
 from evostep.polishing.objective import Objective, parse_objective
 from evostep.polishing.optimism import HALVES, optimism
 from evostep.polishing.problem import Problem, make_problem
@@ -23,13 +24,10 @@ from evostep.polishing.procedure import (
     evaluations_a_generation,
 )
 from evostep.polishing.result import BY_START, IMPROVED, NO_GAIN, Polished
-from evostep.polishing.search import Search, Watch, center_on_plateau
+from evostep.polishing.search import Search, Watch
 from evostep.polishing.starts import check_prior
 from evostep.scoring.batches import Forward
-from evostep.scoring.confusion import CONFUSION_METRICS, recalls
-from evostep.scoring.fitness import Fitness
-from evostep.scoring.isolation import ModuleState, preserved_rng
-from evostep.scoring.nests import concatenate
+from evostep.scoring.confusion import CONFUSION_METRICS
 
 GENERATIONS = 40
 NEAR_PERFECT = 0.995
@@ -62,8 +60,7 @@ class Settings:
     @property
     def objective(self) -> Objective:
         """The metric, read."""
-        costs = None if self.costs is None else torch.as_tensor(self.costs)
-        return parse_objective(self.metric, costs=costs)
+        return parse_objective(self.metric, costs=self.costs)
 
     @property
     def search(self) -> Search:
@@ -179,19 +176,14 @@ def polish(
     settings = Settings(
         metric, folds, budget, population, prior, costs, weights, groups, draws, seed, watch
     )
-    if model is None:
-        if not isinstance(examples, tuple | list) or len(examples) != 2:
-            raise InputError("without a model, examples must be (outputs, targets)")
-        outputs, targets = examples
-    else:
-        outputs, targets, _ = outputs_of(model, examples, forward)
+    outputs, targets, layer = given_outputs(model, examples, forward)
     problem = settings.problem(outputs, targets)
     parts = make_folds(problem.strata, folds, seed, problem.groups)
     result = polish_problems(problem, settings, parts)
     if model is not None:
         result.sample_forwards = len(problem)
         if result.verdict != NO_GAIN:
-            fold_in(result, model, examples, forward)
+            fold_in(result, problem, layer, model, examples, forward)
     return result
 
 
@@ -223,36 +215,11 @@ def polish_problems(
         replace(search, generations=found.choice.generations),
         prior=prior,
     )
-    result = _judge(problem, objective, found, overstated, settings)
-    result.prior = "examples" if prior is None else "given"
-    return result
-
-
-def outputs_of(
-    model: nn.Module, examples: Any, forward: Forward | None
-) -> tuple[Any, Any, nn.Module | None]:
-    """Return a model's outputs for all examples, their targets, and the layer that makes them."""
-    fitness = Fitness(model, examples, "accuracy", forward=forward)
-    everything = fitness.examples()
-    outputs, targets = [], []
-    with preserved_rng():
-        state = ModuleState(model)
-        try:
-            with torch.no_grad(), fitness.scoring():
-                for batch in everything:
-                    own, truth = fitness.apply(model, *batch)
-                    outputs.append(own)
-                    targets.append(truth)
-                first = everything.batches[0]
-                layer = find_output_layer(model, lambda: fitness.apply(model, *first)[0])
-        finally:
-            state.restore()
-    return concatenate(outputs), concatenate(targets), layer
+    return _judge(problem, objective, found, overstated, settings)
 
 
 def _check(problem: Problem, objective: Objective, costs: Any) -> None:
-    if costs is not None and len(costs) != problem.classes:
-        raise InputError(f"costs has {len(costs)} rows for {problem.classes} classes")
+    problem.check_costs(costs)
     several = problem.several
     parent = problem.counts(problem.decide(torch.zeros(problem.biases)))
     for constraint in objective.constraints:
@@ -302,63 +269,34 @@ def _judge(
         by_start = of_start.confirmed and not over_start.confirmed
         verdict = BY_START if by_start else IMPROVED
     bias = found.start if verdict == BY_START else found.bias
-    rows = counts if not several else counts[..., 1, :]
-    of_class = recalls(counts) if not several else rows[..., 1] / rows.sum(-1)
     final = problem.decide(bias)
     judged = decisions[1 if verdict == BY_START else 2]
     return Polished(
-        verdict,
-        objective.text,
-        objective.higher_is_better,
-        objective.fraction,
-        len(problem),
-        None if problem.groups is None else int(problem.groups.max()) + 1,
-        dict(zip(("checkpoint", "start", "polished"), values.tolist(), strict=True)),
-        gain,
-        of_start,
-        over_start,
-        str(found.start_choice),
-        "examples",
-        str(found.choice),
-        tuple(map(str, found.choices)),
-        float((final == judged).double().mean()),
-        tuple(shift[1:].tolist()),
-        {
+        verdict=verdict,
+        metric=objective.text,
+        higher_is_better=objective.higher_is_better,
+        fraction=objective.fraction,
+        n=len(problem),
+        groups=problem.group_count,
+        values=dict(zip(("checkpoint", "start", "polished"), values.tolist(), strict=True)),
+        gain=gain,
+        gain_of_start=of_start,
+        gain_over_start=over_start,
+        start=str(found.start_choice),
+        prior="examples" if settings.prior is None else "given",
+        chosen=str(found.choice),
+        chosen_by_fold=tuple(map(str, found.choices)),
+        agreement=float((final == judged).double().mean()),
+        optimism=tuple(shift[1:].tolist()),
+        metrics={
             name: tuple(metric(counts, several=several).tolist())
             for name, metric in CONFUSION_METRICS.items()
         },
-        tuple(map(tuple, of_class.T.tolist())),
-        Decision(problem.kind, bias * (verdict != NO_GAIN), objective.text),
-        bias,
-        found.evaluations,
-        0,
-        settings.as_dict(),
-        decisions,
+        classes=tuple(map(tuple, problem.recalls(counts).T.tolist())),
+        decision=Decision(problem.kind, bias * (verdict != NO_GAIN), objective.text),
+        proposed=bias,
+        evaluations=found.evaluations,
+        sample_forwards=0,
+        settings=settings.as_dict(),
+        decisions=decisions,
     )
-
-
-def fold_in(result: Polished, model: nn.Module, examples: Any, forward: Forward | None) -> None:
-    """Put the decision into the last layer, if the network then decides as the decision does."""
-    outputs, targets, layer = outputs_of(model, examples, forward)
-    if layer is None:
-        result.notes += (
-            "nothing was changed: no last layer gives the outputs, use result.decision",
-        )
-        return
-    problem = make_problem(outputs, targets)
-    wanted = problem.decide(result.decision.bias)
-    bias = center_on_plateau(problem, result.decision.bias)
-    folded = Folded(layer, bias)
-    folded.apply()
-    outputs, _, _ = outputs_of(model, examples, forward)
-    own = make_problem(outputs, targets).decide(torch.zeros(problem.biases))
-    differ = int((own != wanted).sum())
-    if differ:
-        folded.revert()
-        result.notes += (
-            f"nothing was changed: in the last layer it would decide {differ} examples otherwise, "
-            "use result.decision",
-        )
-        return
-    result.decision = Decision(problem.kind, bias, result.metric)
-    result.folded = folded

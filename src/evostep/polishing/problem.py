@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from evostep.errors import InputError
-from evostep.scoring.confusion import count
+from evostep.scoring.confusion import count, recalls
 
 Kind = Literal["classes", "binary", "labels"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # one problem is another's equal only if it is the same
 class Problem:
     """Outputs of a network for n examples, and what is true of them.
 
@@ -68,6 +68,25 @@ class Problem:
         if rows is not None:
             weights = rows.double() if weights is None else rows * weights
         return count(decisions, self.targets, self.classes, weights)
+
+    def recalls(self, counts: Tensor) -> Tensor:
+        """Return the recall of each class, or of each label: (..., C) or (..., L)."""
+        return recalls(counts)[..., 1] if self.several else recalls(counts)
+
+    def of(self, outputs: Any) -> Problem:
+        """Return the same problem under other outputs."""
+        other = make_problem(outputs, self.targets)
+        return replace(other, weights=self.weights, groups=self.groups)
+
+    def check_costs(self, costs: Any) -> None:
+        """Raise an InputError where a table of costs has not one row for each class."""
+        if costs is not None and len(costs) != self.classes:
+            raise InputError(f"costs has {len(costs)} rows for {self.classes} classes")
+
+    @property
+    def group_count(self) -> int | None:
+        """How many groups there are; None where each example stands alone."""
+        return None if self.groups is None else int(self.groups.max()) + 1
 
     @property
     def strata(self) -> Tensor:

@@ -53,7 +53,6 @@ class CrossFit:
     """What the procedure decided.
 
     Attributes:
-        folds: (n,) who judges whom.
         out_of_fold: (3, n, C) biases under which each example is judged: of the checkpoint (zero),
             of the best simple start, of the whole procedure; none has seen the example.
         bias: (C,) of the procedure on all examples.
@@ -64,7 +63,6 @@ class CrossFit:
         evaluations: how many times a decision was scored.
     """
 
-    folds: Tensor
     out_of_fold: Tensor
     bias: Tensor
     start: Tensor
@@ -120,7 +118,6 @@ def cross_fit(
         choices.append(chosen.choice)
     final = fitter.choose(problem if problem_of is None else problem_of(None), None)
     return CrossFit(
-        folds,
         out_of_fold,
         final.bias,
         final.start,
@@ -155,15 +152,13 @@ class _Fitter:
         self._choices += [
             Choice(STARTS[-1], pull, stop) for stop in self._stops for pull in reversed(PULLS)
         ]
-        self._fitted: dict[tuple[int, tuple[int, ...]], Tensor] = {}
-        self._problems: list[Problem] = []  # whose ids are keys
+        self._fitted: dict[tuple[Problem, tuple[int, ...]], Tensor] = {}
         self.evaluations = 0
 
     def _candidates(self, problem: Problem, gone: tuple[int, ...]) -> Tensor:
         """Return all candidates, (N, C), fitted without the folds `gone`."""
-        key = id(problem), gone
+        key = problem, gone
         if key not in self._fitted:
-            self._problems.append(problem)
             settings = self._settings
             row = self._without(gone).double()[None]
             starts = fit_starts(problem, self._objective, row, self._prior)  # (3, 1, C)
