@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
-import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -15,6 +13,7 @@ from torch.optim import Optimizer
 
 from evostep.acceptance import Rule
 from evostep.compatibility import FitnessLike
+from evostep.distributed_checkpoint import asked_by_checkpoint, packed, unpacked
 from evostep.engines.base import Engine
 from evostep.errors import warn
 from evostep.evolution import Evolution
@@ -311,7 +310,7 @@ class Evolved(Optimizer):
         for pre_hook in self._optimizer_state_dict_pre_hooks.values():
             pre_hook(self)
         state = {**self.base.state_dict(), "evolution": self.evolution.state_dict()}
-        if _asked_by_checkpoint():
+        if asked_by_checkpoint():
             state = packed(state)
         for post_hook in self._optimizer_state_dict_post_hooks.values():
             replaced = post_hook(self, state)
@@ -335,7 +334,7 @@ class Evolved(Optimizer):
             if replaced is not None:
                 state_dict = dict(replaced)
         state_dict, evolution = unpacked(state_dict)
-        if evolution is None and _asked_by_checkpoint():
+        if evolution is None and asked_by_checkpoint():
             warn(
                 "torch.distributed.checkpoint hands over a state without evolution, which starts "
                 "anew: leave flatten_optimizer_state_dict out, or save and load "
@@ -384,35 +383,3 @@ def _damping(policy: MomentumPolicy) -> float:
     if not isinstance(policy, int | float) or not 0 <= policy <= 1:
         raise ValueError(f"momentum must be 'keep', 'reset' or a factor in [0, 1], got {policy!r}")
     return float(policy)
-
-
-# torch.distributed.checkpoint takes "state" and "param_groups" alone out of an optimizer's state
-# dict, and loads back what it finds there. So evolution's state goes with the first group, in one
-# piece of bytes: the keys of a dictionary would have to be there when it is loaded.
-
-
-def _asked_by_checkpoint() -> bool:
-    frame = sys._getframe(2)  # whoever called the method that asks
-    return str(frame.f_globals.get("__name__", "")).startswith("torch.distributed.checkpoint")
-
-
-def packed(state: dict[str, Any]) -> dict[str, Any]:
-    """Return a state dict with evolution's part as bytes in the first parameter group."""
-    piece = io.BytesIO()
-    torch.save(state["evolution"], piece)
-    first, *others = state["param_groups"]
-    groups = [{**first, "evolution": piece.getvalue()}, *others]
-    return {"state": state["state"], "param_groups": groups}
-
-
-def unpacked(state: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
-    """Return a base's state dict, and evolution's from where it is; None where there is none."""
-    base = {key: value for key, value in state.items() if key != "evolution"}
-    evolution = state.get("evolution")
-    groups = base.get("param_groups", ())
-    if any("evolution" in group for group in groups):
-        base["param_groups"] = [dict(group) for group in groups]
-        pieces = [group.pop("evolution", None) for group in base["param_groups"]]
-        piece = next(piece for piece in pieces if piece is not None)
-        evolution = torch.load(io.BytesIO(piece), weights_only=True)
-    return base, evolution

@@ -60,7 +60,7 @@ def test_what_ends_is_read_to_its_end_in_silence() -> None:
 
 
 def test_a_set_too_large_to_keep_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_capacity", lambda _: 1000)
+    monkeypatch.setattr(module, "capacity", lambda _: 1000)
     with pytest.warns(UserWarning, match=r"8 batches of .* are to be kept.*pass keep='host'"):
         Fitness(network(), BATCHES)()
     Fitness(network(), BATCHES, keep="stream")()

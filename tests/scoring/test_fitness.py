@@ -26,7 +26,7 @@ from torch.utils.data import (
 )
 
 from evostep import Fitness
-from evostep.scoring.batches import move
+from evostep.scoring.placing import move
 from evostep.scoring.splitting import split_batch
 
 X, Y = torch.randn(30, 4, generator=torch.Generator().manual_seed(0)), torch.arange(30) % 3

@@ -22,9 +22,9 @@ from evostep.engines.base import CannotScore, Engine, Session
 from evostep.engines.inplace import InPlace
 from evostep.errors import unknown_name, warn
 from evostep.genome.point import Coordinates
-from evostep.scoring.batches import model_device
 from evostep.scoring.evaluator import Evaluator, Round
 from evostep.scoring.fitness import Fitness
+from evostep.scoring.placing import model_device
 from evostep.scoring.scores import Scores
 from evostep.spaces.workspace import Workspace
 

@@ -30,9 +30,9 @@ from evostep.engines.stacked import (
 )
 from evostep.engines.swap import SwappedOut, places, swapped
 from evostep.genome.point import Coordinates, as_weights
-from evostep.scoring.batches import model_device
 from evostep.scoring.evaluator import Evaluator, Round
 from evostep.scoring.fitness import Fitness
+from evostep.scoring.placing import model_device
 from evostep.scoring.scores import Scores
 from evostep.spaces.workspace import Workspace
 

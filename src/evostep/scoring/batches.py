@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import copy
 import itertools
-import os
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import (
     DataLoader,
     DistributedSampler,
@@ -28,13 +25,13 @@ from evostep.scoring.isolation import Streams
 from evostep.scoring.nests import (
     batch_size,
     fresh,
-    is_array,
     leaves,
     map_leaves,
     map_tensors,
     tensors_of,
     versions,
 )
+from evostep.scoring.placing import ATOMS, Placing, capacity, model_device, move, tensor_of
 from evostep.scoring.splitting import Signature, Weighted, as_numbers, split_batch
 
 Forward = Callable[[nn.Module, Any], tuple[Any, Any]]
@@ -45,7 +42,6 @@ _RANDOM_SAMPLERS = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 # How much is read of what does not say how long it is. Fixed: a resumed run reads the same.
 MOST_EXAMPLES = 2**17
 MOST_BYTES = 2**31
-_ATOMS = (str, bytes, bool, int, float, complex, type(None))
 
 
 @dataclass(frozen=True)
@@ -270,7 +266,7 @@ class Batches:
         """Read the source from its start, split, copied, and (unless streamed) where it is kept."""
         collated = isinstance(self._source, DataLoader)
         collated = collated and self._source.collate_fn is default_collate  # type: ignore[attr-defined]
-        place = _Placing(self._device if self.keep == "device" else torch.device("cpu"), self.moves)
+        place = Placing(self._device if self.keep == "device" else torch.device("cpu"), self.moves)
         # a DataLoader draws from the global stream, and so may a transform
         streams = Streams(derive_seed("fitness batches"))
         with streams.current():
@@ -285,7 +281,7 @@ class Batches:
                 if self.forward is not None:
                     found = batch, None
                 else:
-                    batch = map_leaves(_tensor_of, batch)
+                    batch = map_leaves(tensor_of, batch)
                     found = split_batch(batch, self._signature, collated=collated)
                     if self._metric is not None:
                         found = found[0], as_numbers(found[1], self._metric)
@@ -326,98 +322,13 @@ class Batches:
         count = len(self._source)  # type: ignore[arg-type]
         count = count if self._most is None else min(count, self._most)
         device = self._device if self.keep == "device" else torch.device("cpu")
-        room = _capacity(device)
+        room = capacity(device)
         if room is not None and first * count > room // 2:
             other = "'host' or keep='stream'" if self.keep == "device" else "'stream'"
             warn(
                 f"{count:,} batches of {first / 2**20:,.1f} MiB are to be kept, more than half of "
                 f"the memory of {device} ({room / 2**30:,.0f} GiB): pass keep={other}"
             )
-
-
-class _Placing:
-    """Copies leaves to where they are kept. What is one object in many batches stays one.
-
-    Args:
-        device: where that is.
-        pin: whether in memory from which a copy to a GPU does not hold up the host.
-    """
-
-    def __init__(self, device: torch.device, pin: bool) -> None:
-        self._device, self._pin = device, pin
-        self._known: dict[int, tuple[weakref.ref[Tensor], Tensor]] = {}
-
-    def __call__(self, leaf: Any) -> Any:
-        """Copy one."""
-        if isinstance(leaf, Tensor):
-            return self._tensor(leaf)
-        if isinstance(leaf, PackedSequence):  # its lengths stay in host memory
-            parts: Any = [None if part is None else part.detach().clone() for part in leaf]
-            return _packed_to(PackedSequence(*parts), self._device)
-        if isinstance(leaf, _ATOMS):
-            return leaf
-        try:
-            leaf = copy.deepcopy(leaf)
-        except Exception:  # what cannot be copied is handed out as it is
-            return leaf
-        moved = getattr(leaf, "to", None)
-        return moved(self._device) if callable(moved) else leaf
-
-    def _tensor(self, tensor: Tensor) -> Tensor:
-        made, found = self._known.get(id(tensor), (None, None))
-        # a loader may reuse its memory: the object tells nothing of what it holds
-        if (
-            found is not None
-            and made is not None
-            and made() is tensor
-            and (found.is_meta or torch.equal(found, tensor.detach().to(found.device)))
-        ):
-            return found
-        plain = tensor.detach()
-        found = plain.clone() if plain.device == self._device else _moved(plain, self._device)
-        if self._pin and found.device.type == "cpu":
-            found = found.pin_memory()
-        self._known[id(tensor)] = weakref.ref(tensor), found
-        return found
-
-
-def _tensor_of(leaf: Any) -> Any:
-    """Return an array as a tensor on the same memory, or as a list where it holds no numbers."""
-    if not is_array(leaf):
-        return leaf
-    if leaf.dtype.kind not in "biufc":
-        return leaf.tolist()
-    return torch.as_tensor(leaf if leaf.flags.writeable else leaf.copy())
-
-
-def _moved(tensor: Tensor, device: torch.device) -> Tensor:
-    if device.type != "cuda" or tensor.device.type != "cpu":
-        return tensor.to(device)
-    # from pinned memory the copy does not hold up the host
-    pinned = tensor if tensor.is_pinned() else tensor.pin_memory()
-    return pinned.to(device, non_blocking=True)
-
-
-def _packed_to(packed: Any, device: torch.device) -> Any:
-    return packed.to(device)  # annotated as if it took no device
-
-
-def move(value: Any, device: torch.device) -> Any:
-    """Move the tensors of a nest to `device`, in new containers."""
-
-    def one(leaf: Any) -> Any:
-        if isinstance(leaf, Tensor):
-            return _moved(leaf, device)
-        return _packed_to(leaf, device) if isinstance(leaf, PackedSequence) else leaf
-
-    return map_leaves(one, value)
-
-
-def model_device(model: nn.Module) -> torch.device:
-    """Return the device of a model's first parameter or buffer (CPU where it has none)."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        return tensor.device
-    return torch.device("cpu")
 
 
 def _fingerprint(batch: Batch) -> str:
@@ -427,23 +338,11 @@ def _fingerprint(batch: Batch) -> str:
         if isinstance(leaf, Tensor) and leaf.numel() and leaf.layout is torch.strided:
             ends = [leaf.reshape(-1)[i].item() for i in (0, -1)]
             found.append(f"{str(leaf.dtype).removeprefix('torch.')}{tuple(leaf.shape)}{ends}")
-        elif isinstance(leaf, _ATOMS):
+        elif isinstance(leaf, ATOMS):
             found.append(repr(leaf)[:40])
         else:
             found.append(type(leaf).__name__)
     return " ".join(found)
-
-
-def _capacity(device: torch.device) -> int | None:
-    """Return all the memory that a device has; None where it cannot be told."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[1])
-    if device.type != "cpu":
-        return None
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):  # not on this system
-        return None
 
 
 def _has_length(source: Any) -> bool:

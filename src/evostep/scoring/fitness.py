@@ -17,13 +17,14 @@ from torch.nn import functional as F
 from evostep.errors import warn
 from evostep.noise import derive_seed, make_generator
 from evostep.scoring.accumulators import Stacked
-from evostep.scoring.batches import Batches, Examples, Forward, Keep, model_device
+from evostep.scoring.batches import Batches, Examples, Forward, Keep
 from evostep.scoring.calibration import Calibration
 from evostep.scoring.finite import NOT_FINITE, Finite
 from evostep.scoring.forms import Reader, TargetKind
 from evostep.scoring.isolation import ModuleState, preserved_rng
 from evostep.scoring.metrics import METRICS, MetricLike, known_of, make_metric
 from evostep.scoring.nests import concatenate
+from evostep.scoring.placing import model_device
 from evostep.scoring.scores import Scores
 from evostep.scoring.splitting import unweighted
 

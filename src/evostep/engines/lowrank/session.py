@@ -28,10 +28,10 @@ from evostep.engines.swap import places, swapped
 from evostep.errors import reason
 from evostep.genome.members import Factors, around, stack_factors
 from evostep.genome.point import Coordinates, as_weights
-from evostep.scoring.batches import model_device
 from evostep.scoring.evaluator import Evaluator, Round
 from evostep.scoring.fitness import Fitness
 from evostep.scoring.nests import leaves
+from evostep.scoring.placing import model_device
 from evostep.scoring.scores import Scores
 from evostep.spaces.workspace import Workspace
 
