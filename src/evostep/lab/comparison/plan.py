@@ -20,7 +20,7 @@ from evostep.lab.arms.precedence import make_arms
 from evostep.lab.arms.seed_run import make_model
 from evostep.lab.data.images import ImageData, load_data
 from evostep.lab.data.parts import Sizes
-from evostep.lab.data.splits import Splits, make_splits, warn_of_absent_classes
+from evostep.lab.data.splits import Splits, splits_of, warn_of_absent_classes
 from evostep.lab.options import Options
 from evostep.scoring.metrics import make_metric
 
@@ -113,17 +113,7 @@ def make_plan(options: Options) -> Plan:
         raise InputError(f"--fitness-size is 0, but {', '.join(evolving)} score on these examples")
     _check_schedules(arms, options)
     data = load_data(options.data, options.data_dir, image_size=options.image_size)
-    splits = {
-        seed: make_splits(
-            data,
-            seed,
-            train_size=options.train_size,
-            fitness_size=options.fitness_size,
-            accept_size=options.accept_size,
-            test_size=options.test_size,
-        )
-        for seed in seeds
-    }
+    splits = {seed: splits_of(options, data, seed) for seed in seeds}
     warn_of_absent_classes(data, splits)
     one = splits[seeds[0]]
     sizes = Sizes(

@@ -16,6 +16,7 @@ from evostep.errors import InputError, warn
 
 if TYPE_CHECKING:
     from evostep.lab.data.images import ImageData
+    from evostep.lab.options import Options
 
 PARTS = ("train", "fitness", "accept", "test")
 
@@ -54,6 +55,18 @@ class Splits:
     def indices(self) -> dict[str, list[int]]:
         """Return the indices of each part as plain lists, by name."""
         return {part: getattr(self, part).tolist() for part in PARTS}
+
+
+def splits_of(options: Options, data: ImageData, seed: int) -> Splits:
+    """Cut data as the options say: see `make_splits`."""
+    return make_splits(
+        data,
+        seed,
+        train_size=options.train_size,
+        fitness_size=options.fitness_size,
+        accept_size=options.accept_size,
+        test_size=options.test_size,
+    )
 
 
 def make_splits(

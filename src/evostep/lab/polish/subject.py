@@ -16,7 +16,7 @@ from evostep.errors import InputError, warn
 from evostep.lab.comparison.plan import find_device
 from evostep.lab.data.images import ImageData, load_data
 from evostep.lab.data.parts import Part, cut
-from evostep.lab.data.splits import Splits, make_splits
+from evostep.lab.data.splits import Splits, splits_of
 from evostep.lab.models import build_model
 from evostep.lab.options import Options
 from evostep.lab.polish.onnx import run_onnx
@@ -98,14 +98,7 @@ def _from_network(options: PolishOptions) -> Subject:
             f"{network.model} without weights was never trained: give --init-from FILE"
         )
     data = load_data(network.data, network.data_dir, image_size=network.image_size)
-    splits = make_splits(
-        data,
-        seed,
-        train_size=network.train_size,
-        fitness_size=network.fitness_size,
-        accept_size=network.accept_size,
-        test_size=network.test_size,
-    )
+    splits = splits_of(network, data, seed)
     part, data = _part(options.part, data, splits, device)
     facts = {
         "model": network.model,
