@@ -84,6 +84,7 @@ def test_adapters_that_come_after_construction_evolve() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::FutureWarning:transformers")  # peft reads what is deprecated
 def test_an_adapter_that_is_saved_and_loaded_scores_the_same(tmp_path: Path) -> None:
     transformers: Any = pytest.importorskip("transformers")
     peft: Any = pytest.importorskip("peft")
