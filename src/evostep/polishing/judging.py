@@ -82,7 +82,7 @@ def judge(problem: Problem, objective: Objective, found: CrossFit, settings: Set
 def verdict_of(gain: Interval, of_start: Interval, over_start: Interval) -> str:
     """Return the verdict of the three contrasts.
 
-    One test decides whether anything is changed, that of the whole procedure against the checkpoint.
+    One test decides whether anything is changed: the whole procedure against the checkpoint.
     Where what evolution added to the start is not confirmed, the start is applied, the simpler of
     the two; not where the start itself is no better than the checkpoint on the judged examples.
 
