@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from evostep.errors import InputError
-from evostep.polishing.bootstrap import DRAWS
-from evostep.polishing.objective import Objective, parse_objective
+from evostep.polishing.bootstrap import draws_of
+from evostep.polishing.objective import Objective, make_objective
 from evostep.polishing.optimism import HALVES
 from evostep.polishing.problem import Problem, make_problem
 from evostep.polishing.procedure import PULLS, evaluations_a_generation
@@ -21,7 +23,7 @@ GENERATIONS = 40
 class Settings:
     """What polishing was asked for: see `polish`."""
 
-    metric: str
+    metric: Any
     folds: int = 5
     budget: int | None = None
     population: int = 16
@@ -29,22 +31,23 @@ class Settings:
     costs: Any = None
     weights: Any = None
     groups: Sequence[Any] | None = None
-    draws: int = DRAWS
+    draws: int | None = None
     seed: int = 0
     watch: Callable[[float, float], None] | None = None
+    higher_is_better: bool | None = None
 
     def __post_init__(self) -> None:
         if self.population < 2 or self.population % 2:
             raise InputError(
                 f"population must be an even number of at least 2, got {self.population}"
             )
-        if self.draws < 100:
+        if self.draws is not None and self.draws < 100:
             raise InputError(f"draws must be at least 100, got {self.draws}")
 
     @property
     def objective(self) -> Objective:
         """The metric, read."""
-        return parse_objective(self.metric, costs=self.costs)
+        return make_objective(self.metric, costs=self.costs, higher_is_better=self.higher_is_better)
 
     @property
     def search(self) -> Search:
@@ -73,9 +76,24 @@ class Settings:
 
         return count
 
-    def problem(self, outputs: Any, targets: Any) -> Problem:
-        """Return the problem that outputs pose."""
-        return make_problem(outputs, targets, weights=self.weights, groups=self.groups)
+    def problem(
+        self, outputs: Any, targets: Any, unit: Tensor | None = None, weights: Tensor | None = None
+    ) -> Problem:
+        """Return the problem that outputs pose.
+
+        Args:
+            outputs: (n, C).
+            targets: (n,) or (n, L).
+            unit: (n,) the example of each row, where some have several: these stay together, and
+                weights and groups may be told of examples.
+            weights: (n,) of the rows, where `weights` of the settings are not given.
+        """
+        weights = self.weights if self.weights is not None else weights
+        groups = self.groups
+        if unit is not None:
+            weights, groups = _of_rows(weights, unit), _of_rows(groups, unit)
+            groups = unit if groups is None else groups
+        return make_problem(outputs, targets, weights=weights, groups=groups)
 
     def as_dict(self) -> dict[str, Any]:
         """Return what is told of them."""
@@ -85,6 +103,16 @@ class Settings:
             "generations": self.search.generations,
             "population": self.population,
             "pulls": list(PULLS),
-            "draws": self.draws,
+            "draws": self.draws or draws_of(self.objective),
             "seed": self.seed,
         }
+
+
+def _of_rows(told: Any, unit: Tensor) -> Any:
+    """Return what is told of examples for each row; what is told of rows as it is."""
+    if told is None or len(told) == len(unit):
+        return told
+    values = told.tolist() if hasattr(told, "tolist") else list(told)
+    if len(values) <= int(unit.max()):
+        return told  # the problem says what it lacks
+    return [values[i] for i in unit.tolist()]
