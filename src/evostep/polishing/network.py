@@ -23,6 +23,7 @@ from evostep.scoring.nests import map_tensors
 from evostep.scoring.splitting import unweighted, weights_of
 
 _WHO = "polishing"
+NOTHING_KNOWN = Known()
 _FLOOR = 1e-12  # a probability of zero has no logarithm
 
 
@@ -50,7 +51,10 @@ class Given:
 
 
 def given_outputs(
-    model: nn.Module | None, examples: Any, forward: Forward | None = None, known: Known = Known()
+    model: nn.Module | None,
+    examples: Any,
+    forward: Forward | None = None,
+    known: Known = NOTHING_KNOWN,
 ) -> Given:
     """Return what a network gives, or what a black box has given.
 
@@ -73,7 +77,7 @@ def given_outputs(
 
 
 def outputs_of(
-    model: nn.Module, examples: Any, forward: Forward | None = None, known: Known = Known()
+    model: nn.Module, examples: Any, forward: Forward | None = None, known: Known = NOTHING_KNOWN
 ) -> Given:
     """Return a model's outputs for all examples, their targets, and the layer that makes them."""
     reader = Reader(known)
@@ -166,7 +170,7 @@ def fold_in(
     examples: Any,
     forward: Forward | None = None,
     *,
-    known: Known = Known(),
+    known: Known = NOTHING_KNOWN,
     exactly: bool = False,
 ) -> None:
     """Put the decision into the last layer, if the network then decides as the decision does.
@@ -208,4 +212,5 @@ def fold_in(
 def _alike(own: Problem, wanted: Tensor, layer: Any) -> bool:
     """Return whether probabilities are what they should be, as far as the layer's type tells."""
     difference = own.probabilities(own.outputs) - own.probabilities(wanted)
-    return float(difference.abs().max()) <= torch.finfo(layer.weight.dtype).eps ** 0.5
+    tolerance: float = torch.finfo(layer.weight.dtype).eps ** 0.5
+    return float(difference.abs().max()) <= tolerance

@@ -55,8 +55,9 @@ def polish(
 
     What is evolved are the biases of the decision, one for each output, from logit adjustment on,
     and a scale of all outputs where the metric reads probabilities; where the gain over the
-    checkpoint is confirmed they are folded into the last layer. All that depends on data is chosen by cross-fitting: each example is judged by a decision
-    that has not seen it, and the judged examples see one test.
+    checkpoint is confirmed they are folded into the last layer. All that depends on data is chosen
+    by cross-fitting: each example is judged by a decision that has not seen it, and the judged
+    examples see one test.
 
     Args:
         model: the trained network, changed in place where a gain is confirmed; None: `examples` is

@@ -11,12 +11,13 @@ from torch import Tensor
 from evostep.errors import InputError
 from evostep.polishing.bootstrap import draws_of
 from evostep.polishing.objective import Objective, make_objective
-from evostep.polishing.optimism import HALVES
+from evostep.polishing.optimism import halves_of
 from evostep.polishing.problem import Problem, make_problem
 from evostep.polishing.procedure import PULLS, evaluations_a_generation
 from evostep.polishing.search import Search, Watch
 
 GENERATIONS = 40
+OUTPUT_GENERATIONS = 20  # each member is measured on its own
 
 
 @dataclass(frozen=True)
@@ -53,14 +54,17 @@ class Settings:
     def search(self) -> Search:
         """The settings of every search."""
         one = evaluations_a_generation(self.folds, self.population)
-        generations = GENERATIONS
+        of_outputs = self.objective.of_outputs
+        generations = OUTPUT_GENERATIONS if of_outputs else GENERATIONS
         if self.budget is not None:
             generations = self.budget // one
         if not generations:
             raise InputError(
                 f"budget must be at least {one}, one generation of all searches, got {self.budget}"
             )
-        watch = self._watched(generations * (one + HALVES * (self.folds + 1) * self.population))
+        watch = self._watched(
+            generations * (one + halves_of(self.objective) * (self.folds + 1) * self.population)
+        )
         return Search(self.population, generations, seed=self.seed, watch=watch)
 
     def _watched(self, most: int) -> Watch | None:
@@ -89,7 +93,7 @@ class Settings:
             weights: (n,) of the rows, where `weights` of the settings are not given.
         """
         weights = self.weights if self.weights is not None else weights
-        groups = self.groups
+        groups: Any = self.groups
         if unit is not None:
             weights, groups = _of_rows(weights, unit), _of_rows(groups, unit)
             groups = unit if groups is None else groups
