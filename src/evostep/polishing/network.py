@@ -121,7 +121,7 @@ def pairs_of(
 
 
 def _on_cpu(value: Any) -> Any:
-    return map_tensors(lambda tensor: tensor.cpu(), value)
+    return map_tensors(value, lambda tensor: tensor.cpu())
 
 
 def _rows(pairs: Sequence[tuple[Any, Any]], form: Form) -> Given:

@@ -54,8 +54,7 @@ class Settings:
     def search(self) -> Search:
         """The settings of every search."""
         one = evaluations_a_generation(self.folds, self.population)
-        of_outputs = self.objective.of_outputs
-        generations = OUTPUT_GENERATIONS if of_outputs else GENERATIONS
+        generations = OUTPUT_GENERATIONS if self.objective.of_outputs else GENERATIONS
         if self.budget is not None:
             generations = self.budget // one
         if not generations:
