@@ -2,114 +2,35 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from evostep.errors import InputError, warn
-from evostep.polishing.bootstrap import DRAWS, Interval, interval, resample
-from evostep.polishing.decision import Decision
 from evostep.polishing.folds import make_folds
+from evostep.polishing.judging import judge
 from evostep.polishing.network import fold_in, given_outputs
-from evostep.polishing.objective import Objective, parse_objective
-from evostep.polishing.optimism import HALVES, optimism
-from evostep.polishing.problem import Problem, make_problem
-from evostep.polishing.procedure import (
-    PULLS,
-    CrossFit,
-    cross_fit,
-    evaluations_a_generation,
-)
-from evostep.polishing.result import BY_START, IMPROVED, NO_GAIN, Polished
-from evostep.polishing.search import Search, Watch
+from evostep.polishing.objective import Objective
+from evostep.polishing.problem import Problem
+from evostep.polishing.procedure import cross_fit
+from evostep.polishing.reach import check_reach, with_scale
+from evostep.polishing.result import NO_GAIN, Polished
+from evostep.polishing.settings import Settings
 from evostep.polishing.starts import check_prior
 from evostep.scoring.batches import Forward
 from evostep.scoring.confusion import CONFUSION_METRICS
+from evostep.scoring.forms import Known
 
-GENERATIONS = 40
 NEAR_PERFECT = 0.995
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What polishing was asked for: see `polish`."""
-
-    metric: str
-    folds: int = 5
-    budget: int | None = None
-    population: int = 16
-    prior: Any = None
-    costs: Any = None
-    weights: Any = None
-    groups: Sequence[Any] | None = None
-    draws: int = DRAWS
-    seed: int = 0
-    watch: Callable[[float, float], None] | None = None
-
-    def __post_init__(self) -> None:
-        if self.population < 2 or self.population % 2:
-            raise InputError(
-                f"population must be an even number of at least 2, got {self.population}"
-            )
-        if self.draws < 100:
-            raise InputError(f"draws must be at least 100, got {self.draws}")
-
-    @property
-    def objective(self) -> Objective:
-        """The metric, read."""
-        return parse_objective(self.metric, costs=self.costs)
-
-    @property
-    def search(self) -> Search:
-        """The settings of every search."""
-        one = evaluations_a_generation(self.folds, self.population)
-        generations = GENERATIONS
-        if self.budget is not None:
-            generations = self.budget // one
-        if not generations:
-            raise InputError(
-                f"budget must be at least {one}, one generation of all searches, got {self.budget}"
-            )
-        watch = self._watched(generations * (one + HALVES * (self.folds + 1) * self.population))
-        return Search(self.population, generations, seed=self.seed, watch=watch)
-
-    def _watched(self, most: int) -> Watch | None:
-        """Return who counts the decisions that are scored, of so many at most."""
-        watch, done = self.watch, 0
-        if watch is None:
-            return None
-
-        def count(scored: int, gain: float) -> None:
-            nonlocal done
-            done += scored
-            watch(min(1.0, done / most), gain)
-
-        return count
-
-    def problem(self, outputs: Any, targets: Any) -> Problem:
-        """Return the problem that outputs pose."""
-        return make_problem(outputs, targets, weights=self.weights, groups=self.groups)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return what is told of them."""
-        return {
-            "space": "decision",
-            "folds": self.folds,
-            "generations": self.search.generations,
-            "population": self.population,
-            "pulls": list(PULLS),
-            "draws": self.draws,
-            "seed": self.seed,
-        }
 
 
 def polish(
     model: nn.Module | None,
     examples: Iterable[Any],
-    metric: str = "worst-class-recall",
+    metric: Any = "worst-class-recall",
     *,
     space: str = "decision",
     folds: int = 5,
@@ -120,25 +41,33 @@ def polish(
     weights: Any = None,
     groups: Sequence[Any] | None = None,
     forward: Forward | None = None,
-    draws: int = DRAWS,
+    draws: int | None = None,
     seed: int = 0,
     watch: Callable[[float, float], None] | None = None,
+    higher_is_better: bool | None = None,
+    class_dim: int | None = None,
+    ignore_index: int = Known.ignore_index,
 ) -> Polished:
     """Polish a trained network on the metric that is reported, and confirm the gain.
 
     **The examples must not be those that the network was trained on**: its outputs there are not
     what it will give on others, and what is chosen on them fails.
 
-    What is evolved are the biases of the decision, one for each output, from logit adjustment on;
-    where the gain over the checkpoint is confirmed they are folded into the bias of the last
-    layer. All that depends on data is chosen by cross-fitting: each example is judged by a decision
-    that has not seen it, and the judged examples see one test.
+    What is evolved are the biases of the decision, one for each output, from logit adjustment on,
+    and a scale of all outputs where the metric reads probabilities; where the gain over the
+    checkpoint is confirmed they are folded into the last layer. All that depends on data is chosen
+    by cross-fitting: each example is judged by a decision that has not seen it, and the judged
+    examples see one test.
 
     Args:
         model: the trained network, changed in place where a gain is confirmed; None: `examples` is
             (outputs, targets), of a black box.
-        examples: batches as `Fitness` takes them; (outputs, targets) where there is no model.
-        metric: see `parse_objective`: a metric of decisions, a sum, constraints.
+        examples: batches as `Fitness` takes them; (outputs, targets) where there is no model. Of
+            tokens, (n, T, C) and (n, T), and pixels, (n, C, H, W) and (n, H, W), each is decided,
+            and a sentence or image is judged and drawn as a whole.
+        metric: a metric by name, a sum, constraints, see `parse_objective`; or a torchmetrics
+            metric, a function or scorer of scikit-learn's, a callable on (outputs, targets), see
+            `evostep.polishing.own.own_metric`.
         space: ``"decision"``.
         folds: how many parts the examples are split in, at least 3.
         budget: how many decisions may be scored, at least one generation of all searches; None: 40
@@ -146,13 +75,16 @@ def polish(
         population: members of a generation, an even number.
         prior: (C,) class frequencies in training, for logit adjustment; None: the examples'.
         costs: (C, C) table of the metric ``cost``, rows are true classes.
-        weights: (n,) what each example counts.
+        weights: (n,) what each example counts; None: what came with the batches, else 1.
         groups: n names; examples of a group (a patient, a sentence) are judged and drawn together.
         forward: ``forward(model, batch) -> (outputs, targets)`` for batches of another form.
-        draws: of the bootstrap.
+        draws: of the bootstrap; None: 10,000, and 2,000 where outputs have to be measured.
         seed: of folds, noise and draws.
         watch: called as it goes on, with the share that is done and the gain so far, on the
             examples that are searched on.
+        higher_is_better: the direction of a metric that has no name and does not say it.
+        class_dim: the dimension of the outputs where the classes are; None: found by shapes.
+        ignore_index: marks targets that do not count.
 
     Returns:
         The result: its verdict, both contrasts, the way back.
@@ -174,16 +106,40 @@ def polish(
     if space != "decision":
         raise InputError(f"space must be 'decision', got {space!r}")
     settings = Settings(
-        metric, folds, budget, population, prior, costs, weights, groups, draws, seed, watch
+        metric,
+        folds,
+        budget,
+        population,
+        prior,
+        costs,
+        weights,
+        groups,
+        draws,
+        seed,
+        watch,
+        higher_is_better,
     )
-    outputs, targets, layer = given_outputs(model, examples, forward)
-    problem = settings.problem(outputs, targets)
+    known = Known(class_dim=class_dim, ignore_index=ignore_index)
+    given = given_outputs(model, examples, forward, known)
+    problem = settings.problem(given.outputs, given.targets, given.unit, given.weights)
     parts = make_folds(problem.strata, folds, seed, problem.groups)
     result = polish_problems(problem, settings, parts)
     if model is not None:
-        result.sample_forwards = len(problem)
+        result.sample_forwards = given.examples
         if result.verdict != NO_GAIN:
-            fold_in(result, problem, layer, model, examples, forward)
+            exactly = settings.objective.of_outputs
+            fold_in(
+                result,
+                problem,
+                given.layer,
+                model,
+                examples,
+                forward,
+                known=known,
+                exactly=exactly,
+            )
+    if given.probabilities and not result.applied:
+        result.notes += ("outputs are probabilities: the decision is about their logits",)
     return result
 
 
@@ -202,101 +158,45 @@ def polish_problems(
         problem_of: see `evostep.polishing.procedure.cross_fit`.
     """
     objective = settings.objective
+    problem = with_scale(problem, objective)
     _check(problem, objective, settings.costs)
-    prior = check_prior(settings.prior, problem)
-    search = settings.search  # one for all, so that it counts on
-    found = cross_fit(problem, objective, parts, search, prior=prior, problem_of=problem_of)
-    overstated = optimism(
+    check_reach(problem, objective)
+    fits: dict[int | None, Problem] = {None: problem}
+
+    def fits_of(fold: int | None) -> Problem:
+        if problem_of is not None and fold not in fits:
+            fits[fold] = replace(problem_of(fold), scaled=problem.scaled)
+        return fits.get(fold, problem)
+
+    found = cross_fit(
         problem,
         objective,
-        settings.folds,
-        found.start_choice.start,
-        found.choice.pull,
-        replace(search, generations=found.choice.generations),
-        prior=prior,
+        parts,
+        settings.search,
+        prior=check_prior(settings.prior, problem),
+        problem_of=fits_of,
     )
-    return _judge(problem, objective, found, overstated, settings)
+    return judge(problem, objective, found, settings)
 
 
 def _check(problem: Problem, objective: Objective, costs: Any) -> None:
     problem.check_costs(costs)
     several = problem.several
-    parent = problem.counts(problem.decide(torch.zeros(problem.biases)))
+    parent = objective.look(problem, problem.outputs)
     for constraint in objective.constraints:
         if float(constraint.broken_by(parent, parent, several=several)) > 0:
-            value = float(constraint.metric(parent, several=several))
+            value = float(constraint.value(parent, several=several))
             raise InputError(
                 f"the checkpoint itself breaks the constraint on {constraint.name} "
                 f"({value:.4g}): loosen it"
             )
-    accuracy = float(CONFUSION_METRICS["accuracy"](parent, several=several))
+    value = float(objective.value(parent, several=several))
+    if not math.isfinite(value):
+        raise InputError(f"{objective.text} of the checkpoint is {value}: it cannot be maximised")
+    counts = problem.counts(problem.decided(problem.outputs))
+    accuracy = float(CONFUSION_METRICS["accuracy"](counts, several=several))
     if accuracy > NEAR_PERFECT:
         warn(
             f"the network is right on {accuracy:.1%} of the examples: if it was trained on them, "
             "polish on others"
         )
-
-
-def _judge(
-    problem: Problem,
-    objective: Objective,
-    found: CrossFit,
-    overstated: Tensor,
-    settings: Settings,
-) -> Polished:
-    several = problem.several
-    decisions = torch.stack([problem.decide(bias) for bias in found.out_of_fold])
-    counts = problem.counts(decisions)
-    values = objective.value(counts, several=several)
-    drawn = resample(
-        problem,
-        decisions,
-        lambda counts: objective.value(counts, several=several),
-        draws=settings.draws,
-        seed=settings.seed,
-    )
-    sign = 1.0 if objective.higher_is_better else -1.0
-    # only what flatters is taken off
-    shift = sign * torch.cat([torch.zeros(1), overstated.clamp(min=0)]).double()
-    values, drawn = values - shift, drawn - shift
-
-    def contrast(a: int, b: int) -> Interval:
-        return interval(sign * float(values[a] - values[b]), sign * (drawn[:, a] - drawn[:, b]))
-
-    gain, of_start, over_start = contrast(2, 0), contrast(1, 0), contrast(2, 1)
-    verdict = NO_GAIN
-    if gain.confirmed:
-        by_start = of_start.confirmed and not over_start.confirmed
-        verdict = BY_START if by_start else IMPROVED
-    bias = found.start if verdict == BY_START else found.bias
-    final = problem.decide(bias)
-    judged = decisions[1 if verdict == BY_START else 2]
-    return Polished(
-        verdict=verdict,
-        metric=objective.text,
-        higher_is_better=objective.higher_is_better,
-        fraction=objective.fraction,
-        n=len(problem),
-        groups=problem.group_count,
-        values=dict(zip(("checkpoint", "start", "polished"), values.tolist(), strict=True)),
-        gain=gain,
-        gain_of_start=of_start,
-        gain_over_start=over_start,
-        start=str(found.start_choice),
-        prior="examples" if settings.prior is None else "given",
-        chosen=str(found.choice),
-        chosen_by_fold=tuple(map(str, found.choices)),
-        agreement=float((final == judged).double().mean()),
-        optimism=tuple(shift[1:].tolist()),
-        metrics={
-            name: tuple(metric(counts, several=several).tolist())
-            for name, metric in CONFUSION_METRICS.items()
-        },
-        classes=tuple(map(tuple, problem.recalls(counts).T.tolist())),
-        decision=Decision(problem.kind, bias * (verdict != NO_GAIN), objective.text),
-        proposed=bias,
-        evaluations=found.evaluations,
-        sample_forwards=0,
-        settings=settings.as_dict(),
-        decisions=decisions,
-    )

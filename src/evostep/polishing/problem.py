@@ -4,15 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from evostep.errors import InputError
 from evostep.scoring.confusion import count, recalls
+from evostep.scoring.outputs import Kind, OutputMetric
 
-Kind = Literal["classes", "binary", "labels"]
+SCALE_UNIT = 0.5  # a step of the logarithm of the scale: a factor of about 1.6
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """Outputs of several candidates for the same examples, for metrics that need more than counts.
+
+    Attributes:
+        outputs: (..., n, C).
+        problem: of the same examples.
+    """
+
+    outputs: Tensor
+    problem: Problem
+
+    @cached_property
+    def counts(self) -> Tensor:
+        """Counts of their decisions, (..., C, C)."""
+        return self.problem.counts(self.problem.decided(self.outputs))
+
+    def measure(self, metric: OutputMetric) -> Tensor:
+        """Return a metric of each candidate's outputs, (...), float64."""
+        of, each = self.problem, self.outputs.reshape(-1, *self.outputs.shape[-2:])
+        found = [float(metric(own, of.targets, of.weights, kind=of.kind)) for own in each]
+        return torch.tensor(found, dtype=torch.float64).view(self.outputs.shape[:-2])
 
 
 @dataclass(frozen=True, eq=False)  # one problem is another's equal only if it is the same
@@ -20,7 +46,8 @@ class Problem:
     """Outputs of a network for n examples, and what is true of them.
 
     A decision adds a bias to the outputs, then takes the largest (classes), or what lies above
-    zero (one binary label, or several).
+    zero (one binary label, or several). Where a metric reads probabilities the outputs are
+    multiplied first, by a scale whose logarithm is the last of the decision's numbers.
 
     Attributes:
         outputs: (n, C) logits; (n, 1) for one binary label, (n, L) for several.
@@ -28,6 +55,7 @@ class Problem:
         kind: how outputs are decided.
         weights: (n,) what each example counts; None: 1.
         groups: (n,) integers, equal where examples belong together; None: each stands alone.
+        scaled: whether a decision has a scale.
     """
 
     outputs: Tensor
@@ -35,14 +63,20 @@ class Problem:
     kind: Kind
     weights: Tensor | None = None
     groups: Tensor | None = None
+    scaled: bool = False
 
     def __len__(self) -> int:
         return len(self.outputs)
 
     @property
     def biases(self) -> int:
-        """How many numbers a decision has."""
+        """How many biases a decision has."""
         return self.outputs.shape[1]
+
+    @property
+    def unchanged(self) -> Tensor:
+        """The decision that leaves outputs as they are: zeros, (P,), biases and maybe a scale."""
+        return torch.zeros(self.biases + self.scaled, dtype=torch.float64)
 
     @property
     def classes(self) -> int:
@@ -55,12 +89,27 @@ class Problem:
         return self.kind == "labels"
 
     def decide(self, bias: Tensor) -> Tensor:
-        """Return decisions under biases (..., 1 or n, C): (..., n), or (..., n, L) for labels."""
-        adjusted = self.outputs + bias.to(self.outputs)
+        """Return decisions under biases (..., 1 or n, P): (..., n), or (..., n, L) for labels."""
+        return self.decided(self.adjusted(bias))
+
+    def adjusted(self, bias: Tensor) -> Tensor:
+        """Return the outputs under biases (..., 1 or n, P): (..., n, C)."""
+        if not self.scaled:
+            return self.outputs + bias.to(self.outputs)
+        scale = bias[..., -1:].exp().to(self.outputs)
+        return self.outputs * scale + bias[..., :-1].to(self.outputs)
+
+    def decided(self, outputs: Tensor) -> Tensor:
+        """Return what outputs (..., n, C) decide: (..., n), or (..., n, L) for labels."""
         if self.kind == "classes":
-            return adjusted.argmax(-1)
-        above = (adjusted > 0).long()
+            return outputs.argmax(-1)
+        above = (outputs > 0).long()
         return above.squeeze(-1) if self.kind == "binary" else above
+
+    def probabilities(self, outputs: Tensor) -> Tensor:
+        """Return the probabilities of outputs (..., n, C), float64."""
+        outputs = outputs.double()
+        return outputs.softmax(-1) if self.kind == "classes" else outputs.sigmoid()
 
     def counts(self, decisions: Tensor, rows: Tensor | None = None) -> Tensor:
         """Count (true, decided), with `rows` (..., n) telling how often each example counts."""
@@ -69,6 +118,15 @@ class Problem:
             weights = rows.double() if weights is None else rows * weights
         return count(decisions, self.targets, self.classes, weights)
 
+    def seen(self, outputs: Tensor, rows: Tensor | None = None) -> Seen:
+        """Return outputs (..., n, C) as metrics see them, each example as often as `rows` (n,)."""
+        if rows is None:
+            return Seen(outputs, self)
+        index = torch.arange(len(rows)).repeat_interleave(rows.long())
+        weights = None if self.weights is None else self.weights[index]
+        drawn = replace(self, targets=self.targets[index], weights=weights, groups=None)
+        return Seen(outputs[..., index, :], drawn)
+
     def recalls(self, counts: Tensor) -> Tensor:
         """Return the recall of each class, or of each label: (..., C) or (..., L)."""
         return recalls(counts)[..., 1] if self.several else recalls(counts)
@@ -76,7 +134,7 @@ class Problem:
     def of(self, outputs: Any) -> Problem:
         """Return the same problem under other outputs."""
         other = make_problem(outputs, self.targets)
-        return replace(other, weights=self.weights, groups=self.groups)
+        return replace(self, outputs=other.outputs)
 
     def check_costs(self, costs: Any) -> None:
         """Raise an InputError where a table of costs has not one row for each class."""

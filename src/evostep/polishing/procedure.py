@@ -11,17 +11,19 @@ that have seen neither it nor the example.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import torch
 from torch import Tensor
 
-from evostep.polishing.bootstrap import resample
+from evostep.polishing.bootstrap import draw_values
+from evostep.polishing.crossfit import CrossFit
 from evostep.polishing.objective import Objective
+from evostep.polishing.optimism import optimism
 from evostep.polishing.problem import Problem
 from evostep.polishing.search import Search, center_on_plateau, search
-from evostep.polishing.starts import STARTS, fit_starts, subset
+from evostep.polishing.starts import fit_starts, starts_of, subset
 
 PULLS = (0.001, 0.01, 0.1)
 _INNER_DRAWS = 200
@@ -33,7 +35,7 @@ class Choice:
     """What was chosen on some examples.
 
     Attributes:
-        start: which of `STARTS`.
+        start: which of `starts_of`.
         pull: of the search; None where the start itself was better than every search.
         generations: after which the search stopped.
     """
@@ -46,30 +48,6 @@ class Choice:
         if self.pull is None:
             return self.start
         return f"evolution, {self.generations} generations, pull {self.pull:g}"
-
-
-@dataclass(frozen=True)
-class CrossFit:
-    """What the procedure decided.
-
-    Attributes:
-        out_of_fold: (3, n, C) biases under which each example is judged: of the checkpoint (zero),
-            of the best simple start, of the whole procedure; none has seen the example.
-        bias: (C,) of the procedure on all examples.
-        start: (C,) of the best simple start on all examples.
-        choice: what was chosen on all examples.
-        start_choice: the best simple start on all examples.
-        choices: what was chosen for each judging fold.
-        evaluations: how many times a decision was scored.
-    """
-
-    out_of_fold: Tensor
-    bias: Tensor
-    start: Tensor
-    choice: Choice
-    start_choice: Choice
-    choices: tuple[Choice, ...]
-    evaluations: int
 
 
 def left_out(k: int) -> list[tuple[int, ...]]:
@@ -108,23 +86,34 @@ def cross_fit(
             that its choice may read; None: the same for all.
     """
     k = int(folds.max()) + 1
-    fitter = _Fitter(objective, folds, settings, prior)
-    out_of_fold = torch.zeros(3, len(problem), problem.biases, dtype=torch.float64)
+    fitter = _Fitter(objective, folds, settings, prior, starts_of(problem))
+    biases = problem.unchanged.repeat(3, len(problem), 1)
     choices = []
     for fold in range(k):
         chosen = fitter.choose(problem if problem_of is None else problem_of(fold), fold)
-        out_of_fold[1, folds == fold] = chosen.start
-        out_of_fold[2, folds == fold] = chosen.bias
+        biases[1, folds == fold] = chosen.start
+        biases[2, folds == fold] = chosen.bias
         choices.append(chosen.choice)
     final = fitter.choose(problem if problem_of is None else problem_of(None), None)
+    overstated = optimism(
+        problem,
+        objective,
+        k,
+        final.start_choice.start,
+        final.choice.pull,
+        replace(settings, generations=final.choice.generations),
+        prior=prior,
+    )
+    both = torch.stack([final.start, final.bias])
     return CrossFit(
-        out_of_fold,
-        final.bias,
-        final.start,
-        final.choice,
-        final.start_choice,
-        tuple(choices),
-        fitter.evaluations,
+        outputs=problem.adjusted(biases),
+        final=problem.adjusted(both[:, None]),
+        start=str(final.start_choice),
+        chosen=str(final.choice),
+        chosen_by_fold=tuple(map(str, choices)),
+        evaluations=fitter.evaluations,
+        biases=both,
+        overstated=overstated,
     )
 
 
@@ -142,26 +131,31 @@ class _Fitter:
     """Fits candidates on sets of examples, each set once, and chooses among them."""
 
     def __init__(
-        self, objective: Objective, folds: Tensor, settings: Search, prior: Tensor | None
+        self,
+        objective: Objective,
+        folds: Tensor,
+        settings: Search,
+        prior: Tensor | None,
+        starts: tuple[str, ...],
     ) -> None:
         self._objective, self._folds = objective, folds
-        self._settings, self._prior = settings, prior
+        self._settings, self._prior, self._simple = settings, prior, len(starts)
         self._stops = sorted({round(i * settings.generations / STOPS) for i in range(1, STOPS + 1)})
         # in the order of their simplicity: of equals the first is taken
-        self._choices = [Choice(name, None, 0) for name in STARTS]
+        self._choices = [Choice(name, None, 0) for name in starts]
         self._choices += [
-            Choice(STARTS[-1], pull, stop) for stop in self._stops for pull in reversed(PULLS)
+            Choice(starts[-1], pull, stop) for stop in self._stops for pull in reversed(PULLS)
         ]
         self._fitted: dict[tuple[Problem, tuple[int, ...]], Tensor] = {}
         self.evaluations = 0
 
     def _candidates(self, problem: Problem, gone: tuple[int, ...]) -> Tensor:
-        """Return all candidates, (N, C), fitted without the folds `gone`."""
+        """Return all candidates, (N, P), fitted without the folds `gone`."""
         key = problem, gone
         if key not in self._fitted:
             settings = self._settings
             row = self._without(gone).double()[None]
-            starts = fit_starts(problem, self._objective, row, self._prior)  # (3, 1, C)
+            starts = fit_starts(problem, self._objective, row, self._prior)  # (S, 1, P)
             path = search(problem, self._objective, row, starts[-1], PULLS, settings)[:, 0]
             self.evaluations += settings.generations * len(PULLS) * settings.population
             found = path[self._stops].flip(1).flatten(0, 1)  # by stop, the strongest pull first
@@ -180,26 +174,31 @@ class _Fitter:
         own = () if judging is None else (judging,)
         rows = self._without(own)
         part, folds = subset(problem, rows), self._folds[rows]
-        decisions = torch.empty(len(self._choices), *part.targets.shape, dtype=torch.long)
-        for fold in folds.unique().tolist():
-            here = folds == fold
-            judged = subset(part, here)
-            candidates = self._candidates(problem, tuple(sorted((*own, fold))))
-            decisions[:, here] = torch.stack([judged.decide(bias) for bias in candidates])
-        parent = part.counts(part.decide(torch.zeros(problem.biases)))
-        inside = self._objective.fitness(part.counts(decisions), parent, several=part.several)
-        best, simple = int(inside.argmax()), int(inside[: len(STARTS)].argmax())
-        if best >= len(STARTS):
-            drawn = resample(
-                part,
-                decisions[[best, simple]],
-                lambda counts: self._objective.value(counts, several=part.several),
-                draws=_INNER_DRAWS,
-            )
+        there = folds.unique()
+        given = torch.stack(  # (K', N, P), for each fold by what has not seen it
+            [self._candidates(problem, tuple(sorted((*own, fold)))) for fold in there.tolist()]
+        )
+        place = torch.searchsorted(there, folds)
+        objective, several = self._objective, part.several
+
+        def outputs_of(candidate: int) -> Tensor:
+            return part.adjusted(given[place, candidate])
+
+        parent = objective.look(part, part.adjusted(part.unchanged))
+        inside = torch.stack(
+            [
+                objective.fitness(objective.look(part, outputs_of(c)), parent, several=several)
+                for c in range(len(self._choices))
+            ]
+        ).nan_to_num(nan=-torch.inf)
+        best, simple = int(inside.argmax()), int(inside[: self._simple].argmax())
+        if best >= self._simple:
+            both = torch.stack([outputs_of(best), outputs_of(simple)])
+            drawn = draw_values(part, objective, both, draws=_INNER_DRAWS)
             error = (drawn[:, 0] - drawn[:, 1]).std()
             best = best if inside[best] - inside[simple] > error else simple
         candidates, choice = self._candidates(problem, own), self._choices[best]
         bias = candidates[best]
-        if choice.pull is not None:  # what a search found, in the middle of its plateau
+        if choice.pull is not None and not objective.of_outputs:  # in the middle of its plateau
             bias = center_on_plateau(problem, bias, rows)
         return _Chosen(bias, candidates[simple], choice, self._choices[simple])

@@ -1,0 +1,121 @@
+"""What polishing was asked for, whatever the space."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from evostep.errors import InputError
+from evostep.polishing.bootstrap import draws_of
+from evostep.polishing.objective import Objective, make_objective
+from evostep.polishing.optimism import halves_of
+from evostep.polishing.problem import Problem, make_problem
+from evostep.polishing.procedure import PULLS, evaluations_a_generation
+from evostep.polishing.search import Search, Watch
+
+GENERATIONS = 40
+OUTPUT_GENERATIONS = 20  # each member is measured on its own
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What polishing was asked for: see `polish`."""
+
+    metric: Any
+    folds: int = 5
+    budget: int | None = None
+    population: int = 16
+    prior: Any = None
+    costs: Any = None
+    weights: Any = None
+    groups: Sequence[Any] | None = None
+    draws: int | None = None
+    seed: int = 0
+    watch: Callable[[float, float], None] | None = None
+    higher_is_better: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.population < 2 or self.population % 2:
+            raise InputError(
+                f"population must be an even number of at least 2, got {self.population}"
+            )
+        if self.draws is not None and self.draws < 100:
+            raise InputError(f"draws must be at least 100, got {self.draws}")
+
+    @property
+    def objective(self) -> Objective:
+        """The metric, read."""
+        return make_objective(self.metric, costs=self.costs, higher_is_better=self.higher_is_better)
+
+    @property
+    def search(self) -> Search:
+        """The settings of every search."""
+        one = evaluations_a_generation(self.folds, self.population)
+        generations = OUTPUT_GENERATIONS if self.objective.of_outputs else GENERATIONS
+        if self.budget is not None:
+            generations = self.budget // one
+        if not generations:
+            raise InputError(
+                f"budget must be at least {one}, one generation of all searches, got {self.budget}"
+            )
+        watch = self._watched(
+            generations * (one + halves_of(self.objective) * (self.folds + 1) * self.population)
+        )
+        return Search(self.population, generations, seed=self.seed, watch=watch)
+
+    def _watched(self, most: int) -> Watch | None:
+        """Return who counts the decisions that are scored, of so many at most."""
+        watch, done = self.watch, 0
+        if watch is None:
+            return None
+
+        def count(scored: int, gain: float) -> None:
+            nonlocal done
+            done += scored
+            watch(min(1.0, done / most), gain)
+
+        return count
+
+    def problem(
+        self, outputs: Any, targets: Any, unit: Tensor | None = None, weights: Tensor | None = None
+    ) -> Problem:
+        """Return the problem that outputs pose.
+
+        Args:
+            outputs: (n, C).
+            targets: (n,) or (n, L).
+            unit: (n,) the example of each row, where some have several: these stay together, and
+                weights and groups may be told of examples.
+            weights: (n,) of the rows, where `weights` of the settings are not given.
+        """
+        weights = self.weights if self.weights is not None else weights
+        groups: Any = self.groups
+        if unit is not None:
+            weights, groups = _of_rows(weights, unit), _of_rows(groups, unit)
+            groups = unit if groups is None else groups
+        return make_problem(outputs, targets, weights=weights, groups=groups)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what is told of them."""
+        return {
+            "space": "decision",
+            "folds": self.folds,
+            "generations": self.search.generations,
+            "population": self.population,
+            "pulls": list(PULLS),
+            "draws": self.draws or draws_of(self.objective),
+            "seed": self.seed,
+        }
+
+
+def _of_rows(told: Any, unit: Tensor) -> Any:
+    """Return what is told of examples for each row; what is told of rows as it is."""
+    if told is None or len(told) == len(unit):
+        return told
+    values = told.tolist() if hasattr(told, "tolist") else list(told)
+    if len(values) <= int(unit.max()):
+        return told  # the problem says what it lacks
+    return [values[i] for i in unit.tolist()]
