@@ -237,6 +237,7 @@ class Evolved(Optimizer):
         if self.evolution.strategy.needs_guides and not self.evolution.guided:
             self.evolution.guide(*self._guides())
 
+        self.evolution.look_at(fitness)  # what will move may hang on it
         tensors = self.evolution.evolving().values()
         undo = self.evolution.accept.every == "phase"
         copies = WeightCopies(self.base, tensors, self._told, undo=undo)

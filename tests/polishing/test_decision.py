@@ -4,37 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from evostep.polishing.decision import Folded, find_output_layer
+from evostep.polishing.decision import Folded
 
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
-
-
-class Scaled(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.head = nn.Linear(4, 3)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(x) * 2
-
-
-class Twice(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.same = nn.Linear(4, 4)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.same(self.same(x))
-
-
-def test_the_layer_that_makes_the_outputs_is_found() -> None:
-    plain = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
-    assert find_output_layer(plain, lambda: plain(X)) is plain[2]
-    wrapped = nn.Sequential(nn.Unflatten(1, (4, 1)), nn.Conv1d(4, 3, 1), nn.Flatten())
-    assert find_output_layer(wrapped, lambda: wrapped(X)) is wrapped[1]
-    scaled, twice = Scaled(), Twice()
-    assert find_output_layer(scaled, lambda: scaled(X)) is None
-    assert find_output_layer(twice, lambda: twice(X)) is None
 
 
 @pytest.mark.parametrize("has_bias", [True, False])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,6 @@ from torch import Tensor, nn
 from evostep.polishing.problem import Kind
 
 FORMAT = 1
-_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True)
@@ -48,29 +45,6 @@ class Decision:
         part.replace(path)
 
 
-def find_output_layer(model: nn.Module, forward: Callable[[], Tensor]) -> nn.Module | None:
-    """Return the layer whose outputs are the network's own, or None where something follows it.
-
-    Args:
-        model: the network.
-        forward: sends one batch forward, returns its outputs.
-    """
-    seen: list[tuple[nn.Module, Tensor]] = []
-    with ExitStack() as stack:
-        for module in model.modules():
-            if isinstance(module, _LAYERS):
-                handle = module.register_forward_hook(
-                    lambda module, _, outputs: seen.append((module, outputs))
-                )
-                stack.callback(handle.remove)
-        outputs = forward()
-    for module, own in reversed(seen):
-        if own.numel() == outputs.numel() and torch.equal(own.flatten(), outputs.flatten()):
-            calls = sum(other is module for other, _ in seen)
-            return module if calls == 1 else None
-    return None
-
-
 class Folded:
     """A decision in the bias of a network's last layer, which can be taken out again.
 
@@ -86,6 +60,11 @@ class Folded:
             self._before = self._layer.bias.detach().clone()
         self._bias = bias
         self.applied = False
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the layer has no bias of its own."""
+        return self._before is None
 
     @torch.no_grad()
     def apply(self) -> None:

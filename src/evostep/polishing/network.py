@@ -8,16 +8,18 @@ import torch
 from torch import nn
 
 from evostep.errors import InputError
-from evostep.polishing.decision import Decision, Folded, find_output_layer
+from evostep.genome.anatomy import clean_names
+from evostep.polishing.decision import Decision, Folded
 from evostep.polishing.problem import Problem
 from evostep.polishing.result import Polished
 from evostep.polishing.search import center_on_plateau
 from evostep.scoring.batches import Forward
 from evostep.scoring.fitness import Fitness
+from evostep.scoring.head import find_head
 from evostep.scoring.isolation import ModuleState, preserved_rng
 from evostep.scoring.nests import concatenate
 
-Outputs = tuple[Any, Any, nn.Module | None]
+Outputs = tuple[Any, Any, Any]
 
 
 def given_outputs(model: nn.Module | None, examples: Any, forward: Forward | None) -> Outputs:
@@ -47,16 +49,17 @@ def outputs_of(model: nn.Module, examples: Any, forward: Forward | None = None) 
                     outputs.append(own)
                     targets.append(truth)
                 first = everything.batches[0]
-                layer = find_output_layer(model, lambda: fitness.apply(model, *first)[0])
+                head = find_head(model, lambda: fitness.apply(model, *first)[0])
         finally:
             state.restore()
+    layer = head.layer if head is not None and head.is_last else None
     return concatenate(outputs), concatenate(targets), layer
 
 
 def fold_in(
     result: Polished,
     problem: Problem,
-    layer: nn.Module | None,
+    layer: Any,
     model: nn.Module,
     examples: Any,
     forward: Forward | None = None,
@@ -71,7 +74,7 @@ def fold_in(
         examples: on which it must decide so.
         forward: as in `evostep.polish`.
     """
-    if layer is None:
+    if layer is None or len(layer.weight) != problem.biases:
         result.notes += (
             "nothing was changed: no last layer gives the outputs, use result.decision",
         )
@@ -91,3 +94,10 @@ def fold_in(
         return
     result.decision = Decision(problem.kind, bias, result.metric)
     result.folded = folded
+    if folded.is_new:
+        path = next(path for path, module in model.named_modules() if module is layer)
+        name = clean_names([f"{path}.bias" if path else "bias"])[0]
+        result.notes += (
+            f"the weights have a new name, {name!r}, since the last layer had no bias: load them "
+            "into a model whose last layer has one",
+        )
