@@ -138,8 +138,8 @@ def warn_of_lost(
     if lost:
         text = (
             f"{_listed(lost)} of the optimizer: the model has it no more, so it does not move; nor "
-            f"does the model's {_listed(new)}, which the optimizer lacks: add_param_group() it, or "
-            "make a new optimizer"
+            f"does the model's {_listed(new)}, which the optimizer lacks: pass it to "
+            "add_param_group(), or make a new optimizer"
         )
     elif own_forward:
         text = (
