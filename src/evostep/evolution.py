@@ -142,7 +142,7 @@ class Evolution:
         """
         check_processes(self.slots.live)
         scored = fitness.model if isinstance(fitness, Fitness) else self.model
-        model = self.model or scored
+        model = scored if self.model is None else self.model  # a compiled one has no truth value
         if model is None or scored is None:
             return
         own_forward = isinstance(fitness, Fitness) and fitness.has_own_forward

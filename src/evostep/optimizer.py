@@ -242,7 +242,9 @@ class Evolved(Optimizer):
 
     def _known_model(self, scored: nn.Module | None) -> nn.Module | None:
         """Return the model that gives names: the user's, that of a fitness, or of the last one."""
-        return self._model or scored or (self._scored() if self._scored is not None else None)
+        if self._model is not None or scored is not None:
+            return scored if self._model is None else self._model
+        return self._scored() if self._scored is not None else None
 
     # Evolution.
 
@@ -312,7 +314,7 @@ class Evolved(Optimizer):
             return
         self.evolution.bind(slots_of_groups(groups, self._known_model(scored)))
         if not slots.named:
-            self._model = self._model or scored
+            self._model = scored if self._model is None else self._model
 
     def _guides(self) -> list[dict[str, Tensor]]:
         """Return the last gradients and the momentum buffers, as far as there are any."""
