@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -138,8 +138,8 @@ def warn_of_lost(
     if lost:
         text = (
             f"{_listed(lost)} of the optimizer: the model has it no more, so it does not move; nor "
-            f"does the model's {_listed(new)}, which the optimizer lacks: add_param_group() it, or "
-            "make a new optimizer"
+            f"does the model's {_listed(new)}, which the optimizer lacks: pass it to "
+            "add_param_group(), or make a new optimizer"
         )
     elif own_forward:
         text = (
@@ -150,6 +150,26 @@ def warn_of_lost(
         return
     told.update(slots.outside)
     warn(text)
+
+
+def warn_of_guess(slots: Slots, layers: Sequence[str], told: set[str]) -> None:
+    """Warn, once, where nothing but the order of definition tells which layer is the head.
+
+    Args:
+        slots: whose head is known, if it is.
+        layers: the paths of those that it may be, the last of which is taken.
+        told: what it was told of before; this is added.
+    """
+    if slots.head or len(layers) < 2 or "head" in told:
+        return
+    told.add("head")
+    own = [place.path for place in slots.places if place.module == layers[-1]]
+    name = _listed([layers[-1]] if layers[-1] else own)
+    warn(
+        f"'head' is taken to be {name}, the last of {len(layers)} layers by their order of "
+        "definition, as no forward tells which one makes the outputs: pass an evostep.Fitness, or "
+        f"name it, as Only({name})"
+    )
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -18,6 +18,7 @@ from evostep.compatibility import (
     check_precision,
     check_probe,
     check_processes,
+    warn_of_guess,
     warn_of_lost,
 )
 from evostep.engines.auto import Auto, Findings
@@ -31,10 +32,11 @@ from evostep.phase import Phase
 from evostep.record import Record, warn_of_failures
 from evostep.scoring.evaluator import Evaluator
 from evostep.scoring.fitness import Fitness
+from evostep.scoring.head import with_head
 from evostep.scoring.isolation import ModuleState, preserved_rng
 from evostep.spaces.base import Space
 from evostep.spaces.memory import Memory
-from evostep.spaces.weights import AllWeights
+from evostep.spaces.weights import AllWeights, guess_heads
 from evostep.spaces.workspace import Workspace
 from evostep.strategies.base import State, Strategy
 
@@ -133,16 +135,23 @@ class Evolution:
         if before.named and slots.named:
             self._forget_replaced(before)
 
-    def _look_at(self, fitness: FitnessLike | None) -> None:
-        """Look at the model again before a phase: what was replaced, frozen, pruned or added."""
+    def look_at(self, fitness: FitnessLike | None) -> None:
+        """Look at the model again before a phase: what was replaced, frozen, pruned or added.
+
+        And, where the space asks for it, which layer makes the outputs that are scored.
+        """
+        check_processes(self.slots.live)
         scored = fitness.model if isinstance(fitness, Fitness) else self.model
-        model = self.model or scored
+        model = scored if self.model is None else self.model  # a compiled one has no truth value
         if model is None or scored is None:
             return
         own_forward = isinstance(fitness, Fitness) and fitness.has_own_forward
         slots, before = slots_of(model) if self._whole else self.slots, self.slots
         if not self._whole or scored is not model:
             slots = with_model(slots, model, [scored, model] if own_forward else [scored])
+        if fitness is not None and self.space.needs_head:
+            slots = with_head(slots, fitness)
+            warn_of_guess(slots, guess_heads(slots), self._told)
         self.bind(slots)
         warn_of_lost(before, slots, scored, own_forward, self._told)
 
@@ -224,8 +233,7 @@ class Evolution:
         if generations < 0:
             raise ValueError(f"generations must be >= 0, got {generations}")
         self.refuse_within("evolve")
-        check_processes(self.slots.live)
-        self._look_at(fitness)
+        self.look_at(fitness)
         check_fitness(fitness, self.space, self.slots)
         check_probe(fitness, self.strategy)
         if accept_on is not None:
@@ -396,7 +404,7 @@ class Evolution:
         if self._phase is not None or self._saved_phase is not None:
             raise ValueError("remember() in the middle of a phase: call it before evolve or after")
         if self._whole:
-            self._look_at(None)
+            self.look_at(None)
         known = module_names(self.model) if self.model is not None else None
         for name, tensor in self.slots.tensors.items():
             if known is not None and id(tensor) not in known and name not in self.slots.outside:

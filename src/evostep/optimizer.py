@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from evostep.distributed_checkpoint import asked_by_checkpoint, packed, unpacked
 from evostep.engines.base import Engine
 from evostep.errors import warn
 from evostep.evolution import Evolution
+from evostep.genome.anatomy import module_names
 from evostep.genome.slots import movable_of_groups, sigmas_of_groups, slots_of_groups
 from evostep.record import Record
 from evostep.scoring.fitness import Fitness
@@ -102,6 +104,7 @@ class Evolved(Optimizer):
         self.base = optimizer
         self._model = model
         self._damping = _damping(momentum)
+        self._scored: ref[nn.Module] | None = None  # the model of the last fitness
         self._told: set[str] = set()  # of which optimizers a warning told
         self._make_hooks()
         slots = slots_of_groups(optimizer.param_groups, model)
@@ -207,13 +210,41 @@ class Evolved(Optimizer):
         self.base.zero_grad(set_to_none=set_to_none)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group to the base; its parameters evolve, too. A refused one is not added."""
-        self.base.add_param_group(param_group)
+        """Add a group to the base; its parameters evolve, too. A refused one is not added.
+
+        Args:
+            param_group: its ``"params"`` with names or without, whichever the base has: names are
+                left out, or taken from the model.
+        """
+        self.base.add_param_group(self._named_as_others(param_group))
         try:
             self._bind()
         except ValueError:
             self.base.param_groups.pop()
             raise
+
+    def _named_as_others(self, group: dict[str, Any]) -> dict[str, Any]:
+        """Return a group whose parameters have names if those of the base's groups have."""
+        groups, params = self.base.param_groups, group.get("params")
+        if not isinstance(params, Iterable) or isinstance(params, set | str):
+            return group  # torch tells what is wrong with it
+        params = [params] if isinstance(params, Tensor) else list(params)
+        named = [isinstance(p, tuple) for p in params]
+        wanted = "param_names" in groups[0]
+        if all(named) and not wanted:
+            params = [p for _, p in params]
+        elif wanted and not any(named):
+            model = self._known_model(None)
+            known = module_names(model) if model is not None else {}
+            at = f"group{len(groups)}"
+            params = [(known.get(id(p), f"{at}.{i}"), p) for i, p in enumerate(params)]
+        return {**group, "params": params}
+
+    def _known_model(self, scored: nn.Module | None) -> nn.Module | None:
+        """Return the model that gives names: the user's, that of a fitness, or of the last one."""
+        if self._model is not None or scored is not None:
+            return scored if self._model is None else self._model
+        return self._scored() if self._scored is not None else None
 
     # Evolution.
 
@@ -237,6 +268,7 @@ class Evolved(Optimizer):
         if self.evolution.strategy.needs_guides and not self.evolution.guided:
             self.evolution.guide(*self._guides())
 
+        self.evolution.look_at(fitness)  # what will move may hang on it
         tensors = self.evolution.evolving().values()
         undo = self.evolution.accept.every == "phase"
         copies = WeightCopies(self.base, tensors, self._told, undo=undo)
@@ -275,13 +307,14 @@ class Evolved(Optimizer):
         Names are given once, by the model that is first known; new parameters get theirs.
         """
         slots, groups = self.evolution.slots, self.base.param_groups
+        self._scored = ref(scored) if scored is not None else self._scored
         same = [*map(id, slots.tensors.values())] == [*map(id, movable_of_groups(groups))]
         if same and (slots.named or scored is None):
             slots.sigma.update(zip(slots.tensors, sigmas_of_groups(groups), strict=True))
             return
-        self.evolution.bind(slots_of_groups(groups, self._model or scored))
+        self.evolution.bind(slots_of_groups(groups, self._known_model(scored)))
         if not slots.named:
-            self._model = self._model or scored
+            self._model = scored if self._model is None else self._model
 
     def _guides(self) -> list[dict[str, Tensor]]:
         """Return the last gradients and the momentum buffers, as far as there are any."""
@@ -371,7 +404,7 @@ class Evolved(Optimizer):
         return {key: self.__dict__[key] for key in keep}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update({"_told": set(), **state})
+        self.__dict__.update({"_told": set(), "_scored": None, **state})
         self._make_hooks()
 
 

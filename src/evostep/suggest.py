@@ -18,6 +18,7 @@ from evostep.errors import InputError, warn
 from evostep.genome.slots import slots_of_module
 from evostep.noise import NoiseKind
 from evostep.scoring.fitness import Fitness
+from evostep.scoring.head import with_head
 from evostep.scoring.isolation import ModuleState, preserved_rng, seed_everything
 from evostep.scoring.metrics import predictions
 from evostep.scoring.nests import concatenate
@@ -124,8 +125,10 @@ def suggest_sigma(
     if not sigmas or sorted(sigmas) != list(sigmas) or sigmas[0] <= 0:
         raise ValueError(f"sigmas must be positive and rising, got {list(sigmas)}")
     space = space or AllWeights()
-    slots = slots_of_module(model)
     predict = _Predictions(model, batches)
+    slots = slots_of_module(model)
+    if space.needs_head:
+        slots = with_head(slots, predict.fitness)
     tried, changed, spread = [], [], []
     with preserved_rng():
         genome = space.open(slots)

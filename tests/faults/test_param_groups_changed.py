@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -106,6 +108,59 @@ def test_a_head_that_the_optimizer_does_not_know_is_named_once(when: str, classe
         optimizer.add_param_group({"params": list(model[2].parameters())})
         optimizer.evolve(fitness_of(model))
     assert not torch.equal(head, model[2].weight)
+
+
+def by_layers(model: nn.Sequential, *, named: bool) -> list[dict[str, Any]]:
+    return [
+        {"params": list(part.named_parameters(prefix=name) if named else part.parameters())}
+        for name, part in (("0", model[0]), ("2", model[2]))
+    ]
+
+
+BASES: dict[str, Callable[[nn.Sequential], Any]] = {
+    "unnamed": lambda model: model.parameters(),
+    "named": lambda model: model.named_parameters(),
+    "unnamed groups": lambda model: by_layers(model, named=False),
+    "named groups": lambda model: by_layers(model, named=True),
+}
+ADDED: dict[str, Callable[[nn.Module], Any]] = {
+    "a generator": lambda layer: layer.parameters(),
+    "named": lambda layer: layer.named_parameters(),
+    "named as the old one": lambda layer: list(layer.named_parameters(prefix="2")),
+}
+
+
+@pytest.mark.parametrize("with_model", [False, True])
+@pytest.mark.parametrize("added", ADDED)
+@pytest.mark.parametrize("base", BASES)
+def test_the_advice_about_a_replaced_layer_works(base: str, added: str, with_model: bool) -> None:
+    model = mlp()
+    optimizer = Evolved(
+        torch.optim.SGD(BASES[base](model), lr=0.1),
+        ES,
+        accept=Always(),
+        model=model if with_model else None,
+    )
+    model[2] = nn.Linear(8, 5)
+    with pytest.warns(UserWarning, match=r"pass it to add_param_group\(\)"):
+        optimizer.evolve(fitness_of(model))
+    before = model[2].weight.clone()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.add_param_group({"params": ADDED[added](model[2])})
+        optimizer.evolve(fitness_of(model))
+    assert not torch.equal(before, model[2].weight)
+    torch.nn.functional.cross_entropy(model(X), Y).backward()
+    stepped = model[2].weight.clone()
+    optimizer.step()
+    assert not torch.equal(stepped, model[2].weight)
+    copy.deepcopy(optimizer).state_dict()
+
+
+def test_a_group_that_torch_refuses_is_refused_by_torch() -> None:
+    optimizer = Evolved(torch.optim.SGD(mlp().parameters(), lr=0.1), ES)
+    with pytest.raises(TypeError, match="ordered collections"):
+        optimizer.add_param_group({"params": set(mlp().parameters())})
 
 
 def test_names_stay_when_a_state_gave_them() -> None:

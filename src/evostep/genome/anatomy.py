@@ -131,9 +131,11 @@ def declared_head(model: nn.Module) -> set[int]:
     """Return the ids of the tensors of the layer that the model itself says makes its outputs.
 
     Hugging Face's models have ``get_output_embeddings()``, timm's ``get_classifier()``; others say
-    it by a layer's name, wherever it was defined.
+    it by a layer's name, wherever it was defined, or by being a sequence.
     """
     for one in (model, *(getattr(model, key, None) for key in _INNER)):
+        if type(one) is nn.Sequential:
+            return _last_of(one)
         for method in ("get_output_embeddings", "get_classifier"):
             try:
                 found = getattr(one, method)()
@@ -146,10 +148,24 @@ def declared_head(model: nn.Module) -> set[int]:
                 return ids
         for name in _HEADS:
             layer = getattr(one, name, None)
-            if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d):
+            if isinstance(layer, _LAYERS):
                 return {id(p) for p in layer.parameters()}
     return set()
 
 
+def _last_of(sequence: nn.Sequential) -> set[int]:
+    """Return the ids of the last layer's tensors; none where what comes last is no layer."""
+    for module in reversed(sequence):
+        if type(module) is nn.Sequential:
+            found = _last_of(module)
+            if found:
+                return found
+        elif any(True for _ in module.parameters()):
+            plain = isinstance(module, _LAYERS)
+            return {id(p) for p in module.parameters()} if plain else set()
+    return set()
+
+
+_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d)
 # What a model's last layer is called by custom.
 _HEADS = ("head", "lm_head", "classifier", "fc", "fc_out", "output_layer")

@@ -41,7 +41,7 @@ class Slots:
         outside: names of the optimizer's tensors that the model, or the one scored, lacks.
         fixed: name -> bool, broadcastable to the tensor, True for entries that no gradient would
             move: padding rows, pruned weights.
-        head: names of the layer that the model says makes its outputs.
+        head: names of the layer that makes the outputs, as the model says or a forward tells.
         sharing: which tensors lie on one memory.
     """
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from evostep.errors import InputError, reason, unknown_name
 from evostep.lab.imports import load_attribute
-from evostep.lab.weights import find_head, load_weights
+from evostep.lab.weights import load_weights
+from evostep.scoring.head import find_head
 
 MODEL_NAMES = ("mlp", "small-cnn")
 
@@ -81,8 +82,8 @@ def build_model(
             )
         if name not in MODEL_NAMES:
             _try_out(name, model, channels, classes, image_size)
-    if init_from is not None:
-        load_weights(model, Path(init_from), classes)
+        if init_from is not None:
+            load_weights(model, Path(init_from), _head_of(model, channels, image_size))
     return model.train()
 
 
@@ -158,7 +159,8 @@ def _from_torchvision(
     weights = torchvision.models.get_model_weights(name).DEFAULT
     pretrained_classes = len(weights.meta["categories"])
     if pretrained_classes != classes:
-        _replace_head(model, pretrained_classes, classes)
+        _try_out(name, model, channels, pretrained_classes, image_size)
+        _replace_head(model, _head_of(model, channels, image_size), classes)
     return model
 
 
@@ -176,10 +178,18 @@ def _torchvision_model(name: str, **options: Any) -> nn.Module:
     return model
 
 
-def _replace_head(model: nn.Module, old_classes: int, classes: int) -> None:
-    head = find_head(model, old_classes)
-    assert head is not None, "every torchvision classifier ends in a layer of its classes"
-    name, old = head
+def _head_of(model: nn.Module, channels: int, image_size: int) -> str | None:
+    """Return the path of the layer that makes the outputs of an image; None where none does."""
+    image = torch.zeros(1, channels, image_size, image_size)
+    model.eval()
+    head = find_head(model, lambda: model(image))
+    layer = head.layer if head is not None else None
+    return next((path for path, module in model.named_modules() if module is layer), None)
+
+
+def _replace_head(model: nn.Module, name: str | None, classes: int) -> None:
+    assert name is not None, "every torchvision classifier ends in a layer of its classes"
+    old: Any = model.get_submodule(name)
     bias = old.bias is not None
     new: nn.Module
     if isinstance(old, nn.Linear):

@@ -9,17 +9,14 @@ from torch import Tensor, nn
 from evostep.errors import InputError, reason, warn
 
 
-def find_head(model: nn.Module, classes: int) -> tuple[str, nn.Linear | nn.Conv2d] | None:
-    """Return the last linear layer or convolution with one output per class, by name."""
-    found = None
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | nn.Conv2d) and module.weight.shape[0] == classes:
-            found = name, module
-    return found
+def load_weights(model: nn.Module, path: Path, head: str | None) -> None:
+    """Load a safetensors file in place: all of it or nothing, but for a head of other classes.
 
-
-def load_weights(model: nn.Module, path: Path, classes: int) -> None:
-    """Load a safetensors file in place: all of it or nothing, but for a head of other classes."""
+    Args:
+        model: to load them into.
+        path: the file.
+        head: the path of the layer that makes the outputs; None: no layer does.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -32,7 +29,7 @@ def load_weights(model: nn.Module, path: Path, classes: int) -> None:
             f"cannot read {path} ({reason(error)}): give a whole .safetensors file"
         ) from error
     own = model.state_dict()
-    fresh = _head_of_other_classes(model, own, given, classes)
+    fresh = _head_of_other_classes(own, given, head)
     if fresh:
         shapes = f"{tuple(given[fresh[0]].shape)} in the file, {tuple(own[fresh[0]].shape)} here"
         warn(f"{path} has a head for other classes ({fresh[0]}: {shapes}): left as initialised")
@@ -66,15 +63,14 @@ def load_weights(model: nn.Module, path: Path, classes: int) -> None:
 
 
 def _head_of_other_classes(
-    model: nn.Module, own: dict[str, Tensor], given: dict[str, Tensor], classes: int
+    own: dict[str, Tensor], given: dict[str, Tensor], head: str | None
 ) -> list[str]:
     """Return the names of the head's weights where the file's has other outputs, else none."""
-    head = find_head(model, classes)
     if head is None:
         return []
-    prefix = f"{head[0]}." if head[0] else ""
+    prefix = f"{head}." if head else ""
     names = [f"{prefix}{kind}" for kind in ("weight", "bias") if f"{prefix}{kind}" in own]
-    if not all(name in given for name in names):
+    if not names or not all(name in given for name in names):
         return []
     same_inputs = all(given[name].shape[1:] == own[name].shape[1:] for name in names)
     other_outputs = given[names[0]].shape[:1] != own[names[0]].shape[:1]

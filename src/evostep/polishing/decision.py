@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,6 @@ from evostep.scoring.outputs import Kind
 
 FORMAT = 1
 SCALED = 2  # which a reader of the first must not take for it
-_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True)
@@ -62,32 +59,6 @@ def make_decision(problem: Problem, numbers: Tensor, metric: str) -> Decision:
     return Decision(problem.kind, numbers[:-1], metric, float(numbers[-1].exp()))
 
 
-def find_output_layers(model: nn.Module, forward: Callable[[], Tensor]) -> list[Any]:
-    """Return the layer whose outputs are the network's own; else those that may be, last first.
-
-    What follows the last layer may let a bias through, as the resizing of a segmentation does: it
-    is tried then.
-
-    Args:
-        model: the network.
-        forward: sends one batch forward, returns its outputs.
-    """
-    seen: list[tuple[nn.Module, Tensor]] = []
-    with ExitStack() as stack:
-        for module in model.modules():
-            if isinstance(module, _LAYERS):
-                handle = module.register_forward_hook(
-                    lambda module, _, outputs: seen.append((module, outputs))
-                )
-                stack.callback(handle.remove)
-        outputs = forward()
-    modules = [module for module, _ in seen]
-    for module, own in reversed(seen):
-        if own.numel() == outputs.numel() and torch.equal(own.flatten(), outputs.flatten()):
-            return [module] if modules.count(module) == 1 else []
-    return [module for module in modules[::-1] if modules.count(module) == 1]
-
-
 class Folded:
     """A decision in a network's last layer, which can be taken out again.
 
@@ -105,6 +76,11 @@ class Folded:
         self._weight = None if scale == 1 else self._layer.weight.detach().clone()
         self._bias, self._scale = bias, scale
         self.applied = False
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the layer has no bias of its own."""
+        return self._before is None
 
     @torch.no_grad()
     def apply(self) -> None:

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from evostep.errors import InputError
-from evostep.polishing.decision import Folded, find_output_layers
+from evostep.genome.anatomy import clean_names
+from evostep.polishing.decision import Folded
 from evostep.polishing.problem import Problem
 from evostep.polishing.result import Polished
 from evostep.polishing.search import center_on_plateau
 from evostep.scoring.batches import Forward
 from evostep.scoring.fitness import Fitness
 from evostep.scoring.forms import Form, Known, Reader, read_form
+from evostep.scoring.head import find_head
 from evostep.scoring.isolation import ModuleState, preserved_rng
 from evostep.scoring.nests import map_tensors
 from evostep.scoring.splitting import unweighted, weights_of
@@ -81,17 +83,15 @@ def outputs_of(
 ) -> Given:
     """Return a model's outputs for all examples, their targets, and the layer that makes them."""
     reader = Reader(known)
-    pairs, layers = pairs_of(model, examples, forward, reader)
+    pairs, layer = pairs_of(model, examples, forward, reader)
     form = reader.settle([(own, unweighted(truth)) for own, truth in pairs], _WHO, of_loss=False)
-    found = _rows(pairs, form)
-    width = found.outputs.shape[1]
-    return replace(found, layer=next((one for one in layers if len(one.weight) == width), None))
+    return replace(_rows(pairs, form), layer=layer)
 
 
 def pairs_of(
     model: nn.Module, examples: Any, forward: Forward | None = None, reader: Reader | None = None
-) -> tuple[list[tuple[Any, Any]], list[Any]]:
-    """Return outputs and targets of each batch as they are, and the layers that may make them.
+) -> tuple[list[tuple[Any, Any]], nn.Module | None]:
+    """Return outputs and targets of each batch as they are, and the layer that may make them.
 
     Args:
         model: the network.
@@ -113,11 +113,11 @@ def pairs_of(
                     own, truth = fitness.apply(model, inputs, targets)
                     pairs.append((_on_cpu(own), _on_cpu(truth)))
                 first = everything.batches[0]
-                layers = find_output_layers(model, lambda: fitness.apply(model, *first)[0])
+                head = find_head(model, lambda: fitness.apply(model, *first)[0])
         finally:
             hook.remove()
             state.restore()
-    return pairs, layers
+    return pairs, head.layer if head is not None else None
 
 
 def _on_cpu(value: Any) -> Any:
@@ -165,7 +165,7 @@ def _rows(pairs: Sequence[tuple[Any, Any]], form: Form) -> Given:
 def fold_in(
     result: Polished,
     problem: Problem,
-    layer: nn.Module | None,
+    layer: Any,
     model: nn.Module,
     examples: Any,
     forward: Forward | None = None,
@@ -185,7 +185,7 @@ def fold_in(
         known: of outputs and targets.
         exactly: leave the biases as they are, for the metric reads more than decisions.
     """
-    if layer is None:
+    if layer is None or len(layer.weight) != problem.biases:
         result.notes += (
             "nothing was changed: no last layer gives the outputs, use result.decision",
         )
@@ -207,6 +207,13 @@ def fold_in(
         return
     result.decision = decision
     result.folded = folded
+    if folded.is_new:
+        path = next(path for path, module in model.named_modules() if module is layer)
+        name = clean_names([f"{path}.bias" if path else "bias"])[0]
+        result.notes += (
+            f"the weights have a new name, {name!r}, since the last layer had no bias: load them "
+            "into a model whose last layer has one",
+        )
 
 
 def _alike(own: Problem, wanted: Tensor, layer: Any) -> bool:

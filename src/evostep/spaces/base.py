@@ -38,6 +38,7 @@ class Space(ABC):
 
     Attributes:
         needs_names: whether names of parameters are needed (positions do not do).
+        needs_head: whether it matters which layer makes the outputs.
         moves_buffers: whether buffers may move, too.
         memory: how many of the run's checkpoints it mixes; 0: `remember` has no effect.
         holds_weights: whether coordinates are the weights themselves.
@@ -45,6 +46,7 @@ class Space(ABC):
     """
 
     needs_names: bool = False
+    needs_head: bool = False
     moves_buffers: bool = False
     memory: int = 0
     holds_weights: bool = False

@@ -126,10 +126,12 @@ class Only(_Weights):
         *patterns: globs over names (``"layer4.*"``), module paths (``"layer4"`` is short for
             ``"layer4.*"``) or names of module types (``"BatchNorm2d"``); a pattern that none of
             these matches may be a part of a path (``"lora_A"``). Tied weights are known by each of
-            their names. Or an alias: ``"head"``, the layer that makes the outputs: as the model
-            says (``get_output_embeddings()``, ``get_classifier()``), else the last linear layer
-            (the last convolution where there is none) but for auxiliary classifiers (``aux...``);
-            ``"norm"``, every normalisation layer; ``"trainable"``, what has ``requires_grad``.
+            their names. Or an alias: ``"head"``, the layer that makes the outputs which a `Fitness`
+            scores, found by sending one batch forward; where none is at hand, as the model says
+            (``get_output_embeddings()``, ``get_classifier()``, a layer's name), else the last
+            linear layer (the last convolution where there is none) but for auxiliary classifiers
+            (``aux...``); ``"norm"``, every normalisation layer; ``"trainable"``, what has
+            ``requires_grad``.
         types: module types whose own parameters are chosen, e.g. ``(nn.BatchNorm2d,)``.
         buffers: whether floating-point buffers that match may move, too: scales of a quantised
             network, thresholds; what no gradient reaches. Needs a model.
@@ -162,6 +164,7 @@ class Only(_Weights):
         if not patterns and not types:
             raise ValueError("Only() chooses nothing: give a pattern such as 'head', or types=")
         self.patterns = patterns
+        self.needs_head = "head" in patterns
         self.types = tuple(types) if isinstance(types, tuple | list) else (types,)
         self.moves_buffers = buffers
         self.frozen = frozen
@@ -238,19 +241,30 @@ def _norm(slots: Slots) -> set[str]:
 
 
 def _head(slots: Slots) -> set[str]:
-    """Return the layer that makes the outputs: as the model says, else the last linear one.
-
-    Auxiliary classifiers, such as ``aux_classifier`` and ``AuxLogits``, make others.
-    """
+    """Return the layer that makes the outputs: as is known, else the last one defined."""
     if slots.head:
         return set(slots.head)
+    layers = guess_heads(slots)
+    return {other.name for other in slots.places if layers and other.module == layers[-1]}
+
+
+def guess_heads(slots: Slots) -> list[str]:
+    """Return the paths of the layers that may be the head, by their order of definition.
+
+    Linear layers; where there are none, convolutions; where there are none, whatever holds a
+    matrix. Auxiliary classifiers, such as ``aux_classifier`` and ``AuxLogits``, are left out.
+    """
+    main = [
+        place
+        for place in slots.places
+        if place.name in slots.tensors
+        and not any(part.startswith("aux") for part in place.path.lower().split("."))
+    ]
     for kinds in (_HEADS[:2], _HEADS):
-        for place in reversed(slots.places):
-            parts = place.path.lower().split(".")
-            auxiliary = any(part.startswith("aux") for part in parts)
-            if issubclass(place.kind, kinds) and place.name in slots.tensors and not auxiliary:
-                return {other.name for other in slots.places if other.module == place.module}
-    return set()
+        found = [place.module for place in main if issubclass(place.kind, kinds)]
+        if found:
+            return list(dict.fromkeys(found))
+    return list(dict.fromkeys(place.module for place in main if place.tensor.dim() > 1))
 
 
 _ALIASES = {"head": _head, "norm": _norm, "trainable": _trainable}
