@@ -166,13 +166,12 @@ def of_budget(budget: int, they_spent: str, least: int, most: int) -> str:
 
     >>> of_budget(1_000_000, "they spend", 1_000_000, 1_040_000)
     'Runs end with the step or generation (a population: the epoch) that reaches the budget of \
-1.000 million sample-forwards: they spend 1.00 to 1.04 times as much.'
+1.000 M sample-forwards: they spend 1.00 to 1.04 times as much.'
     """
     times = dict.fromkeys(f"{n / budget:.2f}" for n in (least, most))
     return (
         "Runs end with the step or generation (a population: the epoch) that reaches the budget of "
-        f"{budget / 1e6:.3f} million sample-forwards: {they_spent} {' to '.join(times)} times as "
-        "much."
+        f"{forwards(budget)}: {they_spent} {' to '.join(times)} times as much."
     )
 
 
