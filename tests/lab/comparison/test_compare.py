@@ -617,7 +617,7 @@ def test_a_dry_run_tells_arms_budgets_hours_and_disk(tmp_path: Path) -> None:
     assert "in all: " in text
     assert " MB on disk" in text
     # at most a generation more, which scores 4 members and the parent, and judges two of them
-    assert "the budget of 1,440 sample-forwards: they spend 1.00 to 1.17 times as much." in text
+    assert "the budget of 1,440 sample-forwards: they may spend 1.00 to 1.17 times as much." in text
 
 
 @pytest.mark.usefixtures("without_report")
