@@ -6,6 +6,7 @@ Help, version, ``methods`` and mistyped names are answered from a schema of the 
 
 from __future__ import annotations
 
+import errno
 import sys
 from typing import Any
 
@@ -42,12 +43,16 @@ def _parse(arguments: list[str] | None) -> Any:
     try:
         from evostep.cli.parser import parse
     except ImportError as error:
-        from evostep.errors import needs_package
-
-        package = (error.name or "").partition(".")[0]
-        line = needs_package("the command line", package, "evostep[lab]", error)
-        raise SystemExit(f"evostep: error: {line}") from error
+        raise SystemExit(f"evostep: error: {_lacking('the command line', error)}") from error
     return parse(sys.argv[1:] if arguments is None else arguments)
+
+
+def _lacking(what: str, error: ImportError) -> Exception:
+    """Return the error for a package of the command line's that cannot be imported."""
+    from evostep.errors import needs_package
+
+    package = (error.name or "evostep").partition(".")[0]
+    return needs_package(what, package, "evostep[lab]", error)
 
 
 def _run(parsed: Any) -> None:
@@ -58,9 +63,13 @@ def _run(parsed: Any) -> None:
         COMMANDS[parsed.command].run(parsed[parsed.command])
     except InputError as error:
         fail(str(error), error.exit_code)
-    except OSError as error:  # of a disk: what a user can mend is told as such where it is met
-        where = f" ({error.filename})" if error.filename else ""
-        fail(f"{error.strerror or error}{where}: free some space, or choose another --out", 1)
+    except OSError as error:  # most are told where they are met, with what to do
+        where = f" ({error.filename!s:.80})" if error.filename else ""
+        of_path = error.errno in (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP)
+        cure = "choose another path" if of_path else "free some space, or choose another --out"
+        fail(f"{error.strerror or error}{where}: {cure}", 2 if of_path else 1)
+    except ImportError as error:
+        fail(str(_lacking(f"evostep {parsed.command}", error)))
 
 
 def _stopped(parsed: Any) -> int:

@@ -51,7 +51,9 @@ class Options:
     every: Annotated[int, "epochs of gradient descent between two phases of evolution"] = 1
     generations: Annotated[int, "generations in a phase of evolution"] = 5
     train_size: Annotated[int | None, "training examples; default: all that are left"] = None
-    fitness_size: Annotated[int, "examples that score members"] = 300
+    fitness_size: Annotated[
+        int, "examples that score members; of a folder val/ beside test/: all, unless set"
+    ] = 300
     accept_size: Annotated[int, "examples that decide survival; 0: the fitness examples decide"] = 0
     test_size: Annotated[
         int | None, "test examples; default: the official test set, or a quarter of the data"
@@ -123,6 +125,10 @@ class Options:
             raise InputError(
                 f"--budget {self.budget} and --equal-budget false exclude each other: leave one out"
             )
+
+    def chosen(self, name: str) -> bool:
+        """Return whether an option was set, be it to its default."""
+        return name in self.given or getattr(self, name) != getattr(type(self), name)
 
     @property
     def seed_list(self) -> list[int]:

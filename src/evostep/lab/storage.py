@@ -7,6 +7,7 @@ import json
 import math
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from evostep.errors import DiskError, InputError, reason, warn
 
+STAGE = ".evostep-"  # begins the name of a folder that a killed run has left
 _OF_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}  # the rest, another --out mends
 
 
@@ -238,19 +240,43 @@ def save_weights(path: Path, model: torch.nn.Module) -> None:
         save_file(tensors, part)
 
 
-def check_writable(directory: Path) -> None:
-    """Refuse a directory that cannot be made, or written to; nothing is.
+def check_place(directory: Path) -> Path:
+    """Refuse what can be no directory; return it, or the nearest one above it that is there.
 
     Raises:
         InputError: naming what is in the way.
     """
-    there = _existing(directory)
-    if not there.is_dir():
-        where = "is a file" if there == directory else f"cannot be made: {there} is a file"
-        raise InputError(f"--out {directory} {where}: choose a directory, or choose another place")
-    if not os.access(there, os.W_OK | os.X_OK):
-        why = "it may not be written to" if there == directory else f"{there} may not be written to"
-        raise InputError(f"--out {directory} cannot be used ({why}): choose another")
+    try:
+        there = _existing(directory)
+        if there.is_dir():
+            return there
+    except OSError as error:  # of a name that is too long, or below what may not be searched
+        raise InputError(
+            f"--out {str(directory):.80} cannot be used ({error.strerror}): choose another"
+        ) from error
+    where = "is a file" if there == directory else f"cannot be made: {there} is a file"
+    raise InputError(f"--out {directory} {where}: choose a directory, or choose another place")
+
+
+def check_writable(directory: Path) -> None:
+    """Refuse a directory that cannot be made, or written to; nothing stays behind.
+
+    Rights do not tell it all (of a disk that is read-only, of /proc), so that it is tried.
+
+    Raises:
+        InputError: naming what is in the way.
+    """
+    there = check_place(directory)
+    try:
+        tempfile.TemporaryDirectory(prefix=STAGE, dir=there).cleanup()
+    except OSError as error:
+        if error.errno in _OF_DISK:  # a plan may be read with no room for it, which is told there
+            return
+        why = "it" if there == directory else str(there)
+        raise InputError(
+            f"--out {directory} cannot be used ({why} may not be written to, "
+            f"{error.strerror}): choose another"
+        ) from error
 
 
 def check_room(directory: Path, size: int) -> None:

@@ -16,6 +16,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from evostep.errors import InputError
+from evostep.lab.arms.procedures import PROCEDURES
 from evostep.lab.comparison import compare as compare_module
 from evostep.lab.comparison import directory as directory_module
 from evostep.lab.comparison.compare import compare, describe_plan
@@ -615,3 +616,20 @@ def test_a_dry_run_tells_arms_budgets_hours_and_disk(tmp_path: Path) -> None:
     assert "2 trunks: " in text
     assert "in all: " in text
     assert " MB on disk" in text
+    # at most a generation more, which scores 4 members and the parent, and judges two of them
+    assert "the budget of 1,440 sample-forwards: they may spend 1.00 to 1.17 times as much." in text
+
+
+@pytest.mark.usefixtures("without_report")
+def test_no_run_passes_its_budget_by_more_than_a_dry_run_tells(tmp_path: Path) -> None:
+    plan = plan_of(arms="swa,soup-cycle,esgd,snes-head", model="small-cnn", seeds=1)
+    run(plan, tmp_path / "out")
+    for arm in plan.arms:
+        (spent,) = (
+            result["sample_forwards"]
+            for (label, _), result in finished_runs(tmp_path / "out").items()
+            if label == arm.label
+        )
+        budget = plan.budgets[arm.label]
+        assert budget is not None
+        assert budget <= spent <= budget + PROCEDURES[arm.procedure].excess(arm, plan.sizes)

@@ -32,6 +32,7 @@ def labelled(counts: list[int], test_counts: list[int] | None = None) -> ImageDa
             name="labelled",
             targets=targets(counts),
             test_targets=None if test_counts is None else targets(test_counts),
+            validation=0,
             classes=tuple(map(str, range(len(counts)))),
         ),
     )

@@ -23,7 +23,7 @@ def test_without_onnxruntime_it_is_told(tmp_path: Path, monkeypatch: pytest.Monk
         run_onnx(path, IMAGES)
     path.write_bytes(b"")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(InputError, match="pip install onnxruntime"):
+    with pytest.raises(InputError, match=r"not installed: pip install 'evostep\[onnx\]'"):
         run_onnx(path, IMAGES)
 
 

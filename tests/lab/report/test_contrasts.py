@@ -17,6 +17,7 @@ from evostep.lab.report.contrasts import (
     strongest_control,
     with_statistics,
 )
+from evostep.lab.report.wording import contrast_cell, contrast_text
 
 
 def run(arm: str, seed: int, accuracy: float | None, **more: float) -> dict:
@@ -46,13 +47,41 @@ def test_controls_are_compared_once_and_with_every_arm() -> None:
 def test_a_diverged_run_is_left_out_of_numbers_and_counted() -> None:
     runs = [run("sgd", 0, 0.5), run("sgd", 1, 0.6), run("es", 0, 0.9), run("es", 1, math.nan)]
     rows = {row["arm"]: row for row in arm_table(runs, "accuracy")}
-    assert (rows["es"]["mean"], rows["es"]["n"], rows["es"]["not_finite"]) == (0.9, 2, 1)
+    assert (rows["es"]["mean"], rows["es"]["n"], rows["es"]["not_finite"]) == (0.9, 1, 1)
     assert "not_finite" not in rows["sgd"]
     (contrast,) = contrast_table(runs, "accuracy", ["sgd"])
     assert contrast["mean"] == pytest.approx(0.4)
-    assert (contrast["p"], contrast["n"], contrast["not_finite"]) == (None, 2, 1)
+    assert (contrast["p"], contrast["n"], contrast["not_finite"]) == (None, 1, 1)
     (row,) = arm_table([run("es", 0, math.nan), run("es", 1, None)], "accuracy")
     assert (row["mean"], row["sd"], row["ci95"], row["not_finite"]) == (None, None, None, 2)
+    assert row["n"] == 0
+
+
+# values by seed of arm and control, and what their row says: n, not_finite, whose runs diverged
+DIVERGED = {
+    "arm": ([0.9, None, 0.8], [0.5, 0.6, 0.7], (2, 1, "arm")),
+    "control": ([0.9, 0.7, 0.8], [0.5, None, 0.7], (2, 1, "control")),
+    "both, one seed": ([0.9, None, 0.8], [0.5, math.nan, 0.7], (2, 1, "both")),
+    "both, two seeds": ([0.9, None, 0.8], [None, 0.6, 0.7], (1, 2, "both")),
+    "control, all seeds": ([0.9, 0.7], [math.inf, None], (0, 2, "control")),
+    "arm, one seed": ([None], [0.5], (0, 1, "arm")),
+}
+
+
+@pytest.mark.parametrize("case", DIVERGED)
+def test_n_is_of_what_the_mean_is_and_the_row_says_whose_runs_diverged(case: str) -> None:
+    arm, control, expected = DIVERGED[case]
+    runs = [run("es", seed, value) for seed, value in enumerate(arm)]
+    runs += [run("sgd", seed, value) for seed, value in enumerate(control)]
+    (row,) = contrast_table(runs, "accuracy", ["sgd"])
+    assert (row["n"], row["not_finite"], row["diverged"]) == expected
+    assert (row["mean"] is None) == (expected[0] == 0)
+    n, lost, whose = expected
+    told = {"both": "arm or control"}.get(whose, whose)
+    seeds = f"{n + lost} seed" + "s" * (n + lost > 1)
+    assert contrast_text(row).endswith(f"n = {n}, {told} diverged on {lost} of {seeds}")
+    if n:
+        assert contrast_cell(row)["spread"].endswith(f"on {n} of {seeds}")
 
 
 def test_a_run_written_twice_is_refused() -> None:

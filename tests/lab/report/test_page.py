@@ -308,6 +308,11 @@ def test_diverged_and_incomplete_runs_are_shown(tmp_path) -> None:
     history[-1] |= {"scores": [None, math.nan], "candidate": None}
     paths = write_report(write(tmp_path, results, history))
     assert "(1 of 2 diverged)" in paths.table.read_text()
+    told = "reaches the budget of 2.000 M sample-forwards: they spent 1.00 times as much."
+    results["runs"][0]["sample_forwards"] = 2_000_000
+    paths = write_report(write(tmp_path, results, history))
+    assert told in paths.table.read_text()
+    assert told in Page(paths.page).text
     assert "nan" not in paths.table.read_text().lower()
 
 

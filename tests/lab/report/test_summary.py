@@ -78,3 +78,60 @@ def test_one_seed_and_one_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "No verdict" in lines[-2] + lines[-1]
     alone = summary_of({"other": [0.6]}, tmp_path, monkeypatch)
     assert alone[0] == "D, mlp, 1 seed"
+
+
+N = None
+# tests by arm; what the rows of the arms end with; what the verdict says
+DIVERGED: dict[str, tuple[dict[str, list[float | None]], dict[str, str], str]] = {
+    "control": (
+        {"sgd": [0.5, N, 0.7], "es": [0.6, 0.7, 0.9]},
+        {"sgd": "1 of 3 diverged", "es": "– control diverged"},
+        "No verdict against the strongest control, sgd, in test accuracy: runs of it diverged.",
+    ),
+    "control, two seeds": (
+        {"sgd": [0.5, N], "es": [0.6, 0.7]},
+        {"sgd": "1 of 2 diverged", "es": "– control diverged"},
+        "runs of it diverged.",
+    ),
+    "both": (
+        {"sgd": [0.5, N, 0.7], "es": [N, 0.7, 0.9]},
+        {"sgd": "1 of 3 diverged", "es": "– both diverged"},
+        "runs of it diverged.",
+    ),
+    "arm": (
+        {"sgd": [0.5, 0.6, 0.7], "es": [N, 0.7, 0.9]},
+        {"sgd": "strongest control", "es": "– 1 of 3 diverged"},
+        "runs of every other arm diverged.",
+    ),
+    "one of several controls": (
+        {"sgd": [0.5, 0.6, 0.7], "sgd-all": [0.9, N, 0.9], "es": [0.6, 0.71, 0.8]},
+        {"sgd": "strongest control", "sgd-all": "– 1 of 3 diverged", "es": "better"},
+        "es beats the strongest control, sgd, in test accuracy.",
+    ),
+    "arm, all seeds": (
+        {"sgd": [0.5, 0.6], "es": [N, N], "other": [0.6, 0.55]},
+        {"es": "diverged in 2 of 2 – diverged", "other": "no difference shown"},
+        "None of the 2 arms was shown to beat",
+    ),
+    "control, its only seed": (
+        {"sgd": [N], "es": [0.6]},
+        {"sgd": "diverged in 1 of 1 – strongest control", "es": "– control diverged"},
+        "runs of it diverged.",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DIVERGED)
+def test_whose_runs_diverged(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tests, ends, headline = DIVERGED[case]
+    lines = summary_of(tests, tmp_path, monkeypatch)
+    table = lines[lines.index("", 1) + 2 :][: len(tests)]
+    rows = {line.split()[0]: " ".join(line.split()) for line in table}
+    for arm, end in ends.items():
+        assert rows[arm].endswith(end)
+    assert headline in " ".join(lines)
+    written = (tmp_path / "table.md").read_text()
+    cells = dict(line[2:].split(" | ")[:2] for line in written.splitlines() if line[:2] == "| ")
+    finite = [value for value in tests["es"] if value is not None]
+    assert cells["es"] == str(len(finite))
+    assert headline.rstrip(".") in written

@@ -57,6 +57,11 @@ class Method:
         """Whether it has generations, and so needs fitness examples."""
         return PROCEDURES[self.procedure].evolves
 
+    @property
+    def populates(self) -> bool:
+        """Whether it trains a population of models: see `Procedure`."""
+        return PROCEDURES[self.procedure].populates
+
 
 _ARTICLE = "Spartan neural network training, 2020"
 

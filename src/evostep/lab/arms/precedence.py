@@ -115,7 +115,7 @@ def _make_arm(entry: Mapping[str, Any], options: Options) -> Arm:
         gradient_noise=method.gradient_noise,
     )
     sizes = PopulationSizes()
-    if method.procedure == "population" and chosen.population is not None:
+    if method.populates and chosen.population is not None:
         sizes = dataclasses.replace(sizes, offspring=chosen.population)
     return Arm(
         label=label,
@@ -143,7 +143,7 @@ def _make_schedule(method: Method, chosen: Options, options: Options) -> Alterna
 def _epochs(method: Method, options: Options, sizes: PopulationSizes) -> int:
     """An epoch of a population of mu counts as mu, so that it has as many fewer from the trunk."""
     own = options.epochs - options.evolve_from
-    if method.procedure == "population":
+    if method.populates:
         return options.evolve_from + math.ceil(own / sizes.individuals)
     return options.epochs
 

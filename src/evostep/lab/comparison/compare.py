@@ -8,6 +8,7 @@ from rich.console import Console
 
 from evostep.errors import counted
 from evostep.lab.arms.budget import arm_cost, trunk_cost
+from evostep.lab.arms.procedures import PROCEDURES
 from evostep.lab.arms.seed_run import SeedRun, Watch, run_directory
 from evostep.lab.comparison.directory import (
     Runs,
@@ -23,7 +24,7 @@ from evostep.lab.comparison.progress import show_progress
 from evostep.lab.comparison.run import run_arm, run_trunk
 from evostep.lab.data.parts import cut
 from evostep.lab.report.page import ReportPaths, write_report
-from evostep.lab.report.wording import duration, forwards
+from evostep.lab.report.wording import duration, forwards, of_budget
 from evostep.lab.storage import History, check_room, claimed, write_json
 
 
@@ -105,6 +106,9 @@ def describe_plan(plan: Plan, directory: Path, console: Console) -> None:
         say(f"  {arm.label}: {forwards(budget)}{more}, {duration(hours * 3600)} after the trunk")
     say(f"{counted(len(plan.trunks), 'trunk')}: {duration(guess.trunk_hours * 3600)}, each seed")
     say(f"in all: {duration(guess.hours * 3600)}, {guess.bytes / 1e6:.1f} MB on disk at most")
+    if len(budget := set(plan.budgets.values())) == 1 and (common := budget.pop()):
+        most = max(PROCEDURES[arm.procedure].excess(arm, sizes) for arm in plan.arms)
+        say(of_budget(common, "they may spend", common, common + most))
     check_room(directory, guess.bytes)
 
 

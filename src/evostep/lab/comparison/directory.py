@@ -20,7 +20,7 @@ from evostep.lab.comparison.plan import Plan, describe_arms, describe_options
 from evostep.lab.options import Options
 from evostep.lab.report.contrasts import with_statistics
 from evostep.lab.report.records import RESULTS, RUN
-from evostep.lab.storage import mismatch, read_json, write_json
+from evostep.lab.storage import check_place, mismatch, read_json, write_json
 
 Runs = dict[tuple[str, int], dict[str, Any]]
 
@@ -85,8 +85,7 @@ def known_plan(directory: Path) -> dict[str, Any] | None:
     Raises:
         InputError: neither can be read; or the directory cannot.
     """
-    if directory.exists() and not directory.is_dir():
-        raise InputError(f"--out {directory} is a file: choose a directory")
+    check_place(directory)
     path = directory / "plan.json"
     try:
         if path.exists():

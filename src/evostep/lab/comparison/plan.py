@@ -116,6 +116,8 @@ def make_plan(options: Options) -> Plan:
     splits = {seed: splits_of(options, data, seed) for seed in seeds}
     warn_of_absent_classes(data, splits)
     one = splits[seeds[0]]
+    # as it is, for whoever reads the plan
+    options = dataclasses.replace(options, fitness_size=len(one.fitness))
     sizes = Sizes(
         len(one.train),
         len(one.fitness),

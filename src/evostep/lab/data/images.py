@@ -25,13 +25,15 @@ class ImageData:
     Attributes:
         name: what `load_data` was asked for, such as `"digits"`.
         title: the name for people, in tables and figures.
-        inputs: `(n, channels, height, width)` uint8.
+        inputs: `(n, channels, height, width)` uint8; an official validation set comes last.
         targets: `(n,)` int64, each below `len(classes)`.
         test_inputs: the official test set, or None where the splits have to cut one out.
         test_targets: its classes, or None.
         classes: the names of the classes.
         mean: per channel, of `inputs` scaled to [0, 1].
         std: likewise; 1 for a channel that is constant.
+        validation: how many of `inputs` are the official validation set, which nothing trains on;
+            0 where there is none.
     """
 
     name: str
@@ -43,6 +45,7 @@ class ImageData:
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    validation: int = 0
 
     def normalise(self, inputs: Tensor) -> Tensor:
         """Return images `(n, c, h, w)` uint8 as float32 with mean 0 and deviation 1 per channel.
@@ -81,8 +84,8 @@ def load_data(name: str, folder: Path | None = None, *, image_size: int | None =
 
     Args:
         name: `digits` (scikit-learn's), `fashion-mnist`, `cifar10`, `folder:PATH` (one folder per
-            class, optionally below train/ and test/ or val/, however these are spelled), or
-            `package.module:attribute`: a `torch.utils.data.Dataset` of (image, label), a pair
+            class, optionally below train/, val/ and test/, however these are spelled; without
+            test/, val/ is the test set), or `package.module:attribute`: a `torch.utils.data.Dataset` of (image, label), a pair
             (train, test) of them, or a function without arguments that returns either. Images are
             PIL images, uint8 tensors, or float tensors in [0, 1].
         folder: where the files of `fashion-mnist` or `cifar10` are. Without it they are looked for
@@ -122,15 +125,21 @@ def load_data(name: str, folder: Path | None = None, *, image_size: int | None =
         )
     mean, std = channel_statistics(source.train[0])
     test_inputs, test_targets = (None, None) if source.test is None else source.test
+    inputs, targets, validation = *source.train, 0
+    if source.validation is not None:
+        inputs, targets = map(torch.cat, zip(source.train, source.validation, strict=True))
+        validation = len(source.validation[1])
     return ImageData(
         name,
         source.title,
-        *source.train,
+        inputs,
+        targets,
         test_inputs,
         test_targets,
         tuple(source.classes),
         mean=mean,
         std=std,
+        validation=validation,
     )
 
 

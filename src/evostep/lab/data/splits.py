@@ -58,12 +58,16 @@ class Splits:
 
 
 def splits_of(options: Options, data: ImageData, seed: int) -> Splits:
-    """Cut data as the options say: see `make_splits`."""
+    """Cut data as the options say: see `make_splits`.
+
+    Of an official validation set all serves fitness, unless another number was asked for.
+    """
+    whole = data.validation and not options.chosen("fitness_size")
     return make_splits(
         data,
         seed,
         train_size=options.train_size,
-        fitness_size=options.fitness_size,
+        fitness_size=None if whole else options.fitness_size,
         accept_size=options.accept_size,
         test_size=options.test_size,
     )
@@ -74,7 +78,7 @@ def make_splits(
     seed: int,
     *,
     train_size: int | None,
-    fitness_size: int,
+    fitness_size: int | None,
     accept_size: int,
     test_size: int | None,
 ) -> Splits:
@@ -83,13 +87,15 @@ def make_splits(
     A pure function of the arguments. Parts are drawn in the order test, fitness, accept, train,
     each from what those before it left and with randomness of its own: the test part depends on
     the seed and `test_size` alone, and no part on `train_size` but train itself. In each part a
-    class has its proportional share of what was left, rounded down or up.
+    class has its proportional share of what was left, rounded down or up. Where there is an
+    official validation set, fitness and accept are drawn from it, and train from the others.
 
     Args:
-        data: the images; only `targets`, `test_targets` and `classes` are read.
+        data: the images; only `targets`, `test_targets`, `classes` and `validation` are read.
         seed: 0 or more; another seed gives another split.
         train_size: number of examples; None for all that are left.
-        fitness_size: number of examples; 0 for none.
+        fitness_size: number of examples; 0 for none; None for all of the official validation set
+            that accept leaves.
         accept_size: number of examples; 0 for none.
         test_size: number of examples; None for the whole official test set or, where there is
             none, a quarter of the data.
@@ -114,11 +120,14 @@ def make_splits(
     if seed < 0:
         raise InputError(f"seed {seed} is negative: give 0 or more")
     targets = data.targets.numpy()
-    classes = len(data.classes)
+    classes, validation = len(data.classes), data.validation
+    own = len(targets) - validation
     official = data.test_targets is not None
     test_targets = targets if data.test_targets is None else data.test_targets.numpy()
     if test_size is None:
-        test_size = len(test_targets) if official else round(len(targets) / 4)
+        test_size = len(test_targets) if official else round(own / 4)
+    if fitness_size is None:
+        fitness_size = max(validation - accept_size, classes)
     _check_size("test", test_size, classes, may_be_empty=False)
     _check_size("fitness", fitness_size, classes, may_be_empty=True)
     _check_size("accept", accept_size, classes, may_be_empty=True)
@@ -127,25 +136,32 @@ def make_splits(
             f"test size {test_size} is more than the {len(test_targets)} images of "
             f"{data.name}'s test set: give at most {len(test_targets)}"
         )
-    held_out = fitness_size + accept_size + (0 if official else test_size)
-    left = len(targets) - held_out
+    if validation and fitness_size + accept_size > validation:
+        raise InputError(
+            f"fitness {fitness_size} + accept {accept_size} = {fitness_size + accept_size} "
+            f"examples, but {data.name} has {validation} for validation: give smaller sizes"
+        )
+    held_out = 0 if validation else fitness_size + accept_size
+    held_out += 0 if official else test_size
+    left = own - held_out
     if train_size is None:
         train_size = max(left, classes)
     _check_size("train", train_size, classes, may_be_empty=False)
     if train_size > left:
         own_test = "" if official else f" + test {test_size}"
+        beside = "" if validation else f" + fitness {fitness_size} + accept {accept_size}"
         raise InputError(
-            f"train {train_size} + fitness {fitness_size} + accept {accept_size}{own_test} = "
-            f"{train_size + held_out} examples, but {data.name} has {len(targets)} to share: "
-            f"give smaller sizes (train needs {classes} or more)"
+            f"train {train_size}{beside}{own_test} = {train_size + held_out} examples, but "
+            f"{data.name} has {own} to share: give smaller sizes (train needs {classes} or more)"
         )
 
-    test_pool = np.arange(len(test_targets), dtype=np.int64)
+    test_pool = np.arange(len(test_targets) if official else own, dtype=np.int64)
     test, test_rest = _draw(test_pool, test_targets, test_size, classes, (seed, 0))
-    pool = np.arange(len(targets), dtype=np.int64) if official else test_rest
-    fitness, pool = _draw(pool, targets, fitness_size, classes, (seed, 1))
-    accept, pool = _draw(pool, targets, accept_size, classes, (seed, 2))
-    train, _ = _draw(pool, targets, train_size, classes, (seed, 3))
+    pool = np.arange(own, dtype=np.int64) if official else test_rest
+    held = np.arange(own, len(targets), dtype=np.int64) if validation else pool
+    fitness, held = _draw(held, targets, fitness_size, classes, (seed, 1))
+    accept, held = _draw(held, targets, accept_size, classes, (seed, 2))
+    train, _ = _draw(pool if validation else held, targets, train_size, classes, (seed, 3))
     return Splits(
         train=torch.from_numpy(train),
         fitness=torch.from_numpy(fitness),

@@ -49,7 +49,7 @@ def read_columns(path: Path) -> dict[str, np.ndarray[Any, Any]]:
         raise InputError(f"{path} is empty: write a header and a row for each example")
     try:
         columns = read(path)
-    except InputError:
+    except (InputError, ImportError):
         raise
     except Exception as error:  # pyarrow and numpy raise a dozen kinds
         raise InputError(

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evostep.errors import InputError, reason
+from evostep.errors import InputError, needs_package, reason
 
 _KINDS = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16}
 
@@ -34,9 +34,7 @@ def run_onnx(path: Path, batches: Sequence[Tensor]) -> Tensor:
     try:
         onnxruntime = importlib.import_module("onnxruntime")
     except ImportError as error:
-        raise InputError(
-            f"{path} needs onnxruntime ({reason(error)}): pip install onnxruntime"
-        ) from error
+        raise needs_package(str(path), "onnxruntime", "evostep[onnx]", error) from error
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises a dozen kinds

@@ -26,16 +26,16 @@ def arm_table(runs: Sequence[Mapping[str, Any]], metric: str) -> list[dict[str, 
     Returns:
         Rows {"arm", "n", "metric", "mean", "sd", "ci95"} in the order of first appearance. Runs
         that diverged (a value that is null or not finite) are left out of the numbers, which are
-        None where all did; "n" counts them, too, and "not_finite" alone: without its failures an
-        arm looks better than it is.
+        None where all did, and of "n"; "not_finite" counts them: without its failures an arm looks
+        better than it is.
 
     Raises:
         ValueError: one arm and seed twice.
     """
     rows: list[dict[str, Any]] = []
     for arm, values in _by_arm(runs, metric).items():
-        row: dict[str, Any] = {"arm": arm, "n": len(values), "metric": metric}
         finite = [value for value in values.values() if value is not None]
+        row: dict[str, Any] = {"arm": arm, "n": len(finite), "metric": metric}
         if finite:
             summary = summarise(finite)
             row |= {"mean": summary.mean, "sd": summary.sd, "ci95": _as_list(summary.ci95)}
@@ -62,7 +62,8 @@ def contrast_table(
     Returns:
         Rows {"arm", "control", "metric", "n", "mean", "ci95", "p"}; "mean" is arm - control. A pair
         without a common seed has no row. Pairs with a diverged run are left out of the numbers,
-        which are None where all are such, and counted by "n" and "not_finite".
+        which are None where all are such, and of "n"; "not_finite" counts them, and "diverged" says
+        whose runs these were: "arm", "control", or "both".
 
     Raises:
         ValueError: one arm and seed twice.
@@ -190,12 +191,14 @@ def _contrast_row(
     finite = [(a, c) for a, c in pairs if a is not None and c is not None]
     if not pairs:
         return None
-    row: dict[str, Any] = {"n": len(pairs), "mean": None, "ci95": None, "p": None}
+    row: dict[str, Any] = {"n": len(finite), "mean": None, "ci95": None, "p": None}
     if finite:
         contrast = paired_contrast([a for a, _ in finite], [c for _, c in finite])
         row |= {"mean": contrast.mean, "ci95": _as_list(contrast.ci95), "p": contrast.p}
     if len(finite) < len(pairs):
-        row["not_finite"] = len(pairs) - len(finite)
+        of_arm, of_control = (any(pair[side] is None for pair in pairs) for side in (0, 1))
+        whose = "both" if of_arm and of_control else "arm" if of_arm else "control"
+        row |= {"not_finite": len(pairs) - len(finite), "diverged": whose}
     return row
 
 

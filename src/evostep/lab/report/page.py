@@ -147,7 +147,7 @@ def _row(
     return {
         "arm": label,
         "strongest": label == strongest,
-        "n": len(runs),
+        "n": (summary or {"n": 0})["n"],
         "score": wording.score(summary, metric),
         "interval": wording.interval(summary, metric),
         "contrasts": [
@@ -171,12 +171,7 @@ def _spent(results: Mapping[str, Any]) -> str:
     spent = [run.get("sample_forwards") for run in results["runs"] if not run.get("diverged")]
     if not budget or not spent or not all(spent):
         return ""
-    least, most = (extreme(spent) / budget for extreme in (min, max))
-    return (
-        "Runs end with the step or generation that reaches the budget of "
-        f"{budget / 1e6:.3f} million sample-forwards: they spent {least:.2f} to {most:.2f} times "
-        "as much."
-    )
+    return wording.of_budget(budget, "they spent", min(spent), max(spent))
 
 
 def _mean(values: Any) -> float | None:

@@ -38,14 +38,16 @@ def summarise(
         cell = contrast_cell(difference)
         interval = cell["spread"].partition(";")[0]
         outcome = "a control" if label in controls else "no common seed"
+        text = f"{cell['mean']} ({interval})" if interval else cell["mean"]
         if label == strongest:
             outcome = "strongest control"
         elif difference is not None:
             outcome = outcome_of(difference)
-        text = f"{cell['mean']} ({interval})" if interval else cell["mean"]
+            if difference.get("not_finite"):  # what is left may be a choice of the luckiest seeds
+                text = ABSENT
         score, _, diverged = row["score"].partition(" (")
-        if diverged:  # what is left may be a choice of the luckiest seeds
-            text, outcome = ABSENT, diverged.removesuffix(")")
+        if diverged and outcome != "both diverged":
+            outcome = diverged.removesuffix(")")
         rows.append((label, score, text, _OUTCOMES.get(outcome, outcome)))
     seeds = counted(context["seeds"], "seed")
     head = f"{context['title']}, {context['model']}, {seeds}"

@@ -14,8 +14,11 @@ OUTCOMES = {
     "worse": "Worse: ",
     "one seed": "One seed, so a difference cannot be told from luck: ",
     "equal": "The same difference on every seed, so no interval: ",
-    "diverged": "No verdict, since a run diverged: ",
+    "diverged": "No verdict, since the arm diverged: ",
+    "control diverged": "No verdict, since the control diverged: ",
+    "both diverged": "No verdict, since both arm and control diverged: ",
 }
+_OF_DIVERGED = {"arm": "diverged", "control": "control diverged", "both": "both diverged"}
 
 
 def verdict(
@@ -61,8 +64,14 @@ def verdict(
 
 
 def _headline(rows: Sequence[Mapping[str, Any]], of: str) -> str:
+    outcomes = [outcome_of(row) for row in rows]
+    if all(row.get("not_finite") for row in rows):
+        who = "runs of every other arm" if set(outcomes) == {"diverged"} else "runs of it"
+        if "diverged" in outcomes and len(set(outcomes)) > 1:
+            who = "runs of it or of the arms"
+        return f"No verdict against {of}: {who} diverged."
     if all(row["ci95"] is None for row in rows):
-        one_seed = rows[0]["n"] == 1
+        one_seed = "one seed" in outcomes
         why = "one seed cannot tell a difference" if one_seed else "no interval for the difference"
         return f"No verdict: {why} from {of}."
     better = [row["arm"] for row in rows if outcome_of(row) == "better"]
@@ -79,7 +88,7 @@ def _headline(rows: Sequence[Mapping[str, Any]], of: str) -> str:
 def outcome_of(row: Mapping[str, Any]) -> str:
     """Return what a row of "contrasts" shows: a key of `OUTCOMES`."""
     if row.get("not_finite"):  # what is left may be a choice of the luckiest seeds
-        return "diverged"
+        return _OF_DIVERGED[row["diverged"]]
     if row["ci95"] is None:
         return "one seed" if row["n"] == 1 else "equal"
     low, high = row["ci95"]
@@ -91,6 +100,7 @@ def outcome_of(row: Mapping[str, Any]) -> str:
 def sentence(row: Mapping[str, Any]) -> dict[str, str]:
     """Return arm and control of a row of "contrasts", and the difference in words."""
     words = {"one seed": "one seed, no interval", "equal": "the same on every seed, no interval"}
+    words |= dict.fromkeys(_OF_DIVERGED.values(), "no verdict")
     outcome = outcome_of(row)
     return {
         "arm": row["arm"],

@@ -31,7 +31,10 @@ def is_fraction(metric: str) -> bool:
 
 def contrast_text(row: Mapping[str, Any]) -> str:
     """Return a row of "contrasts" in words: the difference, its interval, p and n."""
-    diverged = f", of which {row['not_finite']} diverged" if row.get("not_finite") else ""
+    diverged = ""
+    if row.get("not_finite"):
+        whose = {"both": "arm or control"}.get(row["diverged"], row["diverged"])
+        diverged = f", {whose} diverged on {row['not_finite']} of {_seeds(row)}"
     if row["mean"] is None:
         return f"n = {row['n']}{diverged}"
     unit = " points" if is_fraction(row["metric"]) else ""
@@ -42,11 +45,15 @@ def contrast_text(row: Mapping[str, Any]) -> str:
 
 
 def contrast_cell(row: Mapping[str, Any] | None) -> dict[str, str]:
-    """Return a row of "contrasts" for a table: the mean, and its interval and p (or nothing)."""
+    """Return a row of "contrasts" for a table: the mean, and its interval and p (or nothing).
+
+    Where runs diverged it says of how many seeds these are.
+    """
     if row is None or row["mean"] is None:
         return {"mean": ABSENT, "spread": ""}
-    spread = "" if row["ci95"] is None else f"{_signed_interval(row)}; p {_p(row['p'])}"
-    return {"mean": signed(row["mean"], row["metric"]), "spread": spread}
+    spread = [] if row["ci95"] is None else [_signed_interval(row), f"p {_p(row['p'])}"]
+    spread += [f"on {row['n']} of {_seeds(row)}"] if row.get("not_finite") else []
+    return {"mean": signed(row["mean"], row["metric"]), "spread": "; ".join(spread)}
 
 
 def score(row: Mapping[str, Any] | None, metric: str) -> str:
@@ -54,9 +61,10 @@ def score(row: Mapping[str, Any] | None, metric: str) -> str:
     if row is None:
         return ABSENT
     if row["mean"] is None:
-        return f"diverged in {row['not_finite']} of {row['n']}"
+        return f"diverged in {row['not_finite']} of {row['not_finite']}"
     sd = "" if row["sd"] is None else f" ± {_value(row['sd'], metric)}"
-    diverged = f" ({row['not_finite']} of {row['n']} diverged)" if row.get("not_finite") else ""
+    lost = row.get("not_finite", 0)
+    diverged = f" ({lost} of {row['n'] + lost} diverged)" if lost else ""
     return _value(row["mean"], metric) + sd + diverged
 
 
@@ -65,6 +73,11 @@ def interval(row: Mapping[str, Any] | None, metric: str) -> str:
     if row is None or row["ci95"] is None:
         return ABSENT
     return " to ".join(_value(x, metric) for x in row["ci95"])
+
+
+def _seeds(row: Mapping[str, Any]) -> str:
+    """Return of how many seeds a row is, those with a diverged run included."""
+    return counted(row["n"] + row["not_finite"], "seed")
 
 
 def _signed_interval(row: Mapping[str, Any]) -> str:
@@ -149,6 +162,20 @@ def forwards(n: int) -> str:
     ('1 sample-forward', '5,400 sample-forwards', '1.235 M sample-forwards')
     """
     return counted(n, "sample-forward") if n < 10**6 else f"{n / 1e6:.3f} M sample-forwards"
+
+
+def of_budget(budget: int, they_spent: str, least: int, most: int) -> str:
+    """Return how much of a common budget runs spend, which end with a whole step.
+
+    >>> of_budget(1_000_000, "they spend", 1_000_000, 1_040_000)
+    'Runs end with the step or generation (a population: the epoch) that reaches the budget of \
+1.000 M sample-forwards: they spend 1.00 to 1.04 times as much.'
+    """
+    times = dict.fromkeys(f"{n / budget:.2f}" for n in (least, most))
+    return (
+        "Runs end with the step or generation (a population: the epoch) that reaches the budget of "
+        f"{forwards(budget)}: {they_spent} {' to '.join(times)} times as much."
+    )
 
 
 def markdown(text: object) -> str:

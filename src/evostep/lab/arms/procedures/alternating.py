@@ -78,6 +78,11 @@ class Alternating(Procedure):
             cost += 2 * (sizes.accept or sizes.fitness)
         return cost
 
+    @classmethod
+    def excess(cls, arm: Arm, sizes: Sizes) -> int:
+        """Return what a step, or the last generation of a phase, may spend beyond the budget."""
+        return max(super().excess(arm, sizes), cls.phase_cost(arm, sizes, 1))
+
     def epoch(self, counters: Counters, budget: int | None) -> None:
         """Train for one epoch; remember its weights where a `Span` mixes them; evolve when due."""
         arm = self.arm

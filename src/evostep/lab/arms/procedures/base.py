@@ -83,6 +83,8 @@ class Procedure(ABC):
 
     Attributes:
         evolves: whether it has generations, and so needs fitness examples.
+        populates: whether it trains a population: ``--population`` is that of its offspring, and an
+            epoch of mu individuals counts as mu.
 
     Args:
         seed_run: what the runs of its seed share.
@@ -91,6 +93,7 @@ class Procedure(ABC):
     """
 
     evolves: ClassVar[bool] = False
+    populates: ClassVar[bool] = False
 
     def __init__(self, seed_run: SeedRun, arm: Arm, trunk: dict[str, Any]) -> None:
         self.seed_run, self.arm = seed_run, arm
@@ -111,6 +114,11 @@ class Procedure(ABC):
     def finish_cost(cls, arm: Arm, sizes: Sizes) -> int:
         """Return the most sample-forwards that `finish` takes."""
         return 0
+
+    @classmethod
+    def excess(cls, arm: Arm, sizes: Sizes) -> int:
+        """Return the most sample-forwards by which a run passes its budget: it ends a step."""
+        return PER_GRADIENT_EXAMPLE * arm.training.batch + cls.finish_cost(arm, sizes)
 
     @abstractmethod
     def epoch(self, counters: Counters, budget: int | None) -> None:

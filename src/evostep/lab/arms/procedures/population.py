@@ -32,6 +32,7 @@ class Population(Procedure):
     """
 
     evolves: ClassVar[bool] = True
+    populates: ClassVar[bool] = True
 
     def __init__(self, seed_run: SeedRun, arm: Arm, trunk: dict[str, Any]) -> None:
         super().__init__(seed_run, arm, trunk)
@@ -65,6 +66,11 @@ class Population(Procedure):
         """Return what a phase takes: everybody scored once, and the offspring of each round."""
         scored = arm.population.individuals + generations * arm.population.offspring
         return scored * sizes.fitness if generations else 0
+
+    @classmethod
+    def excess(cls, arm: Arm, sizes: Sizes) -> int:
+        """Return what the epoch of all individuals may spend beyond the budget."""
+        return cls.epoch_cost(arm, sizes)
 
     def epoch(self, counters: Counters, budget: int | None) -> None:
         """Let every individual train for an epoch, then breed."""

@@ -20,9 +20,11 @@ class Source:
         train: images to split.
         test: the official test set, or None where there is none.
         classes: the names of the classes; targets are below their number.
+        validation: the official validation set, or None where there is none.
     """
 
     title: str
     train: Part
     test: Part | None
     classes: Sequence[str]
+    validation: Part | None = None

@@ -1,4 +1,4 @@
-"""Image folders: a folder for each class, perhaps below train/ and test/ or val/."""
+"""Image folders: a folder for each class, perhaps below train/, val/ and test/."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def load(name: str, image_size: int | None) -> Source:
         image_size: height and width to which images are cropped and scaled, in pixels.
 
     Returns:
-        The images, three channels each; test/, else val/, is the official test set. Parts may be
-        called as in `PARTS`, in upper or lower case.
+        The images, three channels each. val/ is the official validation set beside test/, and the
+        official test set without. Parts may be called as in `PARTS`, in upper or lower case.
 
     Raises:
         InputError: no image size, no such folder, an image that does not decode, or parts that
@@ -35,7 +35,7 @@ def load(name: str, image_size: int | None) -> Source:
         raise InputError(f"{name} needs an image size: give --image-size PIXELS, such as 64")
     if not root.is_dir():
         raise InputError(f"no folder {root}: give folder:PATH of a folder with one per class")
-    parts, classes = _parts(root)
+    parts, others = _parts(root)
     if not parts:
         train, names = _folder_part(root, image_size)
         return Source(root.resolve().name, train, None, names)
@@ -43,23 +43,22 @@ def load(name: str, image_size: int | None) -> Source:
         found = ", ".join(sorted(path.name for path in parts.values()))
         raise InputError(f"{root} has {found} but no train folder: add it")
     train, names = _folder_part(parts["train"], image_size)
-    held_out = parts.get("test") or parts.get("val")
-    ignored = [path.name for kind, path in parts.items() if path not in (parts["train"], held_out)]
-    if ignored or classes:
-        warn(
-            f"{root} has train and other folders, which are ignored: "
-            f"{', '.join(sorted([*ignored, *classes]))}"
-        )
-    test = None
-    if held_out is not None:
-        test, test_names = _folder_part(held_out, image_size)
-        if test_names != names:
-            odd = sorted(set(names) ^ set(test_names))
+    if others:
+        warn(f"{root} has train and other folders, which are ignored: {', '.join(others)}")
+    held_out: dict[str, Part] = {}
+    for kind, path in parts.items():
+        if kind == "train":
+            continue
+        held_out[kind], own_names = _folder_part(path, image_size)
+        if own_names != names:
+            odd = sorted(set(names) ^ set(own_names))
             raise InputError(
-                f"{root}: {parts['train'].name} and {held_out.name} differ in the classes "
+                f"{root}: {parts['train'].name} and {path.name} differ in the classes "
                 f"{', '.join(odd)}: give both the same class folders"
             )
-    return Source(root.resolve().name, train, test, names)
+    test = held_out.get("test") or held_out.get("val")
+    validation = held_out.get("val") if "test" in held_out else None
+    return Source(root.resolve().name, train, test, names, validation)
 
 
 def _parts(root: Path) -> tuple[dict[str, Path], list[str]]:
@@ -105,6 +104,11 @@ def _folder_part(root: Path, image_size: int) -> tuple[Part, list[str]]:
             classes = {name: index for index, name in enumerate(names)}
             return list(classes), classes
 
+    if not _folders(root):
+        raise InputError(
+            f"{root} holds no folder of a class: put the images of each class in a folder of its "
+            "own, or remove it"
+        )
     try:
         found = Shown(str(root))
     except OSError as error:

@@ -38,7 +38,8 @@ def draw_intervals(
             if row["ci95"] is not None:
                 axis.plot([factor * x for x in row["ci95"]], [y, y], color=colour, linewidth=2)
             open_dot = {"markerfacecolor": "none"} if row["ci95"] is None else {}
-            axis.plot(factor * row["mean"], y, marker="o", color=colour, **open_dot)
+            marker = "x" if row.get("not_finite") else "o"
+            axis.plot(factor * row["mean"], y, marker=marker, color=colour, **open_dot)
         axis.set_title(f"against {shortened(control)}")
         axis.set_xlabel(f"difference in test {metric} ({unit})")
     label_rows(axes[0], labels)
@@ -46,6 +47,7 @@ def draw_intervals(
     described = "; ".join(
         f"{row['arm']} against {row['control']} {factor * row['mean']:+.2f}" for row in rows
     )
+    crosses = " A cross: on some seeds a run diverged, and they are left out."
     return render(
         figure,
         "contrasts",
@@ -53,5 +55,6 @@ def draw_intervals(
         f"Differences in test {metric}, {unit}: {described}",
         f"Mean difference over paired seeds with its 95% interval; {side} of the line the arm is "
         "better. An interval that crosses the line shows no difference. A hollow dot has no "
-        "interval (one seed, or the same difference on every seed).",
+        "interval (one seed, or the same difference on every seed)."
+        + (crosses if any(row.get("not_finite") for row in rows) else ""),
     )
