@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from evostep.lab.arms.arm import Training
+from evostep.lab.arms.arm import Start, Training
 from evostep.lab.data.images import ImageData
 from evostep.lab.data.parts import Parts, Sizes
 from evostep.lab.models import build_model
@@ -93,6 +93,11 @@ class SeedRun:
 def trunk_directory(directory: Path, training: Training, seed: int) -> Path:
     """Return where the trunk of all arms with this training is kept."""
     return directory / "trunks" / f"{training.key}-seed{seed}"
+
+
+def start_directory(directory: Path, start: Start, seed: int) -> Path:
+    """Return where the run is kept from whose end others start."""
+    return directory / "starts" / f"{start.name}-seed{seed}"
 
 
 def run_directory(directory: Path, label: str, seed: int) -> Path:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from evostep.errors import InputError, reason, warn
+from evostep.lab.arms.arm import Training
 from evostep.lab.arms.methods import METHODS
 from evostep.lab.arms.precedence import make_arms
 from evostep.lab.arms.seed_run import run_directory
@@ -239,7 +240,13 @@ def _plain(value: Any) -> Any:
 
 
 def _current_names(arm: dict[str, Any]) -> dict[str, Any]:
-    """Return an arm as it is described today: a mutation's population was called children."""
+    """Return an arm as it is described today.
+
+    A mutation's population was called children, and some of how arms train is younger.
+    """
+    defaults = {f.name: f.default for f in dataclasses.fields(Training) if f.name != "span"}
+    younger = {name: v for name, v in defaults.items() if v is not dataclasses.MISSING}
+    arm = {**arm, "training": {**younger, **arm["training"]}}
     strategy = arm.get("strategy")
     if not strategy:
         return arm

@@ -12,12 +12,13 @@ import torch
 
 from evostep.errors import InputError, reason
 from evostep.genome.slots import slots_of_module
-from evostep.lab.arms.arm import Arm, Training
-from evostep.lab.arms.budget import budgets
+from evostep.lab.arms.arm import Arm, Start, Training
+from evostep.lab.arms.budget import budgets, settled
 from evostep.lab.arms.evaluation import resolve_metric
 from evostep.lab.arms.methods import METHODS
 from evostep.lab.arms.precedence import make_arms
 from evostep.lab.arms.seed_run import make_model
+from evostep.lab.arms.training import import_sam
 from evostep.lab.data.images import ImageData, load_data
 from evostep.lab.data.parts import Sizes
 from evostep.lab.data.splits import Splits, splits_of, warn_of_absent_classes
@@ -70,7 +71,21 @@ class Plan:
         """Key of each trunk -> its training, and the labels of the arms that branch from it."""
         found: dict[str, tuple[Training, list[str]]] = {}
         for arm in self.arms:
-            found.setdefault(arm.training.key, (arm.training, []))[1].append(arm.label)
+            first = arm
+            while first.start is not None:
+                first = first.start.arm
+            found.setdefault(first.training.key, (first.training, []))[1].append(arm.label)
+        return found
+
+    @property
+    def starts(self) -> dict[str, tuple[Start, list[str]]]:
+        """Name of each start -> it, and the labels of the arms that lead through it."""
+        found: dict[str, tuple[Start, list[str]]] = {}
+        for arm in self.arms:
+            start = arm.start
+            while start is not None:
+                found.setdefault(start.name, (start, []))[1].append(arm.label)
+                start = start.arm.start
         return found
 
     def identity(self) -> dict[str, Any]:
@@ -108,9 +123,11 @@ def make_plan(options: Options) -> Plan:
     seeds = options.seed_list
     if options.init_from is not None and options.pretrained:
         raise InputError("--pretrained and --init-from exclude each other: leave one out")
-    evolving = [arm.label for arm in arms if METHODS[arm.method].evolves]
-    if evolving and options.fitness_size == 0:
-        raise InputError(f"--fitness-size is 0, but {', '.join(evolving)} score on these examples")
+    scoring = [arm.label for arm in arms if METHODS[arm.method].needs_fitness]
+    if scoring and options.fitness_size == 0:
+        raise InputError(f"--fitness-size is 0, but {', '.join(scoring)} score on these examples")
+    if any(arm.training.sharpness for arm in arms):
+        import_sam()  # now, and not after hours of other arms
     _check_schedules(arms, options)
     data = load_data(options.data, options.data_dir, image_size=options.image_size)
     splits = {seed: splits_of(options, data, seed) for seed in seeds}
@@ -125,15 +142,9 @@ def make_plan(options: Options) -> Plan:
         classes=len(data.classes),
     )
     _check_metric(options, sizes.classes)
-    plan = Plan(
-        options,
-        arms,
-        data,
-        splits,
-        sizes,
-        budgets(arms, sizes, equal=options.equal_budget, budget=options.budget),
-        device,
-    )
+    shares = budgets(arms, sizes, equal=options.equal_budget, budget=options.budget)
+    arms = [settled(arm, arms, sizes, shares[arm.label]) for arm in arms]
+    plan = Plan(options, arms, data, splits, sizes, shares, device)
     _check_spaces(plan)
     return plan
 
