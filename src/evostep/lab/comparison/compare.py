@@ -90,7 +90,8 @@ def _branch(plan: Plan, seed_run: SeedRun, arm: Arm, done: dict[str, Path]) -> P
         if start is None:
             done[name] = run_trunk(seed_run, *plan.trunks[arm.training.key])
         else:
-            done[name] = run_start(seed_run, start, _branch(plan, seed_run, start.arm, done))
+            trunk = _branch(plan, seed_run, start.arm, done)
+            done[name] = run_start(seed_run, *plan.starts[start.name], trunk)
     return done[name]
 
 

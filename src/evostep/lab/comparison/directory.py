@@ -70,7 +70,7 @@ def is_complete(options: Options, directory: Path) -> bool:
         return False
     known, arms = known_plan(directory), make_arms(options)
     assert known is not None, "it is published"
-    new = {"options": describe_options(options), "arms": describe_arms(arms)}
+    new = {"options": describe_options(options, arms), "arms": describe_arms(arms)}
     runs = finished_runs(directory)
     whole = all((arm.label, seed) in runs for arm in arms for seed in options.seed_list)
     budgets = {arm["budget"] for arm in known["arms"].values()}
@@ -220,7 +220,7 @@ def _other_splits(plan: Plan, directory: Path) -> str:
 
 def _differs(known: dict[str, Any], new: dict[str, Any]) -> str:
     """Return which option or setting of an arm is another, budgets aside; empty where none is."""
-    defaults = _plain(describe_options(Options()))  # an option is younger than the directory
+    defaults = _plain(describe_options(Options(), []))  # an option is younger than the directory
     differs = _difference({**defaults, **known["options"]}, new["options"], "--")
     for label in known["arms"].keys() & new["arms"].keys():
         was, now = ({**arms["arms"][label], "budget": None} for arms in (known, new))

@@ -17,6 +17,7 @@ from evostep.lab.arms.budget import budgets, settled
 from evostep.lab.arms.evaluation import resolve_metric
 from evostep.lab.arms.methods import METHODS
 from evostep.lab.arms.precedence import make_arms
+from evostep.lab.arms.registration import registered_contrast
 from evostep.lab.arms.seed_run import make_model
 from evostep.lab.arms.training import import_sam
 from evostep.lab.data.images import ImageData, load_data
@@ -93,16 +94,21 @@ class Plan:
         arms = describe_arms(self.arms)
         for label, described in arms.items():
             described["budget"] = self.budgets[label]
-        return {"options": describe_options(self.options), "arms": arms}
+        return {"options": describe_options(self.options, self.arms), "arms": arms}
 
 
-def describe_options(options: Options) -> dict[str, Any]:
-    """Return the options that must be equal for two comparisons to share a directory."""
-    return {
+def describe_options(options: Options, arms: list[Arm]) -> dict[str, Any]:
+    """Return the options that must be equal for two comparisons to share a directory.
+
+    Raises:
+        InputError: as `registered_contrast`.
+    """
+    described = {
         name: str(value) if isinstance(value, Path) else value
         for name, value in dataclasses.asdict(options).items()
         if name not in _FREE
     }
+    return described | {"contrast": registered_contrast(options, arms)}
 
 
 def describe_arms(arms: list[Arm]) -> dict[str, dict[str, Any]]:
@@ -121,6 +127,7 @@ def make_plan(options: Options) -> Plan:
         torch.set_num_threads(options.threads)
     arms = make_arms(options)
     seeds = options.seed_list
+    registered_contrast(options, arms)  # refused before data are read
     if options.init_from is not None and options.pretrained:
         raise InputError("--pretrained and --init-from exclude each other: leave one out")
     scoring = [arm.label for arm in arms if METHODS[arm.method].needs_fitness]

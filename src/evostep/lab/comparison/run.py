@@ -55,7 +55,7 @@ def run_trunk(seed_run: SeedRun, training: Training, labels: list[str]) -> Path:
     return checkpoint
 
 
-def run_start(seed_run: SeedRun, start: Start, trunk: Path) -> Path:
+def run_start(seed_run: SeedRun, start: Start, labels: list[str], trunk: Path) -> Path:
     """Run the arm from whose end others start, up to there, or what is missing of it.
 
     Its history stands under a name of its own: where it is an arm of the comparison, too, it goes
@@ -64,6 +64,7 @@ def run_start(seed_run: SeedRun, start: Start, trunk: Path) -> Path:
     Args:
         seed_run: of the seed.
         start: what to run.
+        labels: of the arms that start there.
         trunk: checkpoint to branch from, or of the start before.
 
     Returns:
@@ -75,6 +76,7 @@ def run_start(seed_run: SeedRun, start: Start, trunk: Path) -> Path:
         return last
     arm = dataclasses.replace(start.arm, label=f"start:{start.name}")
     checkpoint = folder / "checkpoint.pt"
+    seed_run = dataclasses.replace(seed_run, arms=labels)
     model, counters = _train(seed_run, arm, trunk, start.budget, checkpoint)
     save_checkpoint(last, {"model": model.state_dict(), "counters": vars(counters)})
     checkpoint.unlink(missing_ok=True)

@@ -144,7 +144,7 @@ class Procedure(ABC):
 
     @classmethod
     def reserve(cls, arm: Arm, sizes: Sizes) -> int:
-        """Return the sample-forwards that gradient steps leave of a budget for what ends the run."""
+        """Return the sample-forwards of a budget that gradient steps leave for the end of a run."""
         return 0
 
     def finished(self, counters: Counters, budget: int | None) -> bool:
