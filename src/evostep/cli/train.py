@@ -36,7 +36,9 @@ def run(parsed: Any) -> None:
     seed, out = parsed.get("seed", 0), parsed.out
     if seed < 0:
         raise InputError(f"--seed must be at least 0, got {seed}")
-    options = make_options(parsed, arms=[parsed.get("arm", "openai-es")], seeds=[seed])
+    # one run is no contrast: what a file registers is for `evostep compare`
+    fixed = {"arms": [parsed.get("arm", "openai-es")], "seeds": [seed], "contrast": None}
+    options = make_options(parsed, **fixed)
     from evostep.lab.comparison.directory import check_directory
     from evostep.lab.comparison.plan import make_plan
     from evostep.lab.storage import check_writable

@@ -63,6 +63,12 @@ class Options:
     lr: Annotated[float, "learning rate of the base optimizer"] = 0.01
     momentum: Annotated[float, "momentum of SGD; the first beta of Adam"] = 0.9
     weight_decay: Annotated[float, "weight decay of the base optimizer"] = 0.0
+    schedule: Annotated[
+        Literal["constant", "cosine"],
+        "how the learning rate goes; cosine: down to 0 where the run ends",
+    ] = "constant"
+    ema_decay: Annotated[float, "decay of ema's average of the weights, a step"] = 0.99
+    sam_rho: Annotated[float, "how far sam looks for a higher loss, in units of the weights"] = 0.05
     augment: Annotated[str, "augmentation of training images"] = "none"
     metric: Annotated[
         str,
@@ -87,6 +93,11 @@ class Options:
     equal_budget: Annotated[bool, "run every arm up to the budget of the costliest one"] = True
     budget: Annotated[
         int | None, "sample-forwards of every run; default: what the costliest arm needs"
+    ] = None
+    contrast: Annotated[
+        dict[str, Any] | None,
+        "in YAML: the one contrast that is registered before the seeds are run: hypothesis, arm, "
+        "controls, metric, tuning_seeds, trials",
     ] = None
     engine: Annotated[str, "how members are scored; auto: the fastest that can take them"] = "auto"
     device: Annotated[str, "auto, cpu, cuda, ..."] = "auto"
@@ -117,10 +128,12 @@ class Options:
                 f"--evolve-from {self.evolve_from} lies past the end: there are {self.epochs} "
                 "epochs; lower it or raise --epochs"
             )
-        if self.lr <= 0:
-            raise InputError(f"--lr must be > 0, got {self.lr}")
-        if not 0 <= self.momentum < 1:
-            raise InputError(f"--momentum must lie in [0, 1), got {self.momentum}")
+        for name in ("lr", "sam_rho"):
+            if getattr(self, name) <= 0:
+                raise InputError(f"{flag(name)} must be > 0, got {getattr(self, name)}")
+        for name in ("momentum", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{flag(name)} must lie in [0, 1), got {getattr(self, name)}")
         if self.budget is not None and not self.equal_budget:
             raise InputError(
                 f"--budget {self.budget} and --equal-budget false exclude each other: leave one out"
@@ -179,7 +192,7 @@ def read_arms(arms: str | list[ArmEntry], methods: Iterable[str]) -> list[dict[s
         entries = [part.strip() for part in arms.split(",") if part.strip()]
     if not entries:
         raise InputError(f"--arms is empty: choose from {', '.join(methods)}")
-    read = [dict(entry) if isinstance(entry, dict) else {"method": entry} for entry in entries]
+    read = [_settings(entry) if isinstance(entry, dict) else {"method": entry} for entry in entries]
     for settings, entry in zip(read, entries, strict=True):
         name = settings.get("method")
         if not isinstance(name, str):
@@ -187,6 +200,17 @@ def read_arms(arms: str | list[ArmEntry], methods: Iterable[str]) -> list[dict[s
         if name not in methods:
             raise unknown_name("arm", name, methods)
     return read
+
+
+def _settings(entry: dict[str, Any]) -> dict[str, Any]:
+    """Return an arm's settings by name; they may be written as flags are: start-from."""
+    settings: dict[str, Any] = {}
+    for written, value in entry.items():
+        name = str(written).replace("-", "_")
+        if name in settings:
+            raise InputError(f"an arm sets {name} twice: leave {written} out")
+        settings[name] = value
+    return settings
 
 
 def flag(name: str) -> str:

@@ -15,7 +15,22 @@ from evostep.strategies.base import Strategy
 
 @dataclass(frozen=True)
 class Training:
-    """How gradients are used: what decides which arms can share a trunk."""
+    """How gradients are used: what decides which arms can share a trunk.
+
+    Attributes:
+        optimizer: the base optimizer: sgd, adam or adamw.
+        lr: its learning rate, at the beginning where a schedule moves it.
+        momentum: of SGD; the first beta of Adam.
+        weight_decay: of the base optimizer.
+        batch: examples in a step.
+        augment: how training images are varied.
+        all_data: whether gradients see the fitness and accept examples, too.
+        gradient_noise: eta of the noise on gradients; 0: none.
+        schedule: how the learning rate goes: constant or cosine.
+        sharpness: rho of SAM, in units of the weights; 0: plain steps.
+        span: where the schedule begins and ends, in sample-forwards where there is a budget, and
+            else in epochs; the plan knows it (`evostep.lab.arms.budget.settled`).
+    """
 
     optimizer: str
     lr: float
@@ -25,6 +40,14 @@ class Training:
     augment: str
     all_data: bool = False
     gradient_noise: float = 0.0
+    schedule: str = "constant"
+    sharpness: float = 0.0
+    span: tuple[int, int] = (0, 0)
+
+    @property
+    def passes(self) -> int:
+        """Gradients that one step takes."""
+        return 2 if self.sharpness else 1
 
     @property
     def key(self) -> str:
@@ -35,6 +58,9 @@ class Training:
         parts += [self.augment] if self.augment != "none" else []
         parts += ["all-data"] if self.all_data else []
         parts += [f"noise{_short(self.gradient_noise)}"] if self.gradient_noise else []
+        parts += [f"sam{_short(self.sharpness)}"] if self.sharpness else []
+        if self.schedule != "constant":
+            parts += [self.schedule, *(str(end) for end in self.span if end)]
         return "-".join(parts)
 
 
@@ -65,6 +91,8 @@ class Arm:
         at_end: whether it evolves once only, where its budget ends.
         epochs: how many it has where there is no budget.
         population: sizes of ESGD's population.
+        ema_decay: of an exponential moving average of the weights.
+        start: where it begins instead of a trunk; None: at one.
     """
 
     label: str
@@ -78,6 +106,8 @@ class Arm:
     at_end: bool
     epochs: int
     population: PopulationSizes = PopulationSizes()
+    ema_decay: float = 0.0
+    start: Start | None = None
 
     @property
     def mixes(self) -> bool:
@@ -92,6 +122,11 @@ class Arm:
             "training": dataclasses.asdict(self.training),
             "epochs": self.epochs,
         }
+        del described["training"]["span"]  # budget and epochs say it
+        if self.start is not None:
+            described["start_from"] = self.start.arm.label
+        if self.ema_decay:
+            described["ema_decay"] = self.ema_decay
         if self.procedure == "population":
             described["population"] = dataclasses.asdict(self.population)
             described["schedule"] = dataclasses.asdict(self.schedule)
@@ -107,6 +142,24 @@ class Arm:
             described["accept"] = repr(self.accept)
             described["space"] = repr(self.space)
         return described
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where an arm begins that goes on from the end of another: the weights that one ended with.
+
+    Attributes:
+        arm: the other one.
+        budget: sample-forwards at which that one ends; None: with its last epoch.
+    """
+
+    arm: Arm
+    budget: int | None = None
+
+    @property
+    def name(self) -> str:
+        """A readable name, the same for equal ones."""
+        return self.arm.label if self.budget is None else f"{self.arm.label}-{self.budget}"
 
 
 def _plain(value: Any) -> Any:

@@ -38,6 +38,8 @@ class Method:
             epoch, with as many generations.
         all_data: whether it trains on the fitness and accept examples, too.
         gradient_noise: eta of the noise on gradients; 0: none.
+        schedule: how the learning rate goes; None: as ``--schedule`` says.
+        sharp: whether it is sharpness-aware (SAM).
     """
 
     summary: str
@@ -51,6 +53,8 @@ class Method:
     phases: Literal["schedule", "end"] = "schedule"
     all_data: bool = False
     gradient_noise: float = 0.0
+    schedule: str | None = None
+    sharp: bool = False
 
     @property
     def evolves(self) -> bool:
@@ -61,6 +65,11 @@ class Method:
     def populates(self) -> bool:
         """Whether it trains a population of models: see `Procedure`."""
         return PROCEDURES[self.procedure].populates
+
+    @property
+    def needs_fitness(self) -> bool:
+        """Whether it needs fitness examples."""
+        return self.evolves or PROCEDURES[self.procedure].needs_fitness
 
 
 _ARTICLE = "Spartan neural network training, 2020"
@@ -73,11 +82,49 @@ METHODS: dict[str, Method] = {
         control=True,
         all_data=True,
     ),
+    "sgd-cosine": Method(
+        "the base optimizer alone, its rate falling to 0 along a cosine",
+        "arXiv 1608.03983; control",
+        control=True,
+        schedule="cosine",
+    ),
+    "sgd-all-cosine": Method(
+        "sgd-cosine, trained on the fitness and accept examples, too",
+        "arXiv 1608.03983; control for the data that evolution sees",
+        control=True,
+        all_data=True,
+        schedule="cosine",
+    ),
     "swa": Method(
         "mean of the weights of the epochs from --evolve-from on, BatchNorm estimated again",
         "arXiv 1803.05407; control for mixing",
         control=True,
         procedure="averaging",
+    ),
+    "ema": Method(
+        "moving average of the weights of all steps from --evolve-from on, BatchNorm estimated "
+        "again",
+        "Polyak, Juditsky 1992, doi 10.1137/0330046; control for mixing",
+        control=True,
+        procedure="moving-average",
+    ),
+    "sam": Method(
+        "sharpness-aware minimization: the gradient where the loss nearby is highest",
+        "arXiv 2010.01412; control (package pytorch-optimizer)",
+        control=True,
+        sharp=True,
+    ),
+    "uniform-soup": Method(
+        "mean of the run's checkpoints, BatchNorm estimated again",
+        "arXiv 2203.05482; control for mixing",
+        control=True,
+        procedure="uniform-soup",
+    ),
+    "greedy-soup": Method(
+        "mean of those of the run's checkpoints that help on the fitness examples",
+        "arXiv 2203.05482; control for mixing by evolution",
+        control=True,
+        procedure="greedy-soup",
     ),
     "gradient-noise": Method(
         "annealed noise on the gradients", "arXiv 1511.06807", gradient_noise=0.01

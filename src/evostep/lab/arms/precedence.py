@@ -12,6 +12,8 @@ from evostep.acceptance import RULES
 from evostep.errors import InputError, unknown_name, warn, warn_renamed
 from evostep.lab.arms.arm import Arm, PopulationSizes, Training
 from evostep.lab.arms.methods import METHODS, Method, read_setting, setting_kinds
+from evostep.lab.arms.procedures import PROCEDURES
+from evostep.lab.arms.starts import with_starts
 from evostep.lab.options import Options, check_type, flag, read_arms
 from evostep.schedule import Alternate
 from evostep.spaces.base import Space
@@ -25,8 +27,18 @@ MOST_OF_A_LABEL = 100
 _SHARED = ("sigma", "population")  # settings of a strategy that are options for all methods, too
 _OF_STRATEGY = ("sigma", "accept", "space")
 # what an arm may set for itself: how it is told, and options
-_FORM = ("method", "label", "strategy")
-_OPTIONS = (*_TRAINING, *_SHARED, "generations", "every", "accept", "space")
+_FORM = ("method", "label", "strategy", "start_from")
+_OF_METHODS = ("ema_decay", "sam_rho")  # settings of one method each
+_OPTIONS = (
+    *_TRAINING,
+    "schedule",
+    *_SHARED,
+    "generations",
+    "every",
+    "accept",
+    "space",
+    *_OF_METHODS,
+)
 # settings that were called otherwise, and are still read: old name -> name
 OLD_NAMES: dict[type[Strategy], dict[str, str]] = {RandomMutation: {"children": "population"}}
 
@@ -44,6 +56,8 @@ def make_arms(options: Options) -> list[Arm]:
     for label in labels:
         if labels.count(label) > 1:
             raise InputError(f"two arms are called {label!r}: give each its own label in YAML")
+    starts = (entry.get("start_from") for entry in entries)
+    arms = with_starts(arms, dict(zip(labels, starts, strict=True)))
     _check_settings_of_methods(entries, options)
     given = [
         name for name in _OPTIONS if name in options.given and getattr(options, name) is not None
@@ -53,9 +67,10 @@ def make_arms(options: Options) -> list[Arm]:
         for name in given
     }
     if idle := [flag(name) for name in given if not concerned[name]]:
+        does = "uses" if {"--schedule", "--ema-decay", "--sam-rho"} & {*idle} else "evolves by"
         warn(
             f"{' and '.join(idle)} {'has' if len(idle) == 1 else 'have'} no effect: of the arms "
-            f"({', '.join(labels)}) none evolves by it"
+            f"({', '.join(labels)}) none {does} it"
         )
     for name in given:
         if concerned[name] and all(name in _own_names(e, options) for e in concerned[name]):
@@ -79,6 +94,10 @@ def _concerns(name: str, method: Method) -> bool:
     """Return whether an option matters to a method at all."""
     if name in _OF_STRATEGY:
         return method.strategy is not None
+    if name == "schedule":
+        return method.schedule is None
+    if name in _OF_METHODS:
+        return name in PROCEDURES[method.procedure].reads or (name == "sam_rho" and method.sharp)
     return name in _TRAINING or method.evolves
 
 
@@ -113,7 +132,14 @@ def _make_arm(entry: Mapping[str, Any], options: Options) -> Arm:
         **{name: getattr(chosen, name) for name in _TRAINING},
         all_data=method.all_data,
         gradient_noise=method.gradient_noise,
+        schedule=entry.get("schedule") or method.schedule or chosen.schedule,
+        sharpness=chosen.sam_rho if method.sharp else 0.0,
     )
+    if method.procedure == "population" and training.schedule != "constant":
+        raise InputError(
+            f"arm {label!r}: its individuals have learning rates of their own, which --schedule "
+            f"{training.schedule} would not move: give it schedule: constant in YAML"
+        )
     sizes = PopulationSizes()
     if method.populates and chosen.population is not None:
         sizes = dataclasses.replace(sizes, offspring=chosen.population)
@@ -129,6 +155,7 @@ def _make_arm(entry: Mapping[str, Any], options: Options) -> Arm:
         at_end=method.phases == "end",
         epochs=_epochs(method, options, sizes),
         population=sizes,
+        ema_decay=chosen.ema_decay if "ema_decay" in PROCEDURES[method.procedure].reads else 0.0,
     )
 
 

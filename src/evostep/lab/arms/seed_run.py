@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from evostep.lab.arms.arm import Training
+from evostep.lab.arms.arm import Start, Training
 from evostep.lab.data.images import ImageData
 from evostep.lab.data.parts import Parts, Sizes
 from evostep.lab.models import build_model
@@ -69,7 +69,10 @@ class Counters:
 
 @dataclass
 class SeedRun:
-    """What the runs of one seed share."""
+    """What the runs of one seed share.
+
+    `arms` are the labels of those that a line of history is of, where it is not of its own alone.
+    """
 
     options: Options
     seed: int
@@ -79,6 +82,7 @@ class SeedRun:
     directory: Path
     history: History
     watch: Watch = field(default_factory=Watch)
+    arms: Sequence[str] = ()
 
     def build(self) -> nn.Module:
         """Make the model as it is before any training: the same for every arm of the seed."""
@@ -86,13 +90,18 @@ class SeedRun:
 
     def write(self, counters: Counters, record: dict[str, Any]) -> None:
         """Add a line to the history."""
-        self.history.append(record)
+        self.history.append({**record, "arms": list(self.arms)} if self.arms else record)
         counters.lines += 1
 
 
 def trunk_directory(directory: Path, training: Training, seed: int) -> Path:
     """Return where the trunk of all arms with this training is kept."""
     return directory / "trunks" / f"{training.key}-seed{seed}"
+
+
+def start_directory(directory: Path, start: Start, seed: int) -> Path:
+    """Return where the run is kept from whose end others start."""
+    return directory / "starts" / f"{start.name}-seed{seed}"
 
 
 def run_directory(directory: Path, label: str, seed: int) -> Path:

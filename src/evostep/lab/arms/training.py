@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from evostep.errors import needs_package
 from evostep.lab.arms.arm import Training
 from evostep.lab.data.images import ImageData, augment
 from evostep.lab.data.parts import Part
@@ -22,20 +25,47 @@ PER_GRADIENT_EXAMPLE = 3  # sample-forwards: one forward, and a backward that co
 def make_optimizer(training: Training, model: nn.Module) -> torch.optim.Optimizer:
     """Make the base optimizer, with the names of the parameters."""
     named = list(model.named_parameters())
+    settings: dict[str, Any] = {"lr": training.lr, "weight_decay": training.weight_decay}
+    kind: type[torch.optim.Optimizer]
     if training.optimizer == "sgd":
-        return torch.optim.SGD(
-            named,
-            lr=training.lr,
-            momentum=training.momentum,
-            weight_decay=training.weight_decay,
-        )
-    adam = torch.optim.Adam if training.optimizer == "adam" else torch.optim.AdamW
-    return adam(
-        named,
-        lr=training.lr,
-        betas=(training.momentum, 0.999),
-        weight_decay=training.weight_decay,
-    )
+        kind, settings["momentum"] = torch.optim.SGD, training.momentum
+    else:
+        kind = torch.optim.Adam if training.optimizer == "adam" else torch.optim.AdamW
+        settings["betas"] = (training.momentum, 0.999)
+    if not training.sharpness:
+        return kind(named, **settings)
+    sam: torch.optim.Optimizer = import_sam()(named, kind, rho=training.sharpness, **settings)
+    return sam
+
+
+def import_sam() -> Any:
+    """Return the class of sharpness-aware minimization, which other arms can spare.
+
+    Raises:
+        InputError: the package is not there.
+    """
+    try:
+        from pytorch_optimizer import SAM
+    except ImportError as error:
+        raise needs_package("sam", "pytorch_optimizer", "pytorch-optimizer", error) from error
+    return SAM
+
+
+def cosine(lr: float, done: float) -> float:
+    """Return the learning rate where a share of the run is done: it falls from `lr` to 0.
+
+    lr (1 + cos(pi done)) / 2: Loshchilov and Hutter 2017, https://arxiv.org/abs/1608.03983, eq. 5,
+    without restarts.
+
+    Args:
+        lr: at the beginning.
+        done: share of the run; below 0 it is 0, past 1 it is 1.
+
+    Example:
+        >>> cosine(0.1, 0.0), cosine(0.1, 0.5), cosine(0.1, 1.0)
+        (0.1, 0.05, 0.0)
+    """
+    return lr * (1 + math.cos(math.pi * min(max(done, 0.0), 1.0))) / 2
 
 
 def batches_of(n: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
@@ -60,6 +90,7 @@ def train_epoch(
     epoch: int,
     max_forwards: int | None,
     on_step: Callable[[int], None],
+    rate: Callable[[int], float] | None = None,
 ) -> tuple[dict[str, float], int]:
     """Train for one epoch, or up to the first step that reaches `max_forwards` or diverges.
 
@@ -78,6 +109,7 @@ def train_epoch(
         epoch: counted from 0.
         max_forwards: sample-forwards after which the epoch ends early; None: it does not.
         on_step: called with the sample-forwards of each step.
+        rate: the learning rate after so many sample-forwards of this epoch; None: as it stands.
 
     Returns:
         Accuracy and loss as measured on the way, and the sample-forwards spent.
@@ -92,12 +124,18 @@ def train_epoch(
             images = data.normalise(part.images[indices.to(device)])
             images = augment(images, generator, kind=training.augment)
             targets = part.targets[indices.to(device)]
+            if rate is not None:
+                for group in optimizer.param_groups:
+                    group["lr"] = rate(forwards)
             outputs = model(images)
             loss = F.cross_entropy(outputs, targets)
             optimizer.zero_grad()
             loss.backward()
-            optimizer.step()
-            cost = PER_GRADIENT_EXAMPLE * len(targets)
+            if training.sharpness:
+                optimizer.step(partial(_again, model, images, targets))
+            else:
+                optimizer.step()
+            cost = PER_GRADIENT_EXAMPLE * training.passes * len(targets)
             forwards += cost
             seen += len(targets)
             lost += float(loss.detach()) * len(targets)
@@ -106,3 +144,17 @@ def train_epoch(
             if not math.isfinite(lost) or (max_forwards is not None and forwards >= max_forwards):
                 break
     return {"accuracy": right / seen, "loss": lost / seen}, forwards
+
+
+def _again(model: nn.Module, images: Tensor, targets: Tensor) -> float:
+    """Take the gradient where SAM has moved the weights to; BatchNorm statistics stay as they are.
+
+    They are of the weights that the model keeps, not of those that it visits.
+    """
+    kept = [buffer.clone() for buffer in model.buffers()]
+    loss = F.cross_entropy(model(images), targets)
+    loss.backward()
+    with torch.no_grad():
+        for buffer, before in zip(model.buffers(), kept, strict=True):
+            buffer.copy_(before)
+    return float(loss.detach())

@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from evostep.errors import counted
+from evostep.lab.arms.arm import Arm
 from evostep.lab.arms.budget import arm_cost, trunk_cost
 from evostep.lab.arms.procedures import PROCEDURES
 from evostep.lab.arms.seed_run import SeedRun, Watch, run_directory
@@ -21,7 +22,7 @@ from evostep.lab.comparison.environment import describe_environment
 from evostep.lab.comparison.estimate import estimate
 from evostep.lab.comparison.plan import Plan
 from evostep.lab.comparison.progress import show_progress
-from evostep.lab.comparison.run import run_arm, run_trunk
+from evostep.lab.comparison.run import run_arm, run_start, run_trunk
 from evostep.lab.data.parts import cut
 from evostep.lab.report.page import ReportPaths, write_report
 from evostep.lab.report.wording import duration, forwards, of_budget
@@ -63,13 +64,9 @@ def _run_missing(plan: Plan, directory: Path, runs: Runs, watch: Watch) -> None:
         seed_run = SeedRun(
             plan.options, seed, parts, plan.sizes, plan.device, directory, history, watch
         )
-        trunks = {
-            key: run_trunk(seed_run, training, labels)
-            for key, (training, labels) in plan.trunks.items()
-            if any(arm.training.key == key for arm in missing)
-        }
+        branches: dict[str, Path] = {}
         for arm in missing:
-            trunk = trunks[arm.training.key]
+            trunk = _branch(plan, seed_run, arm, branches)
             result = run_arm(seed_run, arm, trunk, plan.budgets[arm.label])
             result["environment"] = environment
             folder = run_directory(directory, arm.label, seed)
@@ -77,6 +74,26 @@ def _run_missing(plan: Plan, directory: Path, runs: Runs, watch: Watch) -> None:
             (folder / "checkpoint.pt").unlink(missing_ok=True)
             runs[arm.label, seed] = result
             write_results(plan, directory, runs)
+
+
+def _branch(plan: Plan, seed_run: SeedRun, arm: Arm, done: dict[str, Path]) -> Path:
+    """Return the checkpoint where an arm begins: of its trunk or start, run where it is not yet.
+
+    Args:
+        plan: of the comparison.
+        seed_run: of the seed.
+        arm: of the comparison, or where one of them starts.
+        done: name of a trunk or start -> its checkpoint, of those that were run; it is added to.
+    """
+    start = arm.start
+    name = f"trunk {arm.training.key}" if start is None else f"start {start.name}"
+    if name not in done:
+        if start is None:
+            done[name] = run_trunk(seed_run, *plan.trunks[arm.training.key])
+        else:
+            trunk = _branch(plan, seed_run, start.arm, done)
+            done[name] = run_start(seed_run, *plan.starts[start.name], trunk)
+    return done[name]
 
 
 def describe_plan(plan: Plan, directory: Path, console: Console) -> None:
@@ -116,10 +133,21 @@ def _total_forwards(plan: Plan, runs: Runs) -> int:
     """Return what is to be spent: trunks once for each seed, and each arm from its trunk on."""
     total = 0
     for seed in plan.seeds:
-        missing = [arm for arm in plan.arms if (arm.label, seed) not in runs]
-        shared = {arm.training.key: trunk_cost(arm, plan.sizes) for arm in missing}
+        shared: dict[str, int] = {}
+        for arm in plan.arms:
+            if (arm.label, seed) not in runs:
+                total += _own_forwards(plan, arm, plan.budgets[arm.label], shared)
         total += sum(shared.values())
-        for arm in missing:
-            whole = plan.budgets[arm.label] or arm_cost(arm, plan.sizes)
-            total += max(0, whole - shared[arm.training.key])
     return total
+
+
+def _own_forwards(plan: Plan, arm: Arm, budget: int | None, shared: dict[str, int]) -> int:
+    """Return what an arm spends beyond its trunk, or start; note what that takes, by its name."""
+    whole = budget or arm_cost(arm, plan.sizes)
+    if arm.start is None:
+        shared[arm.training.key] = before = trunk_cost(arm, plan.sizes)
+    else:
+        before = arm.start.budget or arm_cost(arm.start.arm, plan.sizes)
+        own = _own_forwards(plan, arm.start.arm, arm.start.budget, shared)
+        shared[f"start {arm.start.name}"] = own
+    return max(0, whole - before)

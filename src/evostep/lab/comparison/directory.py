@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from evostep.errors import InputError, reason, warn
+from evostep.lab.arms.arm import Training
 from evostep.lab.arms.methods import METHODS
 from evostep.lab.arms.precedence import make_arms
 from evostep.lab.arms.seed_run import run_directory
@@ -69,7 +70,7 @@ def is_complete(options: Options, directory: Path) -> bool:
         return False
     known, arms = known_plan(directory), make_arms(options)
     assert known is not None, "it is published"
-    new = {"options": describe_options(options), "arms": describe_arms(arms)}
+    new = {"options": describe_options(options, arms), "arms": describe_arms(arms)}
     runs = finished_runs(directory)
     whole = all((arm.label, seed) in runs for arm in arms for seed in options.seed_list)
     budgets = {arm["budget"] for arm in known["arms"].values()}
@@ -218,7 +219,7 @@ def _other_splits(plan: Plan, directory: Path) -> str:
 
 def _differs(known: dict[str, Any], new: dict[str, Any]) -> str:
     """Return which option or setting of an arm is another, budgets aside; empty where none is."""
-    defaults = _plain(describe_options(Options()))  # an option is younger than the directory
+    defaults = _plain(describe_options(Options(), []))  # an option is younger than the directory
     differs = _difference({**defaults, **known["options"]}, new["options"], "--")
     for label in known["arms"].keys() & new["arms"].keys():
         was, now = ({**arms["arms"][label], "budget": None} for arms in (known, new))
@@ -238,7 +239,13 @@ def _plain(value: Any) -> Any:
 
 
 def _current_names(arm: dict[str, Any]) -> dict[str, Any]:
-    """Return an arm as it is described today: a mutation's population was called children."""
+    """Return an arm as it is described today.
+
+    A mutation's population was called children, and some of how arms train is younger.
+    """
+    defaults = {f.name: f.default for f in dataclasses.fields(Training) if f.name != "span"}
+    younger = {name: v for name, v in defaults.items() if v is not dataclasses.MISSING}
+    arm = {**arm, "training": {**younger, **arm["training"]}}
     strategy = arm.get("strategy")
     if not strategy:
         return arm

@@ -61,31 +61,36 @@ def estimate(plan: Plan) -> Estimate:
     forward = _time_forwards(plan, model, parts)
     scored = {arm.label: _time_generations(plan, arm, parts, forward) for arm in plan.arms}
 
-    def hours(arm: Arm) -> float:
+    def hours(arm: Arm, budget: int | None) -> float:
         """Return those of a run from the trunk on: gradient steps, scoring, evaluation."""
         trunk = trunk_cost(arm, sizes)
         own = max(1, arm_cost(arm, sizes) - trunk)
         gradients = (options.epochs - options.evolve_from) * descent_cost(arm.training, sizes)
+        if arm.start is not None and arm.strategy is not None:
+            gradients = 0
         gradients = min(own, gradients)
-        budget = plan.budgets[arm.label]
-        longer = 1.0 if budget is None else (budget - trunk) / own
+        longer = 1.0
+        if budget is not None:
+            before = trunk if arm.start is None else (arm.start.budget or trunk)
+            longer = (budget - before) / own
         steps = gradients / PER_GRADIENT_EXAMPLE * gradient
         steps += (own - gradients) * scored[arm.label]
         evaluated = sizes.test + sizes.gradients(arm.training.all_data)
-        evaluated += (arm.epochs - options.evolve_from) * sizes.fitness
+        evaluated += (arm.epochs - arm.schedule.start) * sizes.fitness
         return (longer * steps + evaluated * forward) / 3600
 
     epoch_seconds = (
-        sizes.gradients(training.all_data) * gradient + sizes.fitness * forward
+        descent_cost(training, sizes) / PER_GRADIENT_EXAMPLE * gradient + sizes.fitness * forward
         for training, _ in plan.trunks.values()
     )
     trunk_hours = options.evolve_from * sum(epoch_seconds) / 3600
-    runs = {
-        arm.label: (plan.budgets[arm.label] or arm_cost(arm, sizes), hours(arm))
-        for arm in plan.arms
-    }
+    trunk_hours += sum(hours(start.arm, start.budget) for start, _ in plan.starts.values())
+    runs = {}
+    for arm in plan.arms:
+        budget = plan.budgets[arm.label]
+        runs[arm.label] = (budget or arm_cost(arm, sizes), hours(arm, budget))
     weights = sum(t.numel() * t.element_size() for t in model.state_dict().values())
-    per_seed = 4 * (len(plan.trunks) + len(plan.arms)) * weights
+    per_seed = 4 * (len(plan.trunks) + len(plan.starts) + len(plan.arms)) * weights
     total = len(plan.seeds) * (trunk_hours + sum(hours for _, hours in runs.values()))
     size = len(plan.seeds) * per_seed
     return Estimate(gradient, forward, scored, total, size, runs, trunk_hours)

@@ -12,12 +12,14 @@ import torch
 
 from evostep.errors import InputError, reason
 from evostep.genome.slots import slots_of_module
-from evostep.lab.arms.arm import Arm, Training
-from evostep.lab.arms.budget import budgets
+from evostep.lab.arms.arm import Arm, Start, Training
+from evostep.lab.arms.budget import budgets, settled
 from evostep.lab.arms.evaluation import resolve_metric
 from evostep.lab.arms.methods import METHODS
 from evostep.lab.arms.precedence import make_arms
+from evostep.lab.arms.registration import registered_contrast
 from evostep.lab.arms.seed_run import make_model
+from evostep.lab.arms.training import import_sam
 from evostep.lab.data.images import ImageData, load_data
 from evostep.lab.data.parts import Sizes
 from evostep.lab.data.splits import Splits, splits_of, warn_of_absent_classes
@@ -70,7 +72,21 @@ class Plan:
         """Key of each trunk -> its training, and the labels of the arms that branch from it."""
         found: dict[str, tuple[Training, list[str]]] = {}
         for arm in self.arms:
-            found.setdefault(arm.training.key, (arm.training, []))[1].append(arm.label)
+            first = arm
+            while first.start is not None:
+                first = first.start.arm
+            found.setdefault(first.training.key, (first.training, []))[1].append(arm.label)
+        return found
+
+    @property
+    def starts(self) -> dict[str, tuple[Start, list[str]]]:
+        """Name of each start -> it, and the labels of the arms that lead through it."""
+        found: dict[str, tuple[Start, list[str]]] = {}
+        for arm in self.arms:
+            start = arm.start
+            while start is not None:
+                found.setdefault(start.name, (start, []))[1].append(arm.label)
+                start = start.arm.start
         return found
 
     def identity(self) -> dict[str, Any]:
@@ -78,16 +94,21 @@ class Plan:
         arms = describe_arms(self.arms)
         for label, described in arms.items():
             described["budget"] = self.budgets[label]
-        return {"options": describe_options(self.options), "arms": arms}
+        return {"options": describe_options(self.options, self.arms), "arms": arms}
 
 
-def describe_options(options: Options) -> dict[str, Any]:
-    """Return the options that must be equal for two comparisons to share a directory."""
-    return {
+def describe_options(options: Options, arms: list[Arm]) -> dict[str, Any]:
+    """Return the options that must be equal for two comparisons to share a directory.
+
+    Raises:
+        InputError: as `registered_contrast`.
+    """
+    described = {
         name: str(value) if isinstance(value, Path) else value
         for name, value in dataclasses.asdict(options).items()
         if name not in _FREE
     }
+    return described | {"contrast": registered_contrast(options, arms)}
 
 
 def describe_arms(arms: list[Arm]) -> dict[str, dict[str, Any]]:
@@ -106,11 +127,14 @@ def make_plan(options: Options) -> Plan:
         torch.set_num_threads(options.threads)
     arms = make_arms(options)
     seeds = options.seed_list
+    registered_contrast(options, arms)  # refused before data are read
     if options.init_from is not None and options.pretrained:
         raise InputError("--pretrained and --init-from exclude each other: leave one out")
-    evolving = [arm.label for arm in arms if METHODS[arm.method].evolves]
-    if evolving and options.fitness_size == 0:
-        raise InputError(f"--fitness-size is 0, but {', '.join(evolving)} score on these examples")
+    scoring = [arm.label for arm in arms if METHODS[arm.method].needs_fitness]
+    if scoring and options.fitness_size == 0:
+        raise InputError(f"--fitness-size is 0, but {', '.join(scoring)} score on these examples")
+    if any(arm.training.sharpness for arm in arms):
+        import_sam()  # now, and not after hours of other arms
     _check_schedules(arms, options)
     data = load_data(options.data, options.data_dir, image_size=options.image_size)
     splits = {seed: splits_of(options, data, seed) for seed in seeds}
@@ -127,15 +151,9 @@ def make_plan(options: Options) -> Plan:
         classes=len(data.classes),
     )
     _check_metric(options, sizes.classes)
-    plan = Plan(
-        options,
-        arms,
-        data,
-        splits,
-        sizes,
-        budgets(arms, sizes, equal=options.equal_budget, budget=options.budget),
-        device,
-    )
+    shares = budgets(arms, sizes, equal=options.equal_budget, budget=options.budget)
+    arms = [settled(arm, arms, sizes, shares[arm.label]) for arm in arms]
+    plan = Plan(options, arms, data, splits, sizes, shares, device)
     _check_spaces(plan)
     return plan
 

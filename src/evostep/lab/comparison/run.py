@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import nn
 
 from evostep.errors import InputError
-from evostep.lab.arms.arm import Arm, Training
+from evostep.lab.arms.arm import Arm, Start, Training
 from evostep.lab.arms.evaluation import evaluate_at_the_end
 from evostep.lab.arms.procedures import PROCEDURES
 from evostep.lab.arms.procedures.base import Learner
-from evostep.lab.arms.seed_run import Counters, SeedRun, run_directory, trunk_directory
+from evostep.lab.arms.seed_run import (
+    Counters,
+    SeedRun,
+    run_directory,
+    start_directory,
+    trunk_directory,
+)
 from evostep.lab.storage import load_checkpoint, save_checkpoint, save_weights
 
 
 class _Saved(Protocol):
     def state(self) -> dict[str, Any]: ...
-
-    def load(self, state: dict[str, Any]) -> None: ...
 
 
 def run_trunk(seed_run: SeedRun, training: Training, labels: list[str]) -> Path:
@@ -38,7 +44,7 @@ def run_trunk(seed_run: SeedRun, training: Training, labels: list[str]) -> Path:
     counters = Counters()
     learner = Learner(seed_run, training)
     if checkpoint.exists():
-        counters = _restore(seed_run, checkpoint, learner)
+        counters = _restore(seed_run, checkpoint, learner.load)
     seed_run.history.cut(name, seed, counters.lines)
     seed_run.watch.advance(counters.forwards)
     while counters.epoch < options.evolve_from and not counters.diverged:
@@ -47,6 +53,34 @@ def run_trunk(seed_run: SeedRun, training: Training, labels: list[str]) -> Path:
     if not checkpoint.exists():  # evolution from the first epoch on
         _save(checkpoint, learner, counters)
     return checkpoint
+
+
+def run_start(seed_run: SeedRun, start: Start, labels: list[str], trunk: Path) -> Path:
+    """Run the arm from whose end others start, up to there, or what is missing of it.
+
+    Its history stands under a name of its own: where it is an arm of the comparison, too, it goes
+    on to the whole budget there.
+
+    Args:
+        seed_run: of the seed.
+        start: what to run.
+        labels: of the arms that start there.
+        trunk: checkpoint to branch from, or of the start before.
+
+    Returns:
+        The checkpoint from which arms start.
+    """
+    folder = start_directory(seed_run.directory, start, seed_run.seed)
+    last = folder / "last.pt"
+    if last.exists():
+        return last
+    arm = dataclasses.replace(start.arm, label=f"start:{start.name}")
+    checkpoint = folder / "checkpoint.pt"
+    seed_run = dataclasses.replace(seed_run, arms=labels)
+    model, counters = _train(seed_run, arm, trunk, start.budget, checkpoint)
+    save_checkpoint(last, {"model": model.state_dict(), "counters": vars(counters)})
+    checkpoint.unlink(missing_ok=True)
+    return last
 
 
 def run_arm(seed_run: SeedRun, arm: Arm, trunk: Path, budget: int | None) -> dict[str, Any]:
@@ -65,27 +99,34 @@ def run_arm(seed_run: SeedRun, arm: Arm, trunk: Path, budget: int | None) -> dic
         One entry of ``runs`` in ``results.json``.
     """
     folder = run_directory(seed_run.directory, arm.label, seed_run.seed)
-    checkpoint = folder / "checkpoint.pt"
-    learner = Learner(seed_run, arm.training)
-    counters = _restore(seed_run, trunk, learner)
-    shared = counters.forwards
-    counters.lines = 0
-    procedure = PROCEDURES[arm.procedure](seed_run, arm, learner.state())
-    if checkpoint.exists():
-        counters = _restore(seed_run, checkpoint, procedure)
-    seed_run.history.cut(arm.label, seed_run.seed, counters.lines)
-    seed_run.watch.advance(counters.forwards - shared)
-    while not counters.diverged and not _finished(counters, arm, budget):
-        procedure.epoch(counters, budget)
-        _save(checkpoint, procedure, counters)
-    model = procedure.learner.model if counters.diverged else procedure.finish(counters)
+    model, counters = _train(seed_run, arm, trunk, budget, folder / "checkpoint.pt")
     result = _conclude(seed_run, arm, model, counters)
     save_weights(folder / "model.safetensors", model)
     return result
 
 
-def _finished(counters: Counters, arm: Arm, budget: int | None) -> bool:
-    return counters.epoch >= arm.epochs if budget is None else counters.left(budget) == 0
+def _train(
+    seed_run: SeedRun, arm: Arm, trunk: Path, budget: int | None, checkpoint: Path
+) -> tuple[nn.Module, Counters]:
+    """Train an arm from the trunk, or its start, to its end; return the model, and what it took."""
+    learner = Learner(seed_run, arm.training)
+    if arm.start is None:
+        counters = _restore(seed_run, trunk, learner.load)
+    else:  # weights and BatchNorm statistics; what the arm does with them is its own
+        counters = _restore(seed_run, trunk, lambda s: learner.model.load_state_dict(s["model"]))
+        counters.generations = counters.accepted = counters.failed = 0
+    shared = counters.forwards
+    counters.lines = 0
+    procedure = PROCEDURES[arm.procedure](seed_run, arm, learner.state())
+    if checkpoint.exists():
+        counters = _restore(seed_run, checkpoint, procedure.load)
+    seed_run.history.cut(arm.label, seed_run.seed, counters.lines)
+    seed_run.watch.advance(counters.forwards - shared)
+    while not counters.diverged and not procedure.finished(counters, budget):
+        procedure.epoch(counters, budget)
+        _save(checkpoint, procedure, counters)
+    model = procedure.learner.model if counters.diverged else procedure.finish(counters)
+    return model, counters
 
 
 def _conclude(seed_run: SeedRun, arm: Arm, model: nn.Module, counters: Counters) -> dict[str, Any]:
@@ -117,10 +158,10 @@ def _save(path: Path, saved: _Saved, counters: Counters) -> None:
     save_checkpoint(path, {**saved.state(), "counters": vars(counters)})
 
 
-def _restore(seed_run: SeedRun, path: Path, saved: _Saved) -> Counters:
+def _restore(seed_run: SeedRun, path: Path, load: Callable[[dict[str, Any]], object]) -> Counters:
     state = load_checkpoint(path, seed_run.device)
     try:
-        saved.load(state)
+        load(state)
         return Counters(**state["counters"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]

@@ -12,6 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from evostep.lab.arms.methods import METHODS
+from evostep.lab.report.registered import registered_result
 from evostep.lab.report.statistics import is_finite, paired_contrast, summarise
 
 
@@ -116,10 +117,21 @@ def with_statistics(results: Mapping[str, Any]) -> dict[str, Any]:
     runs = sorted(results["runs"], key=lambda run: order[run["arm"]])
     wanted = dict.fromkeys(["accuracy", "loss", main_metric(results)])
     metrics = [name for name in wanted if any(name in run["test"] for run in runs)]
-    return dict(results) | {
+    found = dict(results) | {
         "arms": [row for metric in metrics for row in arm_table(runs, metric)],
         "contrasts": contrast_table(runs, metrics, control_labels(results)),
     }
+    if (registered := registered_result(results)) is not None:
+        found["registered"] = registered
+        for row in found["contrasts"]:
+            if _is_registered(row, registered):
+                row["registered"] = True
+    return found
+
+
+def _is_registered(row: Mapping[str, Any], registered: Mapping[str, Any]) -> bool:
+    same = all(row[key] == registered[key] for key in ("arm", "metric"))
+    return same and row["control"] in registered["controls"]
 
 
 def arm_labels(results: Mapping[str, Any]) -> list[str]:
@@ -137,6 +149,9 @@ def control_labels(results: Mapping[str, Any]) -> list[str]:
     """
     arms = {label: {"label": label} for label in arm_labels(results)}
     arms |= {arm["label"]: arm for arm in results.get("config", {}).get("arms", [])}
+    contrast = results.get("config", {}).get("contrast") or {"controls": [], "arm": None}
+    for label in (label for label in (*contrast["controls"], contrast["arm"]) if label in arms):
+        arms[label] = {**arms[label], "control": label != contrast["arm"]}
     order = list(METHODS)
     found: list[tuple[int, str]] = []
     for label, arm in arms.items():

@@ -11,6 +11,7 @@ from typing import Any
 
 from evostep.lab.report import contrasts, wording
 from evostep.lab.report.records import read_records
+from evostep.lab.report.registered import registered_verdict
 from evostep.lab.report.statistics import is_finite
 from evostep.lab.report.summary import summarise
 from evostep.lab.report.verdict import sentence, verdict
@@ -103,7 +104,7 @@ def _context(results: Mapping[str, Any], skipped: int) -> dict[str, Any]:
         "contrast_unit": "points" if fraction else metric,
         "controls": used,
         "rows": [_row(results, label, metric, used, strongest) for label in labels],
-        "verdict": verdict(results, metric, controls, strongest),
+        "verdict": _verdict(results, metric, controls, strongest),
         "sentences": sentences,
         "splits": _splits(results["splits"]),
         "arms": [
@@ -119,6 +120,17 @@ def _context(results: Mapping[str, Any], skipped: int) -> dict[str, Any]:
         "skipped": skipped,
         "absent": wording.ABSENT,
     }
+
+
+def _verdict(
+    results: Mapping[str, Any], metric: str, controls: Sequence[str], strongest: str | None
+) -> dict[str, Any]:
+    """Return the verdict; where a contrast was registered, that is what the headline tells."""
+    found = verdict(results, metric, controls, strongest)
+    registered = registered_verdict(results)
+    if registered is None:
+        return found
+    return {"headline": registered, "details": [found["headline"], *found["details"]]}
 
 
 def _row(

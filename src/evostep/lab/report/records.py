@@ -25,6 +25,11 @@ RUN = {
     "diverged?": (str, None),
     "environment?": {str: (str, float, None)},
 }
+_CONTRAST = {
+    **dict.fromkeys(("hypothesis", "arm", "metric"), str),
+    "controls": [str],
+    "seeds": [int],
+}
 _ARM = {"label": str, "method?": str, "control?": bool}
 RESULTS = {
     "runs": [RUN],
@@ -32,6 +37,7 @@ RESULTS = {
         "arms?": ([_ARM], None),
         "seeds?": ([int], None),
         "budget?": _COUNT,
+        "contrast?": (_CONTRAST, None),
         **dict.fromkeys(("metric?", "model?", "data?"), (str, None)),
     },
     "environment?": {str: (str, float, None)},

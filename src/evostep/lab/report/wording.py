@@ -40,7 +40,7 @@ def contrast_text(row: Mapping[str, Any]) -> str:
     unit = " points" if is_fraction(row["metric"]) else ""
     text = f"{signed(row['mean'], row['metric'])}{unit}"
     if row["ci95"] is not None:
-        text += f", 95% CI {_signed_interval(row)}, p {_p(row['p'])}"
+        text += f", 95% CI {_signed_interval(row)}, p {p_text(row['p'])}"
     return f"{text}, n = {row['n']}{diverged}"
 
 
@@ -51,7 +51,7 @@ def contrast_cell(row: Mapping[str, Any] | None) -> dict[str, str]:
     """
     if row is None or row["mean"] is None:
         return {"mean": ABSENT, "spread": ""}
-    spread = [] if row["ci95"] is None else [_signed_interval(row), f"p {_p(row['p'])}"]
+    spread = [] if row["ci95"] is None else [_signed_interval(row), f"p {p_text(row['p'])}"]
     spread += [f"on {row['n']} of {_seeds(row)}"] if row.get("not_finite") else []
     return {"mean": signed(row["mean"], row["metric"]), "spread": "; ".join(spread)}
 
@@ -104,7 +104,8 @@ def percent(x: float | None) -> str:
     return ABSENT if x is None else f"{100 * x:.2f}"
 
 
-def _p(p: float) -> str:
+def p_text(p: float) -> str:
+    """Return a p-value with its sign of relation."""
     return f"= {p:.3f}" if p >= 0.001 else "< 0.001"
 
 

@@ -8,14 +8,19 @@ from __future__ import annotations
 from evostep.lab.arms.procedures.alternating import Alternating
 from evostep.lab.arms.procedures.averaging import Averaging
 from evostep.lab.arms.procedures.base import Procedure
+from evostep.lab.arms.procedures.moving_average import MovingAverage
 from evostep.lab.arms.procedures.plain import Plain
 from evostep.lab.arms.procedures.population import Population
+from evostep.lab.arms.procedures.soup import GreedySoup, UniformSoup
 
 __all__ = ["PROCEDURES"]
 
 PROCEDURES: dict[str, type[Procedure]] = {
     "plain": Plain,
     "averaging": Averaging,
+    "moving-average": MovingAverage,
+    "uniform-soup": UniformSoup,
+    "greedy-soup": GreedySoup,
     "alternating": Alternating,
     "population": Population,
 }

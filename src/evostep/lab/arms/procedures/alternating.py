@@ -48,6 +48,11 @@ class Alternating(Procedure):
             self.accept_on = make_fitness(model, parts.accept, parts.data, options)
 
     @classmethod
+    def epoch_cost(cls, arm: Arm, sizes: Sizes) -> int:
+        """Return what an epoch of gradients takes; after a start there are generations alone."""
+        return 0 if arm.start is not None else super().epoch_cost(arm, sizes)
+
+    @classmethod
     def generation_cost(cls, arm: Arm, sizes: Sizes) -> int:
         """Return the most sample-forwards of a generation: members, parent, and candidate.
 
@@ -83,13 +88,29 @@ class Alternating(Procedure):
         """Return what a step, or the last generation of a phase, may spend beyond the budget."""
         return max(super().excess(arm, sizes), cls.phase_cost(arm, sizes, 1))
 
+    @classmethod
+    def reserve(cls, arm: Arm, sizes: Sizes) -> int:
+        """Return what the one phase takes of an arm that evolves at the end."""
+        return cls.phase_cost(arm, sizes, arm.schedule.evolution) if arm.at_end else 0
+
+    def finished(self, counters: Counters, budget: int | None) -> bool:
+        """Return whether no epoch is left; after a start, and without a budget, no phase."""
+        if self.arm.start is not None and budget is None:
+            return counters.generations > 0
+        return super().finished(counters, budget)
+
     def epoch(self, counters: Counters, budget: int | None) -> None:
-        """Train for one epoch; remember its weights where a `Span` mixes them; evolve when due."""
+        """Train for one epoch; remember its weights where a `Span` mixes them; evolve when due.
+
+        After a start gradient descent has ended, and there are generations alone.
+        """
         arm = self.arm
+        if arm.start is not None:
+            self._evolve(arm.schedule.evolution, counters, budget)
+            return
         generations, descent_ends = arm.schedule.generations(counters.epoch), budget
         if arm.at_end and budget is not None:  # gradients have what the one phase leaves
-            whole = arm.schedule.evolution
-            descent_ends = budget - self.phase_cost(arm, self.seed_run.sizes, whole)
+            descent_ends = budget - self.reserve(arm, self.seed_run.sizes)
             generations = 0
         if descent_ends is None or counters.forwards < descent_ends:
             self.learner.descend(arm.label, counters, descent_ends)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from torch import nn
@@ -12,7 +13,12 @@ from evostep.gradient_noise import GradientNoise
 from evostep.lab.arms.arm import Arm, Training
 from evostep.lab.arms.recording import note_epoch
 from evostep.lab.arms.seed_run import Counters, SeedRun
-from evostep.lab.arms.training import PER_GRADIENT_EXAMPLE, make_optimizer, train_epoch
+from evostep.lab.arms.training import (
+    PER_GRADIENT_EXAMPLE,
+    cosine,
+    make_optimizer,
+    train_epoch,
+)
 from evostep.lab.data.parts import Sizes
 
 
@@ -52,10 +58,30 @@ class Learner:
             epoch=counters.epoch,
             max_forwards=counters.left(budget),
             on_step=seed_run.watch.advance,
+            rate=self._rate(counters),
         )
         counters.seconds += time.perf_counter() - began
         counters.forwards += forwards
         note_epoch(seed_run, name, self.model, counters, running, **extra)
+
+    def _rate(self, counters: Counters) -> Callable[[int], float] | None:
+        """Return the learning rate by the sample-forwards of an epoch; None where it stays.
+
+        It falls with the share of the budget that is spent, by whatever it is spent; where there is
+        no budget, with that of the epochs.
+        """
+        if self.training.schedule == "constant":
+            return None
+        begin, end = self.training.span
+        whole = descent_cost(self.training, self.seed_run.sizes)
+
+        def rate(spent: int) -> float:
+            at: float = counters.forwards + spent
+            if not self.seed_run.options.equal_budget:
+                at = counters.epoch + spent / whole
+            return cosine(self.training.lr, (at - begin) / max(1, end - begin))
+
+        return rate
 
     def state(self) -> dict[str, Any]:
         """Return what is saved: plain tensors and numbers."""
@@ -72,7 +98,7 @@ class Learner:
 
 def descent_cost(training: Training, sizes: Sizes) -> int:
     """Return the sample-forwards of one epoch of gradient descent."""
-    return PER_GRADIENT_EXAMPLE * sizes.gradients(training.all_data)
+    return PER_GRADIENT_EXAMPLE * training.passes * sizes.gradients(training.all_data)
 
 
 class Procedure(ABC):
@@ -85,6 +111,8 @@ class Procedure(ABC):
         evolves: whether it has generations, and so needs fitness examples.
         populates: whether it trains a population: ``--population`` is that of its offspring, and an
             epoch of mu individuals counts as mu.
+        needs_fitness: whether it needs them for something else.
+        reads: options that concern it, and no other procedure.
 
     Args:
         seed_run: what the runs of its seed share.
@@ -94,6 +122,8 @@ class Procedure(ABC):
 
     evolves: ClassVar[bool] = False
     populates: ClassVar[bool] = False
+    needs_fitness: ClassVar[bool] = False
+    reads: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, seed_run: SeedRun, arm: Arm, trunk: dict[str, Any]) -> None:
         self.seed_run, self.arm = seed_run, arm
@@ -119,6 +149,15 @@ class Procedure(ABC):
     def excess(cls, arm: Arm, sizes: Sizes) -> int:
         """Return the most sample-forwards by which a run passes its budget: it ends a step."""
         return PER_GRADIENT_EXAMPLE * arm.training.batch + cls.finish_cost(arm, sizes)
+
+    @classmethod
+    def reserve(cls, arm: Arm, sizes: Sizes) -> int:
+        """Return the sample-forwards of a budget that gradient steps leave for the end of a run."""
+        return 0
+
+    def finished(self, counters: Counters, budget: int | None) -> bool:
+        """Return whether no epoch is left: `finish` comes next."""
+        return counters.epoch >= self.arm.epochs if budget is None else counters.left(budget) == 0
 
     @abstractmethod
     def epoch(self, counters: Counters, budget: int | None) -> None:
