@@ -176,8 +176,9 @@ def test_every_metric_with_a_name_is_here() -> None:
 @pytest.mark.parametrize(
     ("metric", "layout", "form"),
     [
-        *((m, layout, "int64") for m in MORE for layout in LAYOUTS),
-        *((m, "(n, T, C)", form) for m in MORE for form in TARGETS),
+        *((m, "(n, C, H, W)", "int64") for m in MORE),
+        *((m, layout, "int64") for m in ("mcc", *OF_OUTPUTS) for layout in LAYOUTS),
+        *((m, "(n, T, C)", form) for m in ("mcc", "precision-at-k(5)") for form in TARGETS),
     ],
 )
 def test_more_metrics_of_classes(metric: str, layout: str, form: str) -> None:
@@ -415,7 +416,7 @@ def test_a_ranking_takes_weights_as_scikit_learn_s_curve(fraction: bool) -> None
 # Engines
 
 
-@pytest.mark.parametrize("metric", [*OF_DECISIONS, *OF_OUTPUTS, "macro-f1", "cost"])
+@pytest.mark.parametrize("metric", ["mcc", *OF_OUTPUTS, "cost"])
 def test_engines_score_every_metric_alike(metric: str) -> None:
     torch.manual_seed(0)
     x, y = torch.randn(40, 4), torch.randint(C, (40,))

@@ -28,7 +28,7 @@ from evostep.scoring.splitting import Weighted, unweighted, weigh, weights_of
 # (outputs, targets, weights or None) -> (n,) of each example: a sum, and its divisor (None: 1)
 PerExample = Callable[[Any, Any, Tensor | None], tuple[Tensor, Tensor | None]]
 
-_AT_ONCE = 2**23  # numbers that the counts of several members take at once
+_AT_ONCE = 2**20  # numbers that the counts of several members take at once
 
 
 class Accumulator(ABC):

@@ -222,6 +222,19 @@ def find_metric(name: str, costs: Any = None) -> Metric:
     return METRICS[name]
 
 
+def is_to_be_large(name: str) -> bool:
+    """Return the direction of a metric by its name; of what has none, as a fitness sees it: True.
+
+    Example:
+        >>> is_to_be_large("mcc"), is_to_be_large("expected-calibration-error")
+        (True, False)
+    """
+    try:
+        return find_metric(name).higher_is_better
+    except InputError:
+        return name != "cost"
+
+
 MetricLike = str | Callable[[Any, Any], Any]
 
 

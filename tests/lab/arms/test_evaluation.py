@@ -110,6 +110,14 @@ def test_a_metric_of_ones_own_is_turned_so_that_more_is_better(metrics: str, par
         assert fitness() == pytest.approx(measured[path])
 
 
+def test_a_metric_with_a_name_is_told_as_it_is(parts: Parts) -> None:
+    model, name = fresh(), "expected-calibration-error"
+    measured = evaluate(model, parts.test, parts.data, Options(metric=name))[name]
+    assert 0 < measured < 1
+    fitness = make_fitness(model, parts.test, parts.data, Options(metric=name))
+    assert fitness() == pytest.approx(-measured), "evolution climbs"
+
+
 def test_a_function_is_a_metric(metrics: str, parts: Parts) -> None:
     path = f"{metrics}:worst_class"
     measured = evaluate(fresh(), parts.test, parts.data, Options(metric=path))

@@ -127,6 +127,8 @@ def metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ({"data": "digit"}, "unknown data 'digit': did you mean digits"),
         ({"model": "mpl"}, "unknown model 'mpl': did you mean mlp"),
         ({"metric": "acuracy"}, "--metric acuracy: .*did you mean accuracy"),
+        ({"metric": "f-beta(0)"}, r"--metric f-beta\(0\): .*finite number > 0, got 0"),
+        ({"metric": "precision-at-k(900)"}, r"precision-at-k\(900\) of \d+ examples: k is"),
         ({"metric": "metrics_of_plan:Undirected"}, "pass --higher-is-better True or False"),
         ({"metric": "metrics_of_plan:number"}, "--metric metrics_of_plan:number: .*got 3"),
         ({"metric": "torchmetrics:MeanMetric"}, "MeanMetric .*pass --higher-is-better"),

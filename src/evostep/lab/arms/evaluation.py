@@ -14,7 +14,7 @@ from evostep.lab.data.parts import Part, Parts
 from evostep.lab.imports import load_attribute
 from evostep.lab.options import Options
 from evostep.scoring.fitness import Fitness
-from evostep.scoring.metrics import accuracy, make_metric
+from evostep.scoring.metrics import accuracy, is_to_be_large, make_metric
 
 
 def make_fitness(
@@ -58,9 +58,10 @@ def evaluate(model: nn.Module, part: Part, data: ImageData, options: Options) ->
     """Measure accuracy, cross-entropy and the chosen metric in eval mode.
 
     Returns:
-        ``{"accuracy", "loss", <metric>}``; a metric of which less is better is negated, as
-        evolution sees it. All of them NaN where an output is not finite: what a network that has
-        diverged votes for is no accuracy. Empty where the part is.
+        ``{"accuracy", "loss", <metric>}``; a metric of one's own of which less is better is
+        negated, as evolution sees it, one with a name is not. All of them NaN where an output is
+        not finite: what a network that has diverged votes for is no accuracy. Empty where the part
+        is.
     """
     if not len(part):
         return {}
@@ -77,7 +78,8 @@ def evaluate(model: nn.Module, part: Part, data: ImageData, options: Options) ->
             resolve_metric(options.metric), higher_is_better=options.higher_is_better
         )()
         metric.update(logits, part.targets)
-        values[options.metric] = float(metric.compute()[0])
+        sign = 1 if is_to_be_large(options.metric) else -1
+        values[options.metric] = sign * float(metric.compute()[0])
     return values
 
 

@@ -150,7 +150,7 @@ def make_plan(options: Options) -> Plan:
         calibration=min(options.calibration_size, len(one.train)),
         classes=len(data.classes),
     )
-    _check_metric(options, sizes.classes)
+    _check_metric(options, sizes)
     shares = budgets(arms, sizes, equal=options.equal_budget, budget=options.budget)
     arms = [settled(arm, arms, sizes, shares[arm.label]) for arm in arms]
     plan = Plan(options, arms, data, splits, sizes, shares, device)
@@ -158,7 +158,7 @@ def make_plan(options: Options) -> Plan:
     return plan
 
 
-def _check_metric(options: Options, classes: int) -> None:
+def _check_metric(options: Options, sizes: Sizes) -> None:
     """Try the metric on outputs of the kind that it will see, before anything is trained."""
     try:
         metric = make_metric(
@@ -168,7 +168,9 @@ def _check_metric(options: Options, classes: int) -> None:
         # the library's argument, as the command line calls it
         text = str(error).replace("higher_is_better=", "--higher-is-better ")
         raise InputError(f"--metric {options.metric}: {text}") from error
-    targets = torch.arange(classes).repeat(2)
+    classes = sizes.classes
+    parts = (sizes.train, sizes.fitness, sizes.accept, sizes.test)
+    targets = torch.arange(max(2 * classes, min(filter(None, parts)))) % classes
     outputs = torch.nn.functional.one_hot(targets.roll(1), classes).float()
     try:
         metric.update(outputs, targets)

@@ -14,6 +14,7 @@ from typing import Any
 from evostep.lab.arms.methods import METHODS
 from evostep.lab.report.registered import registered_result
 from evostep.lab.report.statistics import is_finite, paired_contrast, summarise
+from evostep.scoring.metrics import is_to_be_large
 
 
 def arm_table(runs: Sequence[Mapping[str, Any]], metric: str) -> list[dict[str, Any]]:
@@ -165,22 +166,22 @@ def control_labels(results: Mapping[str, Any]) -> list[str]:
 def main_metric(results: Mapping[str, Any]) -> str:
     """Return the test metric that decides: the configured one, or accuracy where no run has it.
 
-    Runs store it as the score that evolution maximised, higher is better: a metric of which less
-    is better stands there negated. Only "loss", which stands beside it, is lower-is-better.
+    Runs store a metric with a name as it is, whatever its direction. One of the user's own is
+    stored as the score that evolution maximised: where less is better it stands there negated.
     """
     metric = str(results.get("config", {}).get("metric") or "accuracy")
     return metric if any(metric in run["test"] for run in results["runs"]) else "accuracy"
 
 
 def higher_is_better(metric: str) -> bool:
-    """Return the direction of a key of `runs[].test`: higher is better for all of them but "loss".
+    """Return the direction of a key of `runs[].test`, see `main_metric`.
 
-    What the configuration calls the metric is stored as a score; see `main_metric`.
-
-    >>> higher_is_better("macro-f1"), higher_is_better("neg-loss"), higher_is_better("loss")
-    (True, True, False)
+    >>> [higher_is_better(m) for m in ("macro-f1", "neg-loss", "loss", "my.module:error")]
+    [True, True, False, True]
+    >>> higher_is_better("expected-calibration-error")
+    False
     """
-    return metric != "loss"
+    return metric != "loss" and is_to_be_large(metric)
 
 
 def _by_arm(runs: Sequence[Mapping[str, Any]], metric: str) -> dict[str, dict[int, float | None]]:
