@@ -62,7 +62,9 @@ def reword(message: str, kinds: Mapping[str, Any]) -> str:
         return "the configuration is empty: write options such as `epochs: 30`"
     if found := re.fullmatch(r"Unexpected config: (.*)", message):
         return f"the configuration {found[1]:.60} is not a mapping of options: write `epochs: 30`"
-    if found := re.fullmatch(r"argument command: invalid choice: '(.*)' \(choose from (.*)\)", message):
+    if found := re.fullmatch(
+        r"argument command: invalid choice: '(.*)' \(choose from (.*)\)", message
+    ):
         known = re.findall(r"[a-z]+", found[2])
         return str(unknown_name("command", found[1], known, choices=", ".join(known)))
     if message.startswith('expected "command" to be one of'):

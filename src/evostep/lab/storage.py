@@ -251,7 +251,7 @@ def check_place(directory: Path) -> Path:
             return there
     except OSError as error:  # of a name that is too long, or below what may not be searched
         raise InputError(
-            f"--out {str(directory):.80} cannot be used ({error.strerror}): choose another"
+            f"--out {directory!s:.80} cannot be used ({error.strerror}): choose another"
         ) from error
     where = "is a file" if there == directory else f"cannot be made: {there} is a file"
     raise InputError(f"--out {directory} {where}: choose a directory, or choose another place")
