@@ -260,11 +260,17 @@ def test_bad_input_gets_one_line_and_leaves_no_directory(
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ([], "to be one of {polish,evaluate,compare,train,report"),
+        ([], "a command is missing: --help lists those there are"),
         (
             ["compere"],
-            "invalid choice: 'compere' (choose from 'polish', 'evaluate', 'compare', 'train'",
+            "unknown command 'compere': did you mean compare? Known: polish, evaluate, compare, ",
         ),
+        (["compare", "--out"], "--out has no value"),
+        (["polish", "--out=out", "--prior", "-1,2"], "--prior has no value: give one, as --prior="),
+        (["compare", "--out=/proc/out", "--dry-run"], "(/proc may not be written to"),
+        (["compare", f"--out={'o' * 300}", "--dry-run"], "cannot be used (File name too long)"),
+        (["report", "o" * 300], "choose another path"),
+        (["evaluate"], "what is to be evaluated? Give --model"),
         (["compare"], "--out is missing"),
         (["train"], "--out is missing"),
         (["report"], "DIRECTORY is missing"),

@@ -190,7 +190,7 @@ BAD_FILES = {
     "one class": (
         changed_rows(lambda lines: [line for line in lines if line.endswith(("label", "cat"))]),
         [],
-        ["one class"],
+        ["class 'cat'", "one class"],
     ),
     "few examples": (
         changed_rows(lambda lines: lines[:-38]),
@@ -198,6 +198,25 @@ BAD_FILES = {
         ["fewer examples than the 4 folds", "(owl 2)"],
     ),
     "NaN": (cells(3, 1, "nan"), [], ["score_dog", "1 row (2;"]),
+    "NaN in two columns": (
+        lambda path: (cells(3, 1, "nan")(path), cells(9, 0, "inf")(path)),
+        [],
+        ["score_cat, score_dog are not", "2 rows (2, 8;"],
+    ),
+    "no text": (lambda path: path.write_bytes(b"a,\xff\x1b[2J\n" * 9), [], ["utf-8", "cannot"]),
+    "a sign that a terminal obeys": (cells(3, 3, "\x1b[2J"), [], ["label '"]),
+    "negative weights": (
+        changed_rows(lambda lines: [lines[0] + ",w", *(f"{one},-1" for one in lines[1:])]),
+        ["--weights=w"],
+        ["w is not a number >= 0 in", "rows (0, 1,"],
+    ),
+    "few groups": (
+        changed_rows(
+            lambda lines: [lines[0] + ",g", *(f"{one},{i % 3}" for i, one in enumerate(lines[1:]))]
+        ),
+        ["--groups=g", "--folds=4"],
+        ["fewer groups than the 4 folds", "(cat 3,"],
+    ),
     "missing score": (cells(3, 1, ""), [], ["score_dog", "1 row (2;"]),
     "text for a score": (cells(3, 1, "high"), [], ["score_dog", "no number"]),
     "probabilities as logits": (as_probabilities, [], ["--scores-are probabilities"]),
@@ -262,6 +281,17 @@ def test_bad_arguments_are_one_line_and_nothing_is_written(
     assert set(tmp_path.rglob("*")) == there
 
 
+def test_a_report_is_of_a_comparison(finished: Finished, refuse: Callable[..., None]) -> None:
+    refuse(["report", str(finished.out)], "holds what `evostep polish` or `evaluate` wrote")
+
+
+def test_one_class_alone_is_named_by_evaluate_too(
+    scores: Path, refuse: Callable[..., None]
+) -> None:
+    BAD_FILES["one class"][0](scores)
+    refuse(["evaluate", f"--scores={scores}", "--scores-are=logits"], "all examples are of class ")
+
+
 def test_what_is_to_be_polished_must_be_said(refuse: Callable[..., None], tmp_path: Path) -> None:
     refuse(["polish", f"--out={tmp_path / 'o'}"], "Give --model and --init-from, or --scores")
     refuse(["polish", "--scores=s.csv", f"--out={tmp_path / 'o'}"], "--scores-are is missing")
@@ -274,8 +304,9 @@ def test_a_place_that_cannot_be_written_is_told_first(
     scores: Path, tmp_path: Path, refuse: Callable[..., None]
 ) -> None:
     refuse(polish(scores, scores), "is a file")
-    refuse(polish(scores, scores / "out"), "cannot be written")
-    refuse(polish(scores, Path("/proc/out")), "/proc/out cannot be written")
+    refuse(polish(scores, scores / "out"), "cannot be made", "is a file")
+    refuse(polish(scores, Path("/proc/out")), "/proc/out cannot be used (/proc may not be written")
+    refuse(polish(scores, tmp_path / ("o" * 300)), "cannot be used (File name too long)")
     refuse(polish(scores, tmp_path), "is not empty and holds no results")
     assert list(tmp_path.iterdir()) == [scores]
 

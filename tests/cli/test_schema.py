@@ -55,7 +55,7 @@ print(f"\\nended with {code}, imported {sorted(heavy)}")
         ("train --help", 0, "--resume"),
         ("report --help", 0, "evostep report DIRECTORY"),
         ("methods", 0, "defaults: OpenAIES(sigma=0.02"),
-        ("compere", 2, "invalid choice"),
+        ("compere", 2, "did you mean compare"),
         ("compare --out=o --epoch=3", 2, "did you mean --epochs"),
         ("compare --out=o --openai-es.sigm=3", 2, "did you mean --openai-es.sigma"),
         ("compare --out=o --arms=sgdd", 2, "did you mean sgd"),

@@ -1,6 +1,10 @@
 """The parser's messages in the words of the command line."""
 
-from evostep.cli.wording import reword
+from evostep.cli.wording import plain, reword
+
+
+def test_signs_that_a_terminal_obeys_are_shown() -> None:
+    assert plain("a\x1b[2J b\x07\nc \udcff é −") == "a?[2J b? c ? é −"
 
 
 def test_an_unknown_message_of_the_parser_is_passed_on() -> None:

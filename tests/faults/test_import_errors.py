@@ -49,7 +49,7 @@ class Absent:
 def hidden(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     def hide(package: str) -> None:
         for name in list(sys.modules):
-            if name.partition(".")[0] == package:
+            if f"{name}.".startswith(f"{package}."):
                 monkeypatch.delitem(sys.modules, name)
 
     return hide
@@ -93,6 +93,27 @@ def test_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("builtins.__import__", broken)
     with pytest.raises(SystemExit, match=r"needs the package yaml, .*libyaml\.so: gone"):
         main(["methods"])
+
+
+@pytest.mark.parametrize("package", ["pyarrow", "matplotlib"])
+def test_a_package_that_a_command_needs(
+    package: str,
+    hidden: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    hidden(package)
+    hidden("evostep.lab.report.figures") if package == "matplotlib" else None
+    monkeypatch.setattr(sys, "meta_path", [Absent(package), *sys.meta_path])
+    (tmp_path / "s.csv").write_text("score_a,score_b,label\n1,2,a\n2,1,b\n")
+    command = ["evaluate", f"--scores={tmp_path / 's.csv'}", "--scores-are=logits"]
+    with pytest.raises(SystemExit) as left:
+        main(command if package == "pyarrow" else ["report", str(tmp_path)])
+    assert left.value.code == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert f"needs the package {package}, which is not installed: pip install 'evostep[lab" in told
 
 
 def test_a_submodule_that_is_missing_is_a_broken_package() -> None:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from evostep.errors import unknown_name
 from evostep.lab.options import flag, kind_in_words
 
 # Python's own words, but for quoted ones and for a sentence that begins with "None of"
@@ -17,11 +18,14 @@ _SPELT = {"True": "true", "False": "false", "None": "null"}
 def plain(text: str) -> str:
     r"""Return a message of the library in one line, and in the words of the command line.
 
+    Signs that a terminal would obey, such as those of a file that is no text, become "?".
+
     Example:
         >>> plain("use 6,\nor antithetic=False")
         'use 6, or antithetic=false'
     """
-    return _PYTHON.sub(lambda found: _SPELT[found[0]], " ".join(text.split()))
+    shown = "".join(sign if sign.isprintable() else "?" for sign in " ".join(text.split()))
+    return _PYTHON.sub(lambda found: _SPELT[found[0]], shown)
 
 
 def reword(message: str, kinds: Mapping[str, Any]) -> str:
@@ -52,10 +56,19 @@ def reword(message: str, kinds: Mapping[str, Any]) -> str:
         return f"{flag(found[1])}: {found[2]}"
     if found := re.fullmatch(r"Problems parsing config: (.*)", message):
         return f"the configuration is not valid YAML: {found[1]}"
+    if found := re.fullmatch(r"argument (--[\w.-]+): expected one argument", message):
+        return f"{found[1]} has no value: give one, as {found[1]}=-1 where it begins with a dash"
     if message == "Unexpected config:":
         return "the configuration is empty: write options such as `epochs: 30`"
     if found := re.fullmatch(r"Unexpected config: (.*)", message):
-        return f"the configuration {found[1]} is not a mapping of options: write `epochs: 30`"
+        return f"the configuration {found[1]:.60} is not a mapping of options: write `epochs: 30`"
+    if found := re.fullmatch(
+        r"argument command: invalid choice: '(.*)' \(choose from (.*)\)", message
+    ):
+        known = re.findall(r"[a-z]+", found[2])
+        return str(unknown_name("command", found[1], known, choices=", ".join(known)))
+    if message.startswith('expected "command" to be one of'):
+        return "a command is missing: --help lists those there are"
     return message
 
 

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from evostep.errors import DiskError, InputError, reason, warn
 
-STAGE = ".evostep-"  # begins the name of a folder that a killed run has left
 _OF_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}  # the rest, another --out mends
 
 
@@ -252,7 +251,7 @@ def check_place(directory: Path) -> Path:
             return there
     except OSError as error:  # of a name that is too long, or below what may not be searched
         raise InputError(
-            f"--out {str(directory):.80} cannot be used ({error.strerror}): choose another"
+            f"--out {directory!s:.80} cannot be used ({error.strerror}): choose another"
         ) from error
     where = "is a file" if there == directory else f"cannot be made: {there} is a file"
     raise InputError(f"--out {directory} {where}: choose a directory, or choose another place")
@@ -268,7 +267,7 @@ def check_writable(directory: Path) -> None:
     """
     there = check_place(directory)
     try:
-        tempfile.TemporaryDirectory(prefix=STAGE, dir=there).cleanup()
+        tempfile.TemporaryDirectory(prefix=".evostep-", dir=there).cleanup()
     except OSError as error:
         if error.errno in _OF_DISK:  # a plan may be read with no room for it, which is told there
             return

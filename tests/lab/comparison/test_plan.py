@@ -12,6 +12,11 @@ from evostep.errors import InputError
 from evostep.lab.comparison.plan import Plan, make_plan
 from evostep.lab.options import Options
 
+
+def lost(outputs: torch.Tensor, targets: torch.Tensor) -> float:
+    return float("nan")
+
+
 TINY: dict[str, Any] = {
     "model": "mlp",
     "train_size": 100,
@@ -165,6 +170,15 @@ def test_pretrained_and_init_from_exclude_each_other() -> None:
 def test_a_direction_makes_a_metric_known() -> None:
     plan = plan_of(metric="metrics_of_plan:Undirected", higher_is_better=True)
     assert plan.options.higher_is_better is True
+
+
+def test_a_metric_that_is_no_number_is_told_before_anything_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("math.lost", lost, raising=False)
+    with pytest.warns(UserWarning, match=r"--metric math:lost is nan on a trial") as told:
+        plan_of(metric="math:lost", higher_is_better=True)
+    assert len(told) == 1
 
 
 def test_controls_alone_need_no_evolution() -> None:

@@ -102,7 +102,7 @@ def test_several_labels_have_a_column_each(tmp_path: Path) -> None:
     assert table.targets.tolist() == [[1, 0], [0, 0], [1, 1], [0, 1]]
     assert table.classes == ("sun", "rain")
     pq.write_table(pa.table(columns | truth | {"label_sun": [1, 0, 2, 0]}), path)
-    with pytest.raises(InputError, match=r"label_sun is neither 0 nor 1 in 1 row \(2;"):
+    with pytest.raises(InputError, match=r"label_sun is not 0 or 1 in 1 row \(2;"):
         read_scores(path, "logits")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 
-from evostep.errors import InputError, reason
+from evostep.errors import InputError, reason, warn
 from evostep.genome.slots import slots_of_module
 from evostep.lab.arms.arm import Arm, Start, Training
 from evostep.lab.arms.budget import budgets, settled
@@ -174,12 +175,17 @@ def _check_metric(options: Options, sizes: Sizes) -> None:
     outputs = torch.nn.functional.one_hot(targets.roll(1), classes).float()
     try:
         metric.update(outputs, targets)
-        float(metric.compute()[0])
+        value = float(metric.compute()[0])
     except Exception as error:  # a user's function may raise anything
         raise InputError(
             f"--metric {options.metric} fails on outputs {tuple(outputs.shape)} and targets "
             f"{tuple(targets.shape)} ({reason(error)}): name a function on (outputs, targets)"
         ) from error
+    if not math.isfinite(value):
+        warn(
+            f"--metric {options.metric} is {value} on a trial in which every class is mistaken: "
+            "where it is no finite number, members fail, and runs have no result"
+        )
 
 
 def _check_schedules(arms: list[Arm], options: Options) -> None:

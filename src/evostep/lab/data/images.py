@@ -85,9 +85,10 @@ def load_data(name: str, folder: Path | None = None, *, image_size: int | None =
     Args:
         name: `digits` (scikit-learn's), `fashion-mnist`, `cifar10`, `folder:PATH` (one folder per
             class, optionally below train/, val/ and test/, however these are spelled; without
-            test/, val/ is the test set), or `package.module:attribute`: a `torch.utils.data.Dataset` of (image, label), a pair
-            (train, test) of them, or a function without arguments that returns either. Images are
-            PIL images, uint8 tensors, or float tensors in [0, 1].
+            test/, val/ is the test set), or `package.module:attribute`: a
+            `torch.utils.data.Dataset` of (image, label), a pair (train, test) of them, or a
+            function without arguments that returns either. Images are PIL images, uint8 tensors,
+            or float tensors in [0, 1].
         folder: where the files of `fashion-mnist` or `cifar10` are. Without it they are looked for
             in `$EVOSTEP_DATA/NAME` and the usual places, then downloaded by torchvision.
         image_size: height and width in pixels: needed for `folder:`, allowed for PIL images from

@@ -12,10 +12,11 @@ from typing import Any
 
 from evostep.errors import InputError, reason
 from evostep.lab.options import flag
-from evostep.lab.storage import STAGE, check_place, read_json
+from evostep.lab.storage import check_place, check_writable, read_json
 
 FORMAT = 1
 RESULTS = "results.json"
+_STAGE = ".evostep-"  # begins the name of a folder that a killed run has left
 
 
 def read_finished(out: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -29,7 +30,7 @@ def read_finished(out: Path, identity: Mapping[str, Any]) -> dict[str, Any] | No
         InputError: results of other arguments; something else is there.
     """
     check_place(out)
-    if not out.exists() or not any(path.name[: len(STAGE)] != STAGE for path in out.iterdir()):
+    if not out.exists() or not any(path.name[: len(_STAGE)] != _STAGE for path in out.iterdir()):
         return None
     if not (out / RESULTS).is_file():
         raise InputError(f"--out {out} is not empty and holds no results: choose another")
@@ -66,9 +67,10 @@ def staged(out: Path) -> Iterator[Path]:
         InputError: the place cannot be written.
     """
     out = out.absolute()
+    check_writable(out)
     there = check_place(out)
     try:
-        folder = Path(tempfile.mkdtemp(prefix=STAGE, dir=there))
+        folder = Path(tempfile.mkdtemp(prefix=_STAGE, dir=there))
     except OSError as error:
         raise InputError(f"--out {out} cannot be written ({reason(error)}): choose another") from (
             error

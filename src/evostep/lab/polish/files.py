@@ -66,7 +66,7 @@ def read_columns(path: Path) -> dict[str, np.ndarray[Any, Any]]:
 def _read_csv(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     from pyarrow import csv as arrow
 
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
+    with path.open(encoding="utf-8-sig") as file:
         header = file.readline()
     delimiter = max(",;\t", key=header.count)  # the first of equals
     table = arrow.read_csv(path, parse_options=arrow.ParseOptions(delimiter=delimiter))

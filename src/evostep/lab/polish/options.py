@@ -95,7 +95,8 @@ class PolishOptions:
         if self.scores is not None and self.scores_are is None:
             raise InputError("--scores-are is missing: say logits or probabilities")
         if self.scores is None and "model" not in self.network.given | self._from_weights:
-            raise InputError("what is to be polished? Give --model and --init-from, or --scores")
+            done = "evaluated" if self.evaluates else "polished"
+            raise InputError(f"what is to be {done}? Give --model and --init-from, or --scores")
         for name in ("groups", "weights") if self.scores is None else ():
             if getattr(self, name) is not None:
                 raise InputError(f"{flag(name)} names a column of --scores: leave it out")

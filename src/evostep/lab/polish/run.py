@@ -89,6 +89,7 @@ def run_evaluate(options: PolishOptions, out: Path | None) -> tuple[Record, bool
 
 def _evaluated(options: PolishOptions, identity: Record) -> Record:
     subject = make_subject(options)
+    _check_counts(subject)
     warn_of_order(options.metric, subject.classes)
     found = evaluate(
         subject.model,
@@ -172,18 +173,28 @@ def _costs(
     return read_costs(options.costs, classes)
 
 
-def _check_counts(subject: Subject, folds: int) -> None:
-    """Refuse classes that cannot lie in every fold, by their names."""
-    if subject.targets.ndim > 1 or subject.groups is not None:
+def _check_counts(subject: Subject, folds: int = 0) -> None:
+    """Refuse one class alone, and classes that cannot lie in every fold, by their names."""
+    if subject.targets.ndim > 1:
         return
     counts = subject.targets.bincount(minlength=len(subject.classes)).tolist()
+    present = [name for name, count in zip(subject.classes, counts, strict=True) if count]
+    if len(present) == 1:
+        raise InputError(
+            f"all examples are of class {present[0]!r}, and nothing can be decided about one class "
+            "alone: give examples of the others"
+        )
+    what = "examples" if subject.groups is None else "groups"
+    if subject.groups is not None:
+        pairs = set(zip(subject.targets.tolist(), subject.groups, strict=True))
+        counts = [sum(one == number for one, _ in pairs) for number in range(len(counts))]
     few = [
         f"{name} {count}"
         for name, count in zip(subject.classes, counts, strict=True)
         if 0 < count < folds
     ]
-    if few and sum(map(bool, counts)) > 1:
+    if few:
         raise InputError(
-            f"fewer examples than the {folds} folds in {len(few)} of {len(counts)} classes "
+            f"fewer {what} than the {folds} folds in {len(few)} of {len(counts)} classes "
             f"({', '.join(few[:5])}): give more, or fewer --folds (3 at least)"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,9 +72,7 @@ def read_scores(
             "score_cat, score_dog, ..."
         )
     names = tuple(_as_name(name.removeprefix(_PREFIX)) for name in found)
-    scores = torch.from_numpy(
-        np.stack([_numbers(path, name, columns[name]) for name in found], axis=1)
-    )
+    scores = torch.from_numpy(np.stack(_numbers(path, columns, found), axis=1))
     for name, column in zip(found, scores.T, strict=True):
         if len(column) > 1 and bool((column == column[0]).all()):
             raise InputError(
@@ -84,9 +82,8 @@ def read_scores(
     of_labels = [f"{target}_{name}" for name in names]
     several = target not in columns and all(name in columns for name in of_labels)
     if several:
-        targets = torch.from_numpy(
-            np.stack([_bits(path, name, columns[name]) for name in of_labels], axis=1)
-        )
+        bits = _numbers(path, columns, of_labels, lambda x: (x == 0) | (x == 1), "0 or 1")
+        targets = torch.from_numpy(np.stack(bits, axis=1)).long()
     else:
         values = _column(path, columns, target, "--target")
         targets = _number_labels(path, values, names if len(names) > 1 else (names[0],))
@@ -95,8 +92,9 @@ def read_scores(
         names = _both(names[0], values)
     weight = None
     if weights is not None:
-        column = _column(path, columns, weights, "--weights")
-        weight = torch.from_numpy(_numbers(path, weights, column))
+        _column(path, columns, weights, "--weights")
+        (column,) = _numbers(path, columns, [weights], lambda x: x >= 0, "a number >= 0")
+        weight = torch.from_numpy(column)
     group = None if groups is None else _column(path, columns, groups, "--groups").tolist()
     return ScoreTable(outputs, targets, names, weight, group)
 
@@ -152,29 +150,31 @@ def _column(path: Path, columns: Mapping[str, Column], name: str, option: str) -
     return columns[name]
 
 
-def _numbers(path: Path, name: str, column: Column) -> Column:
-    """Return a column as finite float64, or name the rows that are not."""
-    try:
-        values = np.asarray(column.astype(np.float64))
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{path}: {name} holds what is no number ({error})") from error
-    if values.ndim != 1:
-        raise InputError(f"{path}: {name} has the shape {values.shape}: write one number a row")
-    bad = np.flatnonzero(~np.isfinite(values))
-    if len(bad):
+def _numbers(
+    path: Path,
+    columns: Mapping[str, Column],
+    names: Sequence[str],
+    allowed: Callable[[Column], Column] = np.isfinite,
+    what: str = "a finite number",
+) -> list[Column]:
+    """Return columns as finite float64, or name the rows that are not, or are not allowed."""
+    found = []
+    for name in names:
+        try:
+            found.append(np.asarray(columns[name].astype(np.float64)))
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{path}: {name} holds what is no number ({error})") from error
+        if found[-1].ndim != 1:
+            shape = found[-1].shape
+            raise InputError(f"{path}: {name} has the shape {shape}: write one number a row")
+    wrong = [~(np.isfinite(column) & allowed(column)) for column in found]
+    if np.any(wrong):
+        named = [name for name, rows in zip(names, wrong, strict=True) if rows.any()]
         raise InputError(
-            f"{path}: {name} is not a finite number in {_rows(bad)}: leave these out, or score "
-            "them again"
+            f"{path}: {_listed(named)} {'is' if len(named) == 1 else 'are'} not {what} in "
+            f"{_rows(np.flatnonzero(np.any(wrong, axis=0)))}: leave these out, or write them again"
         )
-    return values
-
-
-def _bits(path: Path, name: str, column: Column) -> Column:
-    values = _numbers(path, name, column)
-    bad = np.flatnonzero(~np.isin(values, (0, 1)))
-    if len(bad):
-        raise InputError(f"{path}: {name} is neither 0 nor 1 in {_rows(bad)}")
-    return values.astype(np.int64)
+    return found
 
 
 def _number_labels(path: Path, values: Column, names: tuple[str, ...]) -> Tensor:

@@ -160,7 +160,8 @@ def _as_in_its_run(network: Options) -> tuple[Options, int | None]:
         for name in (*names, "test_size")
         if name in told and name not in network.given
     }
-    return dataclasses.replace(network, **taken, given=network.given | taken.keys()), int(found[1])
+    given = network.given | frozenset(taken)
+    return dataclasses.replace(network, **taken, given=given), int(found[1])
 
 
 def _part(

@@ -78,7 +78,14 @@ def read_records(
             f"no results.json in {str(directory)!r}: "
             "give the directory that `evostep compare --out` wrote"
         )
-    results = read_json(path, RESULTS, cure=_REPAIR)
+    results = read_json(path, cure=_REPAIR)
+    if isinstance(results, dict) and {"format", "arguments"} <= results.keys():
+        raise InputError(
+            f"{str(directory)!r} holds what `evostep polish` or `evaluate` wrote, which is whole: "
+            "give a directory of `evostep compare`"
+        )
+    if wrong := mismatch(results, RESULTS):
+        raise InputError(f"{path} is not what evostep wrote ({wrong}): {_REPAIR}")
     for key in ("config", "environment", "data", "splits"):
         results.setdefault(key, {})
     try:

@@ -106,8 +106,7 @@ def _folder_part(root: Path, image_size: int) -> tuple[Part, list[str]]:
 
     if not _folders(root):
         raise InputError(
-            f"{root} holds no folder of a class: put the images of each class in a folder of its "
-            "own, or remove it"
+            f"{root} holds no folder of a class: put the images of each class in one of its own"
         )
     try:
         found = Shown(str(root))
