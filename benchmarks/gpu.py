@@ -119,11 +119,13 @@ def run(command: list[str], seconds: float) -> str:
     Raises:
         RuntimeError: it failed, or took longer; the message is its last line.
     """
+    if seconds <= 0:
+        raise RuntimeError("no time was left for it: give more --minutes")
     with subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         try:
-            printed, errors = process.communicate(timeout=max(seconds, 1.0))
+            printed, errors = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGINT)  # what is done is kept
             try:
