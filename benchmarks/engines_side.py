@@ -24,24 +24,24 @@ from evostep.engines.auto import Auto
 from evostep.spaces.workspace import Workspace
 
 Batch = tuple[Tensor, Tensor]  # inputs, targets
-_TOKENS, _LENGTH, _WIDTH, _CLASSES = 1000, 64, 256, 10
+_TOKENS, _LENGTH, _CLASSES = 1000, 64, 10
 
 
 class Encoder(nn.Module):
-    """A transformer encoder of four layers on tokens, the mean over them, a linear head."""
+    """A transformer encoder on tokens, the mean over them, a linear head."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = 256, layers: int = 4, tokens: int = _TOKENS) -> None:
         super().__init__()
         layer = nn.TransformerEncoderLayer(
-            _WIDTH, nhead=4, dim_feedforward=4 * _WIDTH, batch_first=True, dropout=0.0
+            width, nhead=width // 64, dim_feedforward=4 * width, batch_first=True, dropout=0.0
         )
-        self.embedding = nn.Embedding(_TOKENS, _WIDTH)
-        self.encoder = nn.TransformerEncoder(layer, 4, enable_nested_tensor=False)
-        self.head = nn.Linear(_WIDTH, _CLASSES)
+        self.embedding = nn.Embedding(tokens, width)
+        self.encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+        self.head = nn.Linear(width, _CLASSES)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return (b, 10) for tokens (b, 64)."""
-        hidden = self.encoder(self.embedding(tokens))  # (b, 64, 256)
+        hidden = self.encoder(self.embedding(tokens))  # (b, 64, width)
         logits: Tensor = self.head(hidden.mean(dim=1))
         return logits
 
@@ -63,14 +63,16 @@ def make_task(task: str, examples: int, batch: int) -> tuple[nn.Module, list[Bat
         from torchvision.models import resnet18
 
         model, shape = resnet18(num_classes=_CLASSES), (3, 32, 32)
-    elif task == "transformer":
-        model, shape = Encoder(), (_LENGTH,)
+    elif task.startswith("transformer"):
+        large = task == "transformer-100m"
+        model = Encoder(width=768, layers=12, tokens=20_000) if large else Encoder()
+        shape = (_LENGTH,)
     else:
         model = mlp(64, 64, 64, _CLASSES) if task == "mlp-deep" else mlp(64, 32, _CLASSES)
     batches = []
     for _ in range(examples // batch):
         size = (batch, *shape)
-        inputs = torch.randint(_TOKENS, size) if task == "transformer" else torch.randn(size)
+        inputs = torch.randint(_TOKENS, size) if "transformer" in task else torch.randn(size)
         batches.append((inputs, torch.randint(_CLASSES, (batch,))))
     return model.eval(), batches
 

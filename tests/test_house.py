@@ -50,6 +50,7 @@ ABOVE_FILES = {
     "scoring/test_metrics_table",  # metrics x layouts x forms of targets
     "noise/test_low_rank",  # one kind of noise, down to its steps
     "strategies/test_table",  # all strategies by the table
+    "test_devices",  # what a graphics card must do as a CPU does
     "test_house",
     "test_laws",  # what holds for every strategy
     "test_packaging",

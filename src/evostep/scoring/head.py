@@ -9,8 +9,9 @@ scales, views and other outputs do not matter.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -343,4 +344,6 @@ def _span(tensor: Tensor) -> tuple[int, int]:
 def _uncompiled() -> Any:
     """Return a context in which compiled modules run as they were written: torch 2.6 has it."""
     stance = getattr(torch.compiler, "set_stance", None)
-    return stance("force_eager") if stance is not None else ExitStack()
+    if stance is None or "torch._dynamo" not in sys.modules:  # whose import takes seconds
+        return nullcontext()
+    return stance("force_eager")
