@@ -3,11 +3,12 @@
 import pytest
 import torch
 
+from evostep.polishing.crossfit import CrossFit
 from evostep.polishing.folds import make_folds
 from evostep.polishing.objective import parse_objective
 from evostep.polishing.optimism import optimism
 from evostep.polishing.problem import make_problem
-from evostep.polishing.procedure import CrossFit, cross_fit, left_out
+from evostep.polishing.procedure import cross_fit, left_out
 from evostep.polishing.search import Search
 
 G = torch.Generator().manual_seed(0)
@@ -28,9 +29,9 @@ def test_other_labels_in_a_fold_change_nothing_that_decides_about_it(fold: int) 
     other = torch.where(fold == FOLDS, (Y + 1) % 3, Y)
     after = run(other)
     here = fold == FOLDS
-    assert torch.equal(before.out_of_fold[:, here], after.out_of_fold[:, here])
-    assert before.choices[fold] == after.choices[fold]
-    assert not torch.equal(before.out_of_fold[2, ~here], after.out_of_fold[2, ~here])
+    assert torch.equal(before.outputs[:, here], after.outputs[:, here])
+    assert before.chosen_by_fold[fold] == after.chosen_by_fold[fold]
+    assert not torch.equal(before.outputs[2, ~here], after.outputs[2, ~here])
 
 
 def test_every_set_leaves_two_folds_at_most() -> None:
@@ -41,9 +42,9 @@ def test_every_set_leaves_two_folds_at_most() -> None:
 def test_what_is_decided_is_better_than_the_checkpoint_where_it_is_spoilt() -> None:
     found = run(Y, "balanced-accuracy")
     problem = make_problem(Z, Y)
-    right = [(problem.decide(bias) == Y).double().mean() for bias in found.out_of_fold]
+    right = (problem.decided(found.outputs) == Y).double().mean(1)
     assert right[2] > right[0]
-    assert not found.out_of_fold[0].any()
+    assert torch.equal(found.outputs[0], Z)
     assert found.evaluations == SETTINGS.generations * len(left_out(K)) * 3 * 4
 
 

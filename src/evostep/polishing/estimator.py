@@ -14,8 +14,9 @@ from torch import Tensor
 
 from evostep.polishing.folds import make_folds
 from evostep.polishing.out_of_fold import nested_outputs
-from evostep.polishing.polish import Settings, polish_problems
+from evostep.polishing.polish import polish_problems
 from evostep.polishing.result import NO_GAIN
+from evostep.polishing.settings import Settings
 
 _SMALL = 1e-12  # a probability of zero has no logarithm
 

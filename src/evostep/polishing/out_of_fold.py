@@ -16,9 +16,10 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from evostep.polishing.folds import make_folds
 from evostep.polishing.network import fold_in, outputs_of
-from evostep.polishing.polish import Settings, polish_problems
+from evostep.polishing.polish import polish_problems
 from evostep.polishing.procedure import left_out
 from evostep.polishing.result import NO_GAIN, Polished
+from evostep.polishing.settings import Settings
 
 
 def out_of_fold(

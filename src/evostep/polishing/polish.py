@@ -3,107 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from evostep.errors import InputError, warn
-from evostep.polishing.bootstrap import DRAWS, Interval, interval, resample
-from evostep.polishing.decision import Decision
+from evostep.polishing.bootstrap import DRAWS
 from evostep.polishing.folds import make_folds
+from evostep.polishing.judging import judge
 from evostep.polishing.network import fold_in, given_outputs
-from evostep.polishing.objective import Objective, parse_objective
-from evostep.polishing.optimism import HALVES, optimism
-from evostep.polishing.problem import Problem, make_problem
-from evostep.polishing.procedure import (
-    PULLS,
-    CrossFit,
-    cross_fit,
-    evaluations_a_generation,
-)
-from evostep.polishing.result import BY_START, IMPROVED, NO_GAIN, Polished
-from evostep.polishing.search import Search, Watch
+from evostep.polishing.objective import Objective
+from evostep.polishing.problem import Problem
+from evostep.polishing.procedure import cross_fit
+from evostep.polishing.result import NO_GAIN, Polished
+from evostep.polishing.settings import Settings
 from evostep.polishing.starts import check_prior
 from evostep.scoring.batches import Forward
 from evostep.scoring.confusion import CONFUSION_METRICS
 
-GENERATIONS = 40
 NEAR_PERFECT = 0.995
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What polishing was asked for: see `polish`."""
-
-    metric: str
-    folds: int = 5
-    budget: int | None = None
-    population: int = 16
-    prior: Any = None
-    costs: Any = None
-    weights: Any = None
-    groups: Sequence[Any] | None = None
-    draws: int = DRAWS
-    seed: int = 0
-    watch: Callable[[float, float], None] | None = None
-
-    def __post_init__(self) -> None:
-        if self.population < 2 or self.population % 2:
-            raise InputError(
-                f"population must be an even number of at least 2, got {self.population}"
-            )
-        if self.draws < 100:
-            raise InputError(f"draws must be at least 100, got {self.draws}")
-
-    @property
-    def objective(self) -> Objective:
-        """The metric, read."""
-        return parse_objective(self.metric, costs=self.costs)
-
-    @property
-    def search(self) -> Search:
-        """The settings of every search."""
-        one = evaluations_a_generation(self.folds, self.population)
-        generations = GENERATIONS
-        if self.budget is not None:
-            generations = self.budget // one
-        if not generations:
-            raise InputError(
-                f"budget must be at least {one}, one generation of all searches, got {self.budget}"
-            )
-        watch = self._watched(generations * (one + HALVES * (self.folds + 1) * self.population))
-        return Search(self.population, generations, seed=self.seed, watch=watch)
-
-    def _watched(self, most: int) -> Watch | None:
-        """Return who counts the decisions that are scored, of so many at most."""
-        watch, done = self.watch, 0
-        if watch is None:
-            return None
-
-        def count(scored: int, gain: float) -> None:
-            nonlocal done
-            done += scored
-            watch(min(1.0, done / most), gain)
-
-        return count
-
-    def problem(self, outputs: Any, targets: Any) -> Problem:
-        """Return the problem that outputs pose."""
-        return make_problem(outputs, targets, weights=self.weights, groups=self.groups)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return what is told of them."""
-        return {
-            "space": "decision",
-            "folds": self.folds,
-            "generations": self.search.generations,
-            "population": self.population,
-            "pulls": list(PULLS),
-            "draws": self.draws,
-            "seed": self.seed,
-        }
 
 
 def polish(
@@ -204,18 +123,10 @@ def polish_problems(
     objective = settings.objective
     _check(problem, objective, settings.costs)
     prior = check_prior(settings.prior, problem)
-    search = settings.search  # one for all, so that it counts on
-    found = cross_fit(problem, objective, parts, search, prior=prior, problem_of=problem_of)
-    overstated = optimism(
-        problem,
-        objective,
-        settings.folds,
-        found.start_choice.start,
-        found.choice.pull,
-        replace(search, generations=found.choice.generations),
-        prior=prior,
+    found = cross_fit(
+        problem, objective, parts, settings.search, prior=prior, problem_of=problem_of
     )
-    return _judge(problem, objective, found, overstated, settings)
+    return judge(problem, objective, found, settings)
 
 
 def _check(problem: Problem, objective: Objective, costs: Any) -> None:
@@ -235,68 +146,3 @@ def _check(problem: Problem, objective: Objective, costs: Any) -> None:
             f"the network is right on {accuracy:.1%} of the examples: if it was trained on them, "
             "polish on others"
         )
-
-
-def _judge(
-    problem: Problem,
-    objective: Objective,
-    found: CrossFit,
-    overstated: Tensor,
-    settings: Settings,
-) -> Polished:
-    several = problem.several
-    decisions = torch.stack([problem.decide(bias) for bias in found.out_of_fold])
-    counts = problem.counts(decisions)
-    values = objective.value(counts, several=several)
-    drawn = resample(
-        problem,
-        decisions,
-        lambda counts: objective.value(counts, several=several),
-        draws=settings.draws,
-        seed=settings.seed,
-    )
-    sign = 1.0 if objective.higher_is_better else -1.0
-    # only what flatters is taken off
-    shift = sign * torch.cat([torch.zeros(1), overstated.clamp(min=0)]).double()
-    values, drawn = values - shift, drawn - shift
-
-    def contrast(a: int, b: int) -> Interval:
-        return interval(sign * float(values[a] - values[b]), sign * (drawn[:, a] - drawn[:, b]))
-
-    gain, of_start, over_start = contrast(2, 0), contrast(1, 0), contrast(2, 1)
-    verdict = NO_GAIN
-    if gain.confirmed:
-        by_start = of_start.confirmed and not over_start.confirmed
-        verdict = BY_START if by_start else IMPROVED
-    bias = found.start if verdict == BY_START else found.bias
-    final = problem.decide(bias)
-    judged = decisions[1 if verdict == BY_START else 2]
-    return Polished(
-        verdict=verdict,
-        metric=objective.text,
-        higher_is_better=objective.higher_is_better,
-        fraction=objective.fraction,
-        n=len(problem),
-        groups=problem.group_count,
-        values=dict(zip(("checkpoint", "start", "polished"), values.tolist(), strict=True)),
-        gain=gain,
-        gain_of_start=of_start,
-        gain_over_start=over_start,
-        start=str(found.start_choice),
-        prior="examples" if settings.prior is None else "given",
-        chosen=str(found.choice),
-        chosen_by_fold=tuple(map(str, found.choices)),
-        agreement=float((final == judged).double().mean()),
-        optimism=tuple(shift[1:].tolist()),
-        metrics={
-            name: tuple(metric(counts, several=several).tolist())
-            for name, metric in CONFUSION_METRICS.items()
-        },
-        classes=tuple(map(tuple, problem.recalls(counts).T.tolist())),
-        decision=Decision(problem.kind, bias * (verdict != NO_GAIN), objective.text),
-        proposed=bias,
-        evaluations=found.evaluations,
-        sample_forwards=0,
-        settings=settings.as_dict(),
-        decisions=decisions,
-    )

@@ -56,10 +56,17 @@ class Problem:
 
     def decide(self, bias: Tensor) -> Tensor:
         """Return decisions under biases (..., 1 or n, C): (..., n), or (..., n, L) for labels."""
-        adjusted = self.outputs + bias.to(self.outputs)
+        return self.decided(self.adjusted(bias))
+
+    def adjusted(self, bias: Tensor) -> Tensor:
+        """Return the outputs under biases (..., 1 or n, C): (..., n, C)."""
+        return self.outputs + bias.to(self.outputs)
+
+    def decided(self, outputs: Tensor) -> Tensor:
+        """Return what outputs (..., n, C) decide: (..., n), or (..., n, L) for labels."""
         if self.kind == "classes":
-            return adjusted.argmax(-1)
-        above = (adjusted > 0).long()
+            return outputs.argmax(-1)
+        above = (outputs > 0).long()
         return above.squeeze(-1) if self.kind == "binary" else above
 
     def counts(self, decisions: Tensor, rows: Tensor | None = None) -> Tensor:

@@ -11,14 +11,16 @@ that have seen neither it nor the example.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import torch
 from torch import Tensor
 
 from evostep.polishing.bootstrap import resample
+from evostep.polishing.crossfit import CrossFit
 from evostep.polishing.objective import Objective
+from evostep.polishing.optimism import optimism
 from evostep.polishing.problem import Problem
 from evostep.polishing.search import Search, center_on_plateau, search
 from evostep.polishing.starts import STARTS, fit_starts, subset
@@ -46,30 +48,6 @@ class Choice:
         if self.pull is None:
             return self.start
         return f"evolution, {self.generations} generations, pull {self.pull:g}"
-
-
-@dataclass(frozen=True)
-class CrossFit:
-    """What the procedure decided.
-
-    Attributes:
-        out_of_fold: (3, n, C) biases under which each example is judged: of the checkpoint (zero),
-            of the best simple start, of the whole procedure; none has seen the example.
-        bias: (C,) of the procedure on all examples.
-        start: (C,) of the best simple start on all examples.
-        choice: what was chosen on all examples.
-        start_choice: the best simple start on all examples.
-        choices: what was chosen for each judging fold.
-        evaluations: how many times a decision was scored.
-    """
-
-    out_of_fold: Tensor
-    bias: Tensor
-    start: Tensor
-    choice: Choice
-    start_choice: Choice
-    choices: tuple[Choice, ...]
-    evaluations: int
 
 
 def left_out(k: int) -> list[tuple[int, ...]]:
@@ -109,22 +87,33 @@ def cross_fit(
     """
     k = int(folds.max()) + 1
     fitter = _Fitter(objective, folds, settings, prior)
-    out_of_fold = torch.zeros(3, len(problem), problem.biases, dtype=torch.float64)
+    biases = torch.zeros(3, len(problem), problem.biases, dtype=torch.float64)
     choices = []
     for fold in range(k):
         chosen = fitter.choose(problem if problem_of is None else problem_of(fold), fold)
-        out_of_fold[1, folds == fold] = chosen.start
-        out_of_fold[2, folds == fold] = chosen.bias
+        biases[1, folds == fold] = chosen.start
+        biases[2, folds == fold] = chosen.bias
         choices.append(chosen.choice)
     final = fitter.choose(problem if problem_of is None else problem_of(None), None)
+    overstated = optimism(
+        problem,
+        objective,
+        k,
+        final.start_choice.start,
+        final.choice.pull,
+        replace(settings, generations=final.choice.generations),
+        prior=prior,
+    )
+    both = torch.stack([final.start, final.bias])
     return CrossFit(
-        out_of_fold,
-        final.bias,
-        final.start,
-        final.choice,
-        final.start_choice,
-        tuple(choices),
-        fitter.evaluations,
+        outputs=problem.adjusted(biases),
+        final=problem.adjusted(both[:, None]),
+        start=str(final.start_choice),
+        chosen=str(final.choice),
+        chosen_by_fold=tuple(map(str, choices)),
+        evaluations=fitter.evaluations,
+        biases=both,
+        overstated=overstated,
     )
 
 

@@ -1,0 +1,103 @@
+"""The test and the verdict: whatever was evolved, it is judged by outputs that have not seen it."""
+
+from __future__ import annotations
+
+import torch
+
+from evostep.polishing.bootstrap import Interval, interval, resample
+from evostep.polishing.crossfit import CrossFit
+from evostep.polishing.decision import Decision
+from evostep.polishing.objective import Objective
+from evostep.polishing.problem import Problem
+from evostep.polishing.result import BY_START, IMPROVED, NO_GAIN, Polished
+from evostep.polishing.settings import Settings
+from evostep.scoring.confusion import CONFUSION_METRICS
+
+
+def judge(problem: Problem, objective: Objective, found: CrossFit, settings: Settings) -> Polished:
+    """Return the result of a procedure: values, contrasts, verdict.
+
+    Args:
+        problem: targets, weights and groups; the checkpoint's outputs.
+        objective: what was maximised.
+        found: outputs that have not seen the examples, and what they are of.
+        settings: draws and seed of the bootstrap, and what is told of the rest.
+    """
+    several = problem.several
+    decisions = torch.stack([problem.decided(outputs) for outputs in found.outputs])
+    counts = problem.counts(decisions)
+    values = objective.value(counts, several=several)
+    drawn = resample(
+        problem,
+        decisions,
+        lambda counts: objective.value(counts, several=several),
+        draws=settings.draws,
+        seed=settings.seed,
+    )
+    sign = 1.0 if objective.higher_is_better else -1.0
+    # only what flatters is taken off
+    shift = sign * torch.cat([torch.zeros(1), found.overstated.clamp(min=0)]).double()
+    values, drawn = values - shift, drawn - shift
+
+    def contrast(a: int, b: int) -> Interval:
+        return interval(sign * float(values[a] - values[b]), sign * (drawn[:, a] - drawn[:, b]))
+
+    gain, of_start, over_start = contrast(2, 0), contrast(1, 0), contrast(2, 1)
+    verdict = verdict_of(gain, of_start, over_start)
+    which = 1 if verdict == BY_START else 2  # of checkpoint, start, procedure
+    zero = torch.zeros(problem.biases, dtype=torch.float64)
+    bias = zero if found.biases is None else found.biases[which - 1]
+    agree = problem.decided(found.final[which - 1]) == decisions[which]
+    return Polished(
+        verdict=verdict,
+        metric=objective.text,
+        higher_is_better=objective.higher_is_better,
+        fraction=objective.fraction,
+        n=len(problem),
+        groups=problem.group_count,
+        values=dict(zip(("checkpoint", "start", "polished"), values.tolist(), strict=True)),
+        gain=gain,
+        gain_of_start=of_start,
+        gain_over_start=over_start,
+        start=found.start,
+        prior="examples" if settings.prior is None else "given",
+        chosen=found.chosen,
+        chosen_by_fold=found.chosen_by_fold,
+        agreement=float(agree.double().mean()),
+        optimism=tuple(shift[1:].tolist()),
+        metrics={
+            name: tuple(metric(counts, several=several).tolist())
+            for name, metric in CONFUSION_METRICS.items()
+        },
+        classes=tuple(map(tuple, problem.recalls(counts).T.tolist())),
+        decision=Decision(problem.kind, bias * (verdict != NO_GAIN), objective.text),
+        proposed=bias,
+        evaluations=found.evaluations,
+        sample_forwards=0,
+        settings=settings.as_dict(),
+        decisions=decisions,
+    )
+
+
+def verdict_of(gain: Interval, of_start: Interval, over_start: Interval) -> str:
+    """Return the verdict of the three contrasts.
+
+    One test decides whether anything is changed: the whole procedure against the checkpoint.
+    Where what evolution added to the start is not confirmed, the start is applied, the simpler of
+    the two; not where the start itself is no better than the checkpoint on the judged examples.
+
+    Args:
+        gain: procedure - checkpoint.
+        of_start: start - checkpoint.
+        over_start: procedure - start.
+
+    Example:
+        >>> sure, open = Interval(2.0, 1.0, 3.0, 0.01), Interval(1.0, -1.0, 3.0, 0.3)
+        >>> verdict_of(sure, open, open)
+        'improved by the start'
+    """
+    if not gain.confirmed:
+        return NO_GAIN
+    if over_start.confirmed or of_start.value <= 0:
+        return IMPROVED
+    return BY_START
