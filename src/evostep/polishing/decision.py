@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,4 +110,53 @@ class Folded:
             self._layer.bias = None
         else:
             self._layer.bias.copy_(self._before)
+        self.applied = False
+
+
+class Moved:
+    """Evolved weights in a network, with biases in its last layer; can be taken out again.
+
+    Args:
+        live: the network's tensors.
+        before: what they were.
+        after: what they become.
+        layer: the last layer, of the network as it becomes; None: no bias is added.
+        bias: (C,) that is added there.
+    """
+
+    def __init__(
+        self,
+        live: Mapping[str, Tensor],
+        before: Mapping[str, Tensor],
+        after: Mapping[str, Tensor],
+        layer: nn.Module | None = None,
+        bias: Tensor | None = None,
+    ) -> None:
+        self._live, self._before, self._after = live, before, after
+        self._layer, self._bias = layer, bias
+        self._folded: Folded | None = None
+        self.applied = False
+
+    @torch.no_grad()
+    def _write(self, weights: Mapping[str, Tensor]) -> None:
+        for name, tensor in self._live.items():
+            tensor.copy_(weights[name])
+
+    def apply(self) -> None:
+        """Put the evolved weights in; nothing where they are in already."""
+        if self.applied:
+            return
+        self._write(self._after)
+        if self._layer is not None and self._bias is not None:
+            self._folded = Folded(self._layer, self._bias)
+            self._folded.apply()
+        self.applied = True
+
+    def revert(self) -> None:
+        """Put the network back, bit for bit."""
+        if not self.applied:
+            return
+        if self._folded is not None:
+            self._folded.revert()
+        self._write(self._before)
         self.applied = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,17 +11,22 @@ from torch import Tensor, nn
 
 from evostep.errors import InputError, warn
 from evostep.polishing.bootstrap import DRAWS
+from evostep.polishing.budget import Budget, parse_budget
+from evostep.polishing.evolved import polish_weights
 from evostep.polishing.folds import make_folds
+from evostep.polishing.holdout import FOLDS, SHARE, hold_out
 from evostep.polishing.judging import judge
 from evostep.polishing.network import fold_in, given_outputs
-from evostep.polishing.objective import Objective
-from evostep.polishing.problem import Problem
-from evostep.polishing.procedure import cross_fit
+from evostep.polishing.problem import Problem, join
+from evostep.polishing.procedure import cross_fit, fit_once
 from evostep.polishing.result import NO_GAIN, Polished
 from evostep.polishing.settings import Settings
-from evostep.polishing.starts import check_prior
+from evostep.polishing.spaces import AUTO, DECISION, check_space
+from evostep.polishing.starts import check_prior, subset
+from evostep.polishing.store import Nowhere, Store, number_in
 from evostep.scoring.batches import Forward
 from evostep.scoring.confusion import CONFUSION_METRICS
+from evostep.spaces.base import Space
 
 NEAR_PERFECT = 0.995
 
@@ -30,9 +36,11 @@ def polish(
     examples: Iterable[Any],
     metric: str = "worst-class-recall",
     *,
-    space: str = "decision",
+    space: str | Space = DECISION,
     folds: int = 5,
-    budget: int | None = None,
+    confirm: str | Iterable[Any] = FOLDS,
+    share: float = SHARE,
+    budget: Budget = None,
     population: int = 16,
     prior: Any = None,
     costs: Any = None,
@@ -42,6 +50,7 @@ def polish(
     draws: int = DRAWS,
     seed: int = 0,
     watch: Callable[[float, float], None] | None = None,
+    store: Store | None = None,
 ) -> Polished:
     """Polish a trained network on the metric that is reported, and confirm the gain.
 
@@ -50,18 +59,28 @@ def polish(
 
     What is evolved are the biases of the decision, one for each output, from logit adjustment on;
     where the gain over the checkpoint is confirmed they are folded into the bias of the last
-    layer. All that depends on data is chosen by cross-fitting: each example is judged by a decision
-    that has not seen it, and the judged examples see one test.
+    layer. Or weights of the network are, from the checkpoint on, under these biases. All that
+    depends on data is chosen by cross-fitting: each example is judged by a decision that has not
+    seen it, and the judged examples see one test.
 
     Args:
         model: the trained network, changed in place where a gain is confirmed; None: `examples` is
             (outputs, targets), of a black box.
         examples: batches as `Fitness` takes them; (outputs, targets) where there is no model.
         metric: see `parse_objective`: a metric of decisions, a sum, constraints.
-        space: ``"decision"``.
+        space: ``"decision"``: biases of the outputs; ``"head"``, ``"norm"``: weights of the last
+            layer, of the normalisation layers; ``"scales"``: scales of quantised layers, and gains
+            of normalisation layers; any space of evostep's; ``"auto"``: the best of decision and of
+            what there is of head, norm and scales, chosen on inner folds.
         folds: how many parts the examples are split in, at least 3.
-        budget: how many decisions may be scored, at least one generation of all searches; None: 40
-            generations.
+        confirm: ``"folds"``: each fold is judged by what was chosen without it. ``"holdout"``: a
+            part of the examples, `share`, is judged once, by the very network that is applied.
+            Examples, as `examples`: these are.
+        share: of the examples that is held out.
+        budget: how many decisions may be scored (sample-forwards where weights evolve), at least
+            those of one generation of all searches; None: 40 generations. ``"90s"``, ``"2m"``,
+            ``"1h"``: as many as a timed probe says that such a time allows; the number is in
+            ``result.settings["budget"]``, and with it a run gives the same bits again.
         population: members of a generation, an even number.
         prior: (C,) class frequencies in training, for logit adjustment; None: the examples'.
         costs: (C, C) table of the metric ``cost``, rows are true classes.
@@ -72,6 +91,7 @@ def polish(
         seed: of folds, noise and draws.
         watch: called as it goes on, with the share that is done and the gain so far, on the
             examples that are searched on.
+        store: keeps what is finished, so that a run that was killed goes on with the same bits.
 
     Returns:
         The result: its verdict, both contrasts, the way back.
@@ -90,20 +110,66 @@ def polish(
         >>> polish(None, (outputs, labels), "balanced-accuracy").verdict
         'improved'
     """
-    if space != "decision":
-        raise InputError(f"space must be 'decision', got {space!r}")
+    check_space(space, model)
+    store = store or Nowhere()
+    if model is None and space == AUTO:
+        space = DECISION
     settings = Settings(
-        metric, folds, budget, population, prior, costs, weights, groups, draws, seed, watch
+        metric,
+        folds,
+        budget,
+        population,
+        prior,
+        costs,
+        weights,
+        groups,
+        draws,
+        seed,
+        watch,
+        space,
+        confirm,
+        share,
     )
     outputs, targets, layer = given_outputs(model, examples, forward)
     problem = settings.problem(outputs, targets)
-    parts = make_folds(problem.strata, folds, seed, problem.groups)
-    result = polish_problems(problem, settings, parts)
-    if model is not None:
-        result.sample_forwards = len(problem)
-        if result.verdict != NO_GAIN:
-            fold_in(result, problem, layer, model, examples, forward)
+    searched = problem
+    if isinstance(confirm, str):
+        parts = split(problem, settings)
+    else:
+        parts = make_folds(problem.strata, folds, seed, problem.groups)
+        others = settings.others(*given_outputs(model, confirm, forward)[:2], problem)
+        problem = join(problem, others)
+        parts = torch.cat([parts, torch.full((len(others),), -1)])
+    if space != DECISION and model is not None:
+        check(problem, settings)
+        prior = check_prior(settings.prior, problem)
+        result = polish_weights(
+            model, examples, forward, problem, layer, parts, settings, prior, store
+        )
+    else:
+        asked = parse_budget(budget)
+        if isinstance(asked, float):
+            check(problem, settings)
+            found = number_in(store, "budget", lambda: settings.decisions_in(asked, problem))
+            settings = replace(settings, budget=found)
+        result = polish_problems(problem, settings, parts)
+        result.sample_forwards = 0 if model is None else len(problem)
+    unchanged = result.folded is None and not result.notes
+    if model is not None and result.verdict != NO_GAIN and unchanged:
+        fold_in(result, searched, layer, model, examples, forward)
     return result
+
+
+def split(problem: Problem, settings: Settings) -> Tensor:
+    """Return the fold of each example, (n,); -1: held out."""
+    strata, groups, k, seed = problem.strata, problem.groups, settings.folds, settings.seed
+    if not settings.once:
+        return make_folds(strata, k, seed, groups)
+    held = hold_out(strata, settings.share, k, seed, groups)
+    folds = torch.full((len(problem),), -1)
+    own = None if groups is None else groups[~held].unique(return_inverse=True)[1]
+    folds[~held] = make_folds(strata[~held], k, seed, own)
+    return folds
 
 
 def polish_problems(
@@ -121,16 +187,21 @@ def polish_problems(
         problem_of: see `evostep.polishing.procedure.cross_fit`.
     """
     objective = settings.objective
-    _check(problem, objective, settings.costs)
+    check(problem, settings)
     prior = check_prior(settings.prior, problem)
-    found = cross_fit(
-        problem, objective, parts, settings.search, prior=prior, problem_of=problem_of
-    )
+    search = settings.search
+    if settings.once:
+        found = fit_once(problem, objective, parts, search, prior=prior)
+        problem = subset(problem, parts < 0)
+    else:
+        found = cross_fit(problem, objective, parts, search, prior=prior, problem_of=problem_of)
     return judge(problem, objective, found, settings)
 
 
-def _check(problem: Problem, objective: Objective, costs: Any) -> None:
-    problem.check_costs(costs)
+def check(problem: Problem, settings: Settings) -> None:
+    """Raise an InputError for a constraint that the checkpoint breaks, or costs that do not fit."""
+    objective = settings.objective
+    problem.check_costs(settings.costs)
     several = problem.several
     parent = problem.counts(problem.decide(torch.zeros(problem.biases)))
     for constraint in objective.constraints:

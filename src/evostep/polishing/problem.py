@@ -162,6 +162,15 @@ def make_problem(
     )
 
 
+def join(one: Problem, other: Problem) -> Problem:
+    """Return the problem of the examples of two, without weights and groups."""
+    outputs, targets = (
+        torch.cat([getattr(one, name), getattr(other, name).to(getattr(one, name))])
+        for name in ("outputs", "targets")
+    )
+    return Problem(outputs, targets, one.kind)
+
+
 def _weights(weights: Any, n: int) -> Tensor | None:
     if weights is None:
         return None

@@ -60,9 +60,24 @@ def left_out(k: int) -> list[tuple[int, ...]]:
     return [(), *((i,) for i in range(k)), *combinations(range(k), 2)]
 
 
-def evaluations_a_generation(k: int, population: int) -> int:
+def count_sets(k: int, *, once: bool = False) -> int:
+    """Return how many sets of examples are searched on; `once`: to be judged on others.
+
+    Example:
+        >>> count_sets(3), count_sets(3, once=True)
+        (7, 4)
+    """
+    return 1 + k if once else len(left_out(k))
+
+
+def evaluations_a_generation(k: int, population: int, *, once: bool = False) -> int:
     """Return how many decisions one generation of all searches scores."""
-    return len(left_out(k)) * len(PULLS) * population
+    return count_sets(k, once=once) * len(PULLS) * population
+
+
+def without(folds: Tensor, gone: tuple[int, ...]) -> Tensor:
+    """Return which examples are in no fold of `gone`, and not held out (in fold -1)."""
+    return ~torch.isin(folds, torch.tensor((*gone, -1), dtype=torch.long))
 
 
 def cross_fit(
@@ -86,7 +101,7 @@ def cross_fit(
             that its choice may read; None: the same for all.
     """
     k = int(folds.max()) + 1
-    fitter = _Fitter(objective, folds, settings, prior)
+    fitter = Fitter(objective, folds, settings, prior)
     biases = torch.zeros(3, len(problem), problem.biases, dtype=torch.float64)
     choices = []
     for fold in range(k):
@@ -117,6 +132,39 @@ def cross_fit(
     )
 
 
+def fit_once(
+    problem: Problem,
+    objective: Objective,
+    folds: Tensor,
+    settings: Search,
+    *,
+    prior: Tensor | None = None,
+) -> CrossFit:
+    """Run the procedure once, to be judged on examples that are held out.
+
+    Args:
+        problem: outputs and targets.
+        objective: what is maximised.
+        folds: (n,) integers in [0, K), by which starts and searches are chosen; -1: held out.
+        settings: of the searches.
+        prior: see `cross_fit`.
+    """
+    fitter, held = Fitter(objective, folds, settings, prior), folds < 0
+    found = fitter.choose(problem, None)
+    both = torch.stack([found.start, found.bias])
+    judged = subset(problem, held)
+    final = judged.adjusted(both[:, None])
+    return CrossFit(
+        outputs=torch.cat([judged.adjusted(torch.zeros(1, 1, problem.biases)), final]),
+        final=final,
+        start=str(found.start_choice),
+        chosen=str(found.choice),
+        chosen_by_fold=(),
+        evaluations=fitter.evaluations,
+        biases=both,
+    )
+
+
 @dataclass(frozen=True)
 class _Chosen:
     """What was chosen without the judging fold."""
@@ -127,7 +175,7 @@ class _Chosen:
     start_choice: Choice
 
 
-class _Fitter:
+class Fitter:
     """Fits candidates on sets of examples, each set once, and chooses among them."""
 
     def __init__(
@@ -137,14 +185,14 @@ class _Fitter:
         self._settings, self._prior = settings, prior
         self._stops = sorted({round(i * settings.generations / STOPS) for i in range(1, STOPS + 1)})
         # in the order of their simplicity: of equals the first is taken
-        self._choices = [Choice(name, None, 0) for name in STARTS]
-        self._choices += [
+        self.choices = [Choice(name, None, 0) for name in STARTS]
+        self.choices += [
             Choice(STARTS[-1], pull, stop) for stop in self._stops for pull in reversed(PULLS)
         ]
         self._fitted: dict[tuple[Problem, tuple[int, ...]], Tensor] = {}
         self.evaluations = 0
 
-    def _candidates(self, problem: Problem, gone: tuple[int, ...]) -> Tensor:
+    def candidates(self, problem: Problem, gone: tuple[int, ...]) -> Tensor:
         """Return all candidates, (N, C), fitted without the folds `gone`."""
         key = problem, gone
         if key not in self._fitted:
@@ -158,37 +206,49 @@ class _Fitter:
         return self._fitted[key]
 
     def _without(self, gone: tuple[int, ...]) -> Tensor:
-        return ~torch.isin(self._folds, torch.tensor(gone, dtype=torch.long))
+        return without(self._folds, gone)
 
     def choose(self, problem: Problem, judging: int | None) -> _Chosen:
-        """Choose on all folds but `judging`.
-
-        A search is chosen where it is better than the start by more than a standard error: of
-        many candidates the best on few examples is so by luck.
-        """
+        """Choose on all folds but `judging`."""
         own = () if judging is None else (judging,)
         rows = self._without(own)
         part, folds = subset(problem, rows), self._folds[rows]
-        decisions = torch.empty(len(self._choices), *part.targets.shape, dtype=torch.long)
+        decisions = torch.empty(len(self.choices), *part.targets.shape, dtype=torch.long)
         for fold in folds.unique().tolist():
             here = folds == fold
             judged = subset(part, here)
-            candidates = self._candidates(problem, tuple(sorted((*own, fold))))
+            candidates = self.candidates(problem, tuple(sorted((*own, fold))))
             decisions[:, here] = torch.stack([judged.decide(bias) for bias in candidates])
-        parent = part.counts(part.decide(torch.zeros(problem.biases)))
-        inside = self._objective.fitness(part.counts(decisions), parent, several=part.several)
-        best, simple = int(inside.argmax()), int(inside[: len(STARTS)].argmax())
-        if best >= len(STARTS):
-            drawn = resample(
-                part,
-                decisions[[best, simple]],
-                lambda counts: self._objective.value(counts, several=part.several),
-                draws=_INNER_DRAWS,
-            )
-            error = (drawn[:, 0] - drawn[:, 1]).std()
-            best = best if inside[best] - inside[simple] > error else simple
-        candidates, choice = self._candidates(problem, own), self._choices[best]
+        best, simple = pick(part, self._objective, decisions)
+        candidates, choice = self.candidates(problem, own), self.choices[best]
         bias = candidates[best]
         if choice.pull is not None:  # what a search found, in the middle of its plateau
             bias = center_on_plateau(problem, bias, rows)
-        return _Chosen(bias, candidates[simple], choice, self._choices[simple])
+        return _Chosen(bias, candidates[simple], choice, self.choices[simple])
+
+
+def pick(part: Problem, objective: Objective, decisions: Tensor) -> tuple[int, int]:
+    """Return which candidate is chosen, and which simple start.
+
+    What was evolved is chosen where it is better than the start by more than a standard error: of
+    many candidates the best on few examples is so by luck.
+
+    Args:
+        part: the examples to choose on.
+        objective: what is maximised.
+        decisions: (N, n), or (N, n, L), of the candidates, the simple starts first; of equals the
+            first is taken.
+    """
+    parent = part.counts(part.decide(torch.zeros(part.biases)))
+    inside = objective.fitness(part.counts(decisions), parent, several=part.several)
+    best, simple = int(inside.argmax()), int(inside[: len(STARTS)].argmax())
+    if best >= len(STARTS):
+        drawn = resample(
+            part,
+            decisions[[best, simple]],
+            lambda counts: objective.value(counts, several=part.several),
+            draws=_INNER_DRAWS,
+        )
+        error = (drawn[:, 0] - drawn[:, 1]).std()
+        best = best if inside[best] - inside[simple] > error else simple
+    return best, simple

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from evostep.polishing.bootstrap import Interval
-from evostep.polishing.decision import Decision, Folded
+from evostep.polishing.decision import Decision, Folded, Moved
 
 IMPROVED = "improved"
 BY_START = "improved by the start"
@@ -85,7 +85,7 @@ class Polished:
     settings: Mapping[str, Any]
     decisions: Tensor = field(repr=False)
     notes: tuple[str, ...] = ()
-    folded: Folded | None = field(default=None, repr=False)
+    folded: Folded | Moved | None = field(default=None, repr=False)
 
     @property
     def applied(self) -> bool:
@@ -93,7 +93,7 @@ class Polished:
         return self.folded is not None and self.folded.applied
 
     def apply(self) -> None:
-        """Put the decision into the network's last layer.
+        """Put the decision into the network's last layer, or the evolved weights into the network.
 
         Raises:
             ValueError: there is no network, or no layer to put it in.
@@ -103,7 +103,7 @@ class Polished:
         self.folded.apply()
 
     def revert(self) -> None:
-        """Take the decision out of the network again, bit for bit."""
+        """Take it out of the network again, bit for bit."""
         if self.folded is not None:
             self.folded.revert()
 

@@ -20,11 +20,13 @@ from evostep.acceptance.base import Always
 from evostep.evolution import Evolution
 from evostep.genome.slots import slots_of_module
 from evostep.noise import derive_seed
+from evostep.polishing.budget import Cost
 from evostep.polishing.objective import Objective
 from evostep.polishing.problem import Problem
 from evostep.record import Record
 from evostep.scoring.batches import Forward
 from evostep.scoring.fitness import Fitness
+from evostep.scoring.isolation import ModuleState, preserved_rng
 from evostep.spaces.base import Space
 from evostep.strategies.base import Strategy
 from evostep.strategies.cmaes import CMAES
@@ -64,7 +66,17 @@ def stops_of(generations: int) -> list[Stop]:
     return [Stop(sigma, time) for time in times for sigma in SIGMAS]
 
 
-class Weighted:
+def generations_of(each: int) -> int:
+    """Return how many generations one `Network.evolve` has."""
+    return len(SIGMAS) * each
+
+
+def _unscored(_: Any) -> float:
+    """Score outputs that are looked at, and not selected by."""
+    return 0.0
+
+
+class Network:
     """The weights of a network in one space, and their evolution on the metric.
 
     Args:
@@ -76,6 +88,7 @@ class Weighted:
         objective: what is maximised.
         population: members of a generation.
         seed: of the noise, the same whatever examples are left out.
+        held: other examples, to be judged on, and their problem.
     """
 
     def __init__(
@@ -88,21 +101,29 @@ class Weighted:
         objective: Objective,
         population: int,
         seed: int,
+        held: tuple[Iterable[Any], Problem] | None = None,
     ) -> None:
         self._model, self._space = model, space
         self._problem, self._objective = problem, objective
         self._population, self._seed = population, seed
         slots = slots_of_module(model)
         self.live = {name: slots.live[name] for name in space.touched(slots)}
-        self._before = {name: tensor.detach().clone() for name, tensor in self.live.items()}
-        self._score: Callable[[Any], float] = lambda outputs: 0.0
-        self._fitness = Fitness(
-            model,
-            examples,
-            lambda outputs, targets: self._score(outputs),
-            forward=forward,
-            higher_is_better=True,
-        )
+        self.before = {name: tensor.detach().clone() for name, tensor in self.live.items()}
+        self._score: Callable[[Any], float] = _unscored
+
+        def fitness(some: Iterable[Any]) -> Fitness:
+            return Fitness(
+                model,
+                some,
+                lambda outputs, _: self._score(outputs),
+                forward=forward,
+                higher_is_better=True,
+            )
+
+        self._fitness = fitness(examples)
+        self._all = [(self._fitness, problem)]
+        if held is not None:
+            self._all.append((fitness(held[0]), held[1]))
 
     @property
     def size(self) -> int:
@@ -116,14 +137,15 @@ class Weighted:
         return SNES(sigma=sigma, population=self._population)
 
     @property
-    def generation_cost(self) -> int:
-        """Sample-forwards of one generation: its members and the center."""
-        return (self._population + 1) * self.examples
-
-    @property
     def examples(self) -> int:
         """Sample-forwards of scoring once."""
         return len(self._fitness.examples())
+
+    @property
+    def cost(self) -> Cost:
+        """Sample-forwards of `evolve` and of the outputs of all that it finds."""
+        each = len(SIGMAS) * (self._population + 1) * self.examples
+        return Cost(len(SIGMAS) * STOPS * self.examples, each)
 
     def evolve(
         self, rows: Tensor, bias: Tensor, generations: int, told: Told | None = None
@@ -132,6 +154,7 @@ class Weighted:
 
         Args:
             rows: (n,) how often each example counts; of those with 0 nothing is known.
+                What is beside `examples` is not read.
             bias: (C,) of the start.
             generations: of each evolution.
             told: hears of each generation.
@@ -140,6 +163,7 @@ class Weighted:
             The weights at each of `stops_of`, and the sample-forwards taken.
         """
         problem, objective = self._problem, self._objective
+        rows = rows[: len(problem)].double()
         zero = torch.zeros(problem.biases)
         parent = problem.counts(problem.decide(zero), rows)
 
@@ -193,7 +217,7 @@ class Weighted:
             for time in times - taken.keys():  # it ended early
                 taken[time] = self._copy()
         finally:
-            self.write(self._before)
+            self.write(self.before)
         return taken, sum(record.sample_forwards for record in records)
 
     def _copy(self) -> Weights:
@@ -205,51 +229,27 @@ class Weighted:
         for name, tensor in self.live.items():
             tensor.copy_(weights[name])
 
-    def outputs(self, weights: Mapping[str, Tensor]) -> Tensor:
-        """Return the network's outputs for all examples with these weights, (n, C)."""
-        self._score = lambda outputs: 0.0
-        try:
-            self.write(weights)
-            scores = self._fitness.score(self._fitness.examples(), keep_outputs=True)
-        finally:
-            self.write(self._before)
-        if scores.failed:
-            return torch.full_like(self._problem.outputs, torch.nan)
-        return self._problem.of(scores.outputs).outputs
+    def outputs(self, weights: Mapping[str, Tensor], *, everything: bool = False) -> Tensor:
+        """Return the network's outputs with these weights, (n, C); NaN where it fails.
 
-    def changed(self, weights: Weights) -> Moved:
-        """Return the change to these weights."""
-        return Moved(self.live, self._before, weights)
-
-
-class Moved:
-    """Evolved weights in a network, which can be taken out again.
-
-    Args:
-        live: the network's tensors.
-        before: what they were.
-        after: what they become.
-    """
-
-    def __init__(
-        self, live: Mapping[str, Tensor], before: Mapping[str, Tensor], after: Mapping[str, Tensor]
-    ) -> None:
-        self._live, self._before, self._after = live, before, after
-        self.applied = False
-
-    @torch.no_grad()
-    def _write(self, weights: Mapping[str, Tensor]) -> None:
-        for name, tensor in self._live.items():
-            tensor.copy_(weights[name])
-
-    def apply(self) -> None:
-        """Put the evolved weights in; nothing where they are in already."""
-        if not self.applied:
-            self._write(self._after)
-        self.applied = True
-
-    def revert(self) -> None:
-        """Put the weights back, bit for bit."""
-        if self.applied:
-            self._write(self._before)
-        self.applied = False
+        Args:
+            weights: to be put in, and taken out again.
+            everything: for the examples held out beside the others, too.
+        """
+        self._score = _unscored
+        wanted = self._all if everything else self._all[:1]
+        found = []
+        with preserved_rng():
+            state = ModuleState(self._model, {id(tensor) for tensor in self.live.values()})
+            try:
+                self.write(weights)
+                for fitness, problem in wanted:
+                    scores = fitness.score(fitness.examples(), keep_outputs=True)
+                    if scores.failed:
+                        found.append(torch.full_like(problem.outputs, torch.nan))
+                    else:
+                        found.append(problem.of(scores.outputs).outputs)
+            finally:
+                self.write(self.before)
+                state.restore()
+        return torch.cat(found)
