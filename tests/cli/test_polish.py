@@ -248,7 +248,7 @@ BAD_ARGUMENTS = {
     "prior": (["--prior=0.5,0.5"], ["holds 2 values for 3 classes"]),
     "prior file": (["--prior=frequencies.csv"], ["neither a list"]),
     "network, too": (["--model=mlp"], ["--scores and --model exclude each other"]),
-    "space": (["--space=head"], ["space must be"]),
+    "space": (["--space=head"], ["space='head' needs a network"]),
 }
 
 

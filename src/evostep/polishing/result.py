@@ -92,6 +92,11 @@ class Polished:
         """Whether the decision is in the network."""
         return self.folded is not None and self.folded.applied
 
+    @property
+    def evolved(self) -> bool:
+        """Whether it changes weights of the network, beyond the bias of its last layer."""
+        return isinstance(self.folded, Moved)
+
     def apply(self) -> None:
         """Put the decision into the network's last layer, or the evolved weights into the network.
 
@@ -157,6 +162,7 @@ class Polished:
             "decision": self.decision.as_dict(),
             "proposed": self.proposed.tolist(),
             "applied": self.applied,
+            "evolved": self.evolved,
             "settings": dict(self.settings),
             "notes": list(self.notes),
         }

@@ -23,6 +23,7 @@ from evostep.noise import derive_seed
 from evostep.polishing.budget import Cost
 from evostep.polishing.objective import Objective
 from evostep.polishing.problem import Problem
+from evostep.polishing.starts import subset
 from evostep.record import Record
 from evostep.scoring.batches import Forward
 from evostep.scoring.fitness import Fitness
@@ -153,8 +154,7 @@ class Network:
         """Evolve from the checkpoint on, with a bias added to the outputs, once for each sigma.
 
         Args:
-            rows: (n,) how often each example counts; of those with 0 nothing is known.
-                What is beside `examples` is not read.
+            rows: (n,) bool, of what is known; what is beside `examples` is not read.
             bias: (C,) of the start.
             generations: of each evolution.
             told: hears of each generation.
@@ -163,14 +163,16 @@ class Network:
             The weights at each of `stops_of`, and the sample-forwards taken.
         """
         problem, objective = self._problem, self._objective
-        rows = rows[: len(problem)].double()
-        zero = torch.zeros(problem.biases)
-        parent = problem.counts(problem.decide(zero), rows)
+        there = rows[: len(problem)].nonzero().flatten()
+        part = subset(problem, there)
+        parent = part.counts(part.decide(torch.zeros(problem.biases)))
 
         def score(outputs: Any) -> float:
-            own = problem.of(outputs)
-            counts = own.counts(own.decide(bias), rows)
-            return float(objective.fitness(counts, parent, several=problem.several))
+            if not isinstance(outputs, Tensor) or outputs.shape != problem.outputs.shape:
+                outputs = problem.of(outputs).outputs
+            decided = part.decided(outputs[there] + bias.to(outputs))
+            fitness = objective.fitness(part.counts(decided), parent, several=part.several)
+            return float(fitness)
 
         self._score = score
         at_start = score(problem.outputs)
