@@ -21,7 +21,7 @@ from evostep.scoring.fitness import Fitness
 from evostep.scoring.isolation import ModuleState, preserved_rng, seed_everything
 from evostep.scoring.metrics import predictions
 from evostep.scoring.nests import concatenate
-from evostep.scoring.splitting import as_numbers, plain_targets
+from evostep.scoring.splitting import as_numbers, unweighted
 from evostep.spaces.base import Space
 from evostep.spaces.weights import AllWeights
 from evostep.spaces.workspace import Workspace
@@ -165,7 +165,7 @@ class _Predictions:
     def __init__(self, model: nn.Module, batches: Iterable[Any]) -> None:
         self.fitness = Fitness(model, batches, _nothing)
         self.model = model
-        targets = [plain_targets(targets) for _, targets in self.fitness.examples().batches]
+        targets = [unweighted(targets) for _, targets in self.fitness.examples().batches]
         self.targets = as_numbers(concatenate(targets), "suggest_sigma")
         self.unit: float | None = None  # of a regression's outputs
         if self.targets.is_floating_point() and not bool(

@@ -125,6 +125,9 @@ def _check_names(values: dict[str, Any]) -> None:
         read_arms(values["arms"], schema["methods"])
     for option, others in (("metric", ""), ("data", "folder:PATH, ")):
         name, known = values.get(option), schema["names"][option]
+        bases = {one.partition("(")[0] for one in known if "(" in one}  # that take a number
+        if isinstance(name, str) and name.partition("(")[0] in bases:
+            continue
         if isinstance(name, str) and ":" not in name and name not in known:
             choices = f"{', '.join(known)}, {others}package.module:attribute"
             raise unknown_name(option, name, known, choices=choices)

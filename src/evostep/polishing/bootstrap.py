@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from evostep.noise import derive_seed, make_generator
+from evostep.polishing.objective import Objective
 from evostep.polishing.problem import Problem
 
 DRAWS = 10_000
+OUTPUT_DRAWS = 2_000
 LEVEL = 0.95
 
 
@@ -88,6 +90,60 @@ def resample(
     return torch.cat(parts, dim=-1).movedim(-1, 0)
 
 
+def draw_values(
+    problem: Problem,
+    objective: Objective,
+    outputs: Tensor,
+    *,
+    draws: int | None = None,
+    seed: int = 0,
+) -> Tensor:
+    """Return the objective of several outputs on resampled examples, (D, P): see `resample`.
+
+    Args:
+        problem: targets, weights, groups and strata.
+        objective: of counts, or of outputs, which are measured draw by draw.
+        outputs: (P, n, C).
+        draws: D; None: as `draws_of` says.
+        seed: of the drawing.
+    """
+    draws, several = draws or draws_of(objective), problem.several
+    if not objective.of_outputs:
+        return resample(
+            problem,
+            problem.decided(outputs),
+            lambda counts: objective.value(counts, several=several),
+            draws=draws,
+            seed=seed,
+        )
+    generator = make_generator(derive_seed(seed, "bootstrap"))
+    unit, strata = _units(problem)
+    at_once = max(1, 2**22 // len(strata))
+    found = []
+    for some in torch.arange(draws).split(at_once):
+        rows = torch.empty(len(some), len(problem), dtype=torch.float64)
+        for stratum in strata.unique().tolist():
+            units = (strata == stratum).nonzero().flatten()
+            often = torch.zeros(len(some), len(strata), dtype=torch.float64)
+            often[:, units] = _often(len(some), len(units), generator)
+            here = strata[unit] == stratum
+            rows[:, here] = often[:, unit[here]]
+        found += [objective.value(problem.seen(outputs, row), several=several) for row in rows]
+    return torch.stack(found)
+
+
+def draws_of(objective: Objective) -> int:
+    """Return how often examples are drawn: each draw of outputs is measured on its own."""
+    return OUTPUT_DRAWS if objective.of_outputs else DRAWS
+
+
+def _often(draws: int, units: int, generator: torch.Generator) -> Tensor:
+    """Return how often each of so many units is drawn, with replacement: (draws, units)."""
+    picked = torch.randint(units, (draws, units), generator=generator)
+    often = torch.zeros(draws, units, dtype=torch.float64)
+    return often.scatter_add_(1, picked, torch.ones_like(picked, dtype=torch.float64))
+
+
 class _Cells:
     """Examples that are alike in truth and in all decisions, counted together."""
 
@@ -125,10 +181,7 @@ class _Cells:
         for stratum in self._strata.unique().tolist():
             units = (self._strata == stratum).nonzero().flatten()
             for some in torch.arange(draws).split(max(1, 2**24 // len(units))):
-                picked = torch.randint(len(units), (len(some), len(units)), generator=generator)
-                often = torch.zeros(len(some), len(units), dtype=torch.float64)
-                often.scatter_add_(1, picked, torch.ones_like(picked, dtype=torch.float64))
-                drawn[some] += often @ self._held[units]
+                drawn[some] += _often(len(some), len(units), generator) @ self._held[units]
         return drawn
 
     def _multinomial(self, held: Tensor, draws: int, generator: torch.Generator) -> Tensor:

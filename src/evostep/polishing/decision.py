@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evostep.polishing.problem import Kind
+from evostep.polishing.problem import Problem
+from evostep.scoring.outputs import Kind
 
 FORMAT = 1
+SCALED = 2  # which a reader of the first must not take for it
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -26,20 +28,25 @@ class Decision:
         kind: ``"classes"``, ``"binary"`` or ``"labels"``.
         bias: (C,) float64.
         metric: what it was chosen by.
+        scale: what outputs are multiplied by before.
     """
 
     kind: Kind
     bias: Tensor
     metric: str
+    scale: float = 1.0
+
+    def adjusted(self, outputs: Tensor) -> Tensor:
+        """Return outputs (..., C) under it."""
+        scaled = outputs if self.scale == 1 else outputs * self.scale
+        return scaled + self.bias.to(outputs)
 
     def as_dict(self) -> dict[str, Any]:
         """Return what `evostep.load_decision` reads."""
-        return {
-            "format": FORMAT,
-            "kind": self.kind,
-            "bias": self.bias.tolist(),
-            "metric": self.metric,
-        }
+        told = {"kind": self.kind, "bias": self.bias.tolist(), "metric": self.metric}
+        if self.scale == 1:
+            return {"format": FORMAT, **told}
+        return {"format": SCALED, **told, "scale": self.scale}
 
     def save(self, path: str | Path) -> None:
         """Write it as JSON, whole or not at all."""
@@ -48,8 +55,18 @@ class Decision:
         part.replace(path)
 
 
-def find_output_layer(model: nn.Module, forward: Callable[[], Tensor]) -> nn.Module | None:
-    """Return the layer whose outputs are the network's own, or None where something follows it.
+def make_decision(problem: Problem, numbers: Tensor, metric: str) -> Decision:
+    """Return the decision of a problem's numbers, (P,): biases and, maybe, a logarithm."""
+    if not problem.scaled:
+        return Decision(problem.kind, numbers, metric)
+    return Decision(problem.kind, numbers[:-1], metric, float(numbers[-1].exp()))
+
+
+def find_output_layers(model: nn.Module, forward: Callable[[], Tensor]) -> list[Any]:
+    """Return the layer whose outputs are the network's own; else those that may be, last first.
+
+    What follows the last layer may let a bias through, as the resizing of a segmentation does: it
+    is tried then.
 
     Args:
         model: the network.
@@ -64,41 +81,46 @@ def find_output_layer(model: nn.Module, forward: Callable[[], Tensor]) -> nn.Mod
                 )
                 stack.callback(handle.remove)
         outputs = forward()
+    modules = [module for module, _ in seen]
     for module, own in reversed(seen):
         if own.numel() == outputs.numel() and torch.equal(own.flatten(), outputs.flatten()):
-            calls = sum(other is module for other, _ in seen)
-            return module if calls == 1 else None
-    return None
+            return [module] if modules.count(module) == 1 else []
+    return [module for module in modules[::-1] if modules.count(module) == 1]
 
 
 class Folded:
-    """A decision in the bias of a network's last layer, which can be taken out again.
+    """A decision in a network's last layer, which can be taken out again.
 
     Args:
         layer: a linear layer or a convolution with C outputs; gets a bias where it has none.
         bias: (C,) what is added.
+        scale: what outputs are multiplied by before.
     """
 
-    def __init__(self, layer: Any, bias: Tensor) -> None:
+    def __init__(self, layer: Any, bias: Tensor, scale: float = 1.0) -> None:
         self._layer = layer
         self._before: Tensor | None = None
         if self._layer.bias is not None:
             self._before = self._layer.bias.detach().clone()
-        self._bias = bias
+        self._weight = None if scale == 1 else self._layer.weight.detach().clone()
+        self._bias, self._scale = bias, scale
         self.applied = False
 
     @torch.no_grad()
     def apply(self) -> None:
-        """Add the biases; nothing where they are in already."""
+        """Change the layer; nothing where it is changed already."""
         if self.applied:
             return
         weight = self._layer.weight
+        if self._weight is not None:
+            weight.copy_(self._weight.double() * self._scale)
         if self._before is None:
             self._layer.bias = nn.Parameter(
                 self._bias.to(weight), requires_grad=weight.requires_grad
             )
         else:
-            self._layer.bias.copy_(self._before.double() + self._bias.to(weight.device))
+            before = self._before.double() * self._scale
+            self._layer.bias.copy_(before + self._bias.to(weight.device))
         self.applied = True
 
     @torch.no_grad()
@@ -106,6 +128,8 @@ class Folded:
         """Put the layer back, bit for bit."""
         if not self.applied:
             return
+        if self._weight is not None:
+            self._layer.weight.copy_(self._weight)
         if self._before is None:
             self._layer.bias = None
         else:
@@ -114,14 +138,14 @@ class Folded:
 
 
 class Moved:
-    """Evolved weights in a network, with biases in its last layer; can be taken out again.
+    """Evolved weights in a network, with a decision in its last layer; can be taken out again.
 
     Args:
         live: the network's tensors.
         before: what they were.
         after: what they become.
-        layer: the last layer, of the network as it becomes; None: no bias is added.
-        bias: (C,) that is added there.
+        layer: the last one; None: there is no decision.
+        decision: that is put in there, about the outputs of the evolved weights.
     """
 
     def __init__(
@@ -130,10 +154,10 @@ class Moved:
         before: Mapping[str, Tensor],
         after: Mapping[str, Tensor],
         layer: nn.Module | None = None,
-        bias: Tensor | None = None,
+        decision: Decision | None = None,
     ) -> None:
         self._live, self._before, self._after = live, before, after
-        self._layer, self._bias = layer, bias
+        self._layer, self._decision = layer, decision
         self._folded: Folded | None = None
         self.applied = False
 
@@ -147,8 +171,8 @@ class Moved:
         if self.applied:
             return
         self._write(self._after)
-        if self._layer is not None and self._bias is not None:
-            self._folded = Folded(self._layer, self._bias)
+        if self._layer is not None and self._decision is not None:
+            self._folded = Folded(self._layer, self._decision.bias, self._decision.scale)
             self._folded.apply()
         self.applied = True
 

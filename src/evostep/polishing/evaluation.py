@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from evostep.polishing.bootstrap import DRAWS, interval, resample
 from evostep.polishing.network import given_outputs
 from evostep.polishing.objective import Objective, parse_objective
-from evostep.polishing.problem import Kind, make_problem
+from evostep.polishing.problem import make_problem
 from evostep.scoring.batches import Forward
 from evostep.scoring.confusion import CONFUSION_METRICS
+from evostep.scoring.outputs import Kind
 
 
 @dataclass(frozen=True)

@@ -3,91 +3,99 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from evostep.polishing.budget import Cost, evaluations_in, generations_for, parse_budget, timed
-from evostep.polishing.decision import Moved
+from evostep.polishing.decision import Moved, make_decision
 from evostep.polishing.judging import judge
 from evostep.polishing.nested import Found, Plan, evolve_networks
-from evostep.polishing.network import outputs_of
+from evostep.polishing.network import Given, outputs_of
 from evostep.polishing.problem import Problem
 from evostep.polishing.procedure import count_sets
+from evostep.polishing.reach import with_scale
 from evostep.polishing.result import IMPROVED, Polished
 from evostep.polishing.search import center_on_plateau
 from evostep.polishing.settings import GENERATIONS, Settings
 from evostep.polishing.spaces import AUTO, spaces_of
-from evostep.polishing.starts import subset
+from evostep.polishing.starts import check_prior, subset
 from evostep.polishing.store import Store, number_in
 from evostep.polishing.weights import Network
 from evostep.scoring.batches import Forward
+from evostep.scoring.forms import Known
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network and its examples.
+
+    Attributes:
+        model: the network.
+        examples: as `evostep.polish` takes them.
+        forward: as `evostep.polish` takes it.
+        known: of outputs and targets.
+        given: what the network gives.
+        held: examples that are judged on beside the others, and what the network gives for them.
+    """
+
+    model: nn.Module
+    examples: Iterable[Any]
+    forward: Forward | None
+    known: Known
+    given: Given
+    held: tuple[Any, Given] | None = None
 
 
 def polish_weights(
-    model: nn.Module,
-    examples: Iterable[Any],
-    forward: Forward | None,
-    problem: Problem,
-    layer: nn.Module | None,
-    folds: Tensor,
-    settings: Settings,
-    prior: Tensor | None,
-    store: Store,
+    subject: Subject, problem: Problem, folds: Tensor, settings: Settings, store: Store
 ) -> Polished:
     """Evolve the weights of a network on the metric, judge, and change it where that is confirmed.
 
     Args:
-        model: the network.
-        examples: as `evostep.polish` takes them.
-        forward: as `evostep.polish` takes it.
-        problem: its outputs for the examples, and after these for those of ``confirm=``.
-        layer: that makes the outputs; None: none does.
+        subject: the network.
+        problem: its outputs for the examples, and after these for those that are held out beside.
         folds: (n,) of each example; -1: held out.
         settings: what is asked for.
-        prior: class frequencies in training.
         store: of what is finished.
     """
     objective = settings.objective
-    spaces = spaces_of(settings.space, model)
-    searched, held = problem, None
-    if not isinstance(settings.confirm, str):
-        rows = folds >= 0
-        searched, held = subset(problem, rows), (settings.confirm, subset(problem, ~rows))
+    problem = with_scale(problem, objective)
+    searched = problem if subject.held is None else subset(problem, folds >= 0)
+    examples = [(subject.examples, subject.given, searched)]
+    if subject.held is not None:
+        examples.append((*subject.held, subset(problem, folds < 0)))
     networks = {
         name: Network(
-            model,
+            subject.model,
             examples,
-            forward,
+            subject.forward,
             space,
-            searched,
             objective,
             settings.population,
             settings.seed,
-            held,
         )
-        for name, space in spaces.items()
+        for name, space in spaces_of(settings.space, subject.model).items()
     }
     sets = count_sets(settings.folds, once=settings.once)
-    start = torch.zeros(problem.biases, dtype=torch.float64)
-    settings = _planned(settings, networks, sets, folds >= 0, start, store)
+    settings = _planned(settings, networks, sets, folds >= 0, problem.unchanged, store)
     plan = Plan(
-        settings.search if settings.watch is None else replace(settings.search, watch=None),
+        replace(settings.search, watch=None),
         settings.space == AUTO,
         settings.generations or GENERATIONS,
-        prior,
-        layer is not None,
+        check_prior(settings.prior, problem),
+        subject.given.layer is not None,
         store,
         settings.watch,
     )
     found = evolve_networks(problem, objective, folds, networks, plan)
     judged = subset(problem, folds < 0) if settings.once else problem
     result = judge(judged, objective, found.fit, settings)
-    result.sample_forwards = len(problem) + found.sample_forwards
+    held = 0 if subject.held is None else subject.held[1].examples
+    result.sample_forwards = subject.given.examples + held + found.sample_forwards
     if result.verdict == IMPROVED and found.network is not None:
-        _put_in(result, found, searched, layer, model, examples, forward)
+        _put_in(result, found, searched, subject, exactly=objective.of_outputs)
     return result
 
 
@@ -124,35 +132,25 @@ def _planned(
 
 
 def _put_in(
-    result: Polished,
-    found: Found,
-    problem: Problem,
-    layer: nn.Module | None,
-    model: nn.Module,
-    examples: Iterable[Any],
-    forward: Forward | None,
+    result: Polished, found: Found, problem: Problem, subject: Subject, *, exactly: bool
 ) -> None:
-    """Put the evolved weights and the start's biases in, if the network then decides so."""
-    network = found.network
+    """Put the evolved weights and the start's decision in, if the network then decides so."""
+    network, layer = found.network, subject.given.layer
     assert network is not None, "the caller looked"
-    plain = Moved(network.live, network.before, found.weights)
-    plain.apply()
-    try:
-        raw = problem.of(outputs_of(model, examples, forward)[0])
-    finally:
-        plain.revert()
-    wanted, bias = raw.decide(found.bias), found.bias
-    if layer is not None:
-        bias = center_on_plateau(raw, bias)
-    moved = Moved(network.live, network.before, found.weights, layer, bias)
+    raw = problem.of(network.outputs(found.weights))
+    decision = make_decision(problem, found.start, result.metric)
+    wanted = problem.decided(decision.adjusted(raw.outputs))
+    if not exactly and layer is not None:
+        decision = replace(decision, bias=center_on_plateau(raw, decision.bias))
+    moved = Moved(network.live, network.before, found.weights, layer, decision)
     moved.apply()
-    own = problem.of(outputs_of(model, examples, forward)[0])
-    differ = int((own.decide(torch.zeros(problem.biases)) != wanted).sum())
-    result.sample_forwards += 2 * len(problem)
+    again = outputs_of(subject.model, subject.examples, subject.forward, subject.known).outputs
+    differ = int((problem.decided(problem.of(again).outputs) != wanted).sum())
+    result.sample_forwards += 2 * subject.given.examples
     if differ:
         moved.revert()
         result.notes += (
-            f"nothing was changed: with the biases in the last layer the network would decide "
+            "nothing was changed: with the start in its last layer the network would decide "
             f"{differ} examples otherwise",
         )
         return

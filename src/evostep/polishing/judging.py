@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from evostep.polishing.bootstrap import Interval, interval, resample
+from evostep.polishing.bootstrap import Interval, draw_values, draws_of, interval
 from evostep.polishing.crossfit import CrossFit
-from evostep.polishing.decision import Decision
+from evostep.polishing.decision import make_decision
 from evostep.polishing.objective import Objective
 from evostep.polishing.problem import Problem
 from evostep.polishing.result import BY_START, IMPROVED, NO_GAIN, Polished
@@ -26,14 +26,9 @@ def judge(problem: Problem, objective: Objective, found: CrossFit, settings: Set
     several = problem.several
     decisions = torch.stack([problem.decided(outputs) for outputs in found.outputs])
     counts = problem.counts(decisions)
-    values = objective.value(counts, several=several)
-    drawn = resample(
-        problem,
-        decisions,
-        lambda counts: objective.value(counts, several=several),
-        draws=settings.draws,
-        seed=settings.seed,
-    )
+    values = objective.value(objective.look(problem, found.outputs), several=several)
+    draws = settings.draws or draws_of(objective)
+    drawn = draw_values(problem, objective, found.outputs, draws=draws, seed=settings.seed)
     sign = 1.0 if objective.higher_is_better else -1.0
     # only what flatters is taken off
     shift = sign * torch.cat([torch.zeros(1), found.overstated.clamp(min=0)]).double()
@@ -45,8 +40,7 @@ def judge(problem: Problem, objective: Objective, found: CrossFit, settings: Set
     gain, of_start, over_start = contrast(2, 0), contrast(1, 0), contrast(2, 1)
     verdict = verdict_of(gain, of_start, over_start)
     which = 1 if verdict == BY_START else 2  # of checkpoint, start, procedure
-    zero = torch.zeros(problem.biases, dtype=torch.float64)
-    bias = zero if found.biases is None else found.biases[which - 1]
+    proposed = problem.unchanged if found.biases is None else found.biases[which - 1]
     agree = problem.decided(found.final[which - 1]) == decisions[which]
     return Polished(
         verdict=verdict,
@@ -70,8 +64,8 @@ def judge(problem: Problem, objective: Objective, found: CrossFit, settings: Set
             for name, metric in CONFUSION_METRICS.items()
         },
         classes=tuple(map(tuple, problem.recalls(counts).T.tolist())),
-        decision=Decision(problem.kind, bias * (verdict != NO_GAIN), objective.text),
-        proposed=bias,
+        decision=make_decision(problem, proposed * (verdict != NO_GAIN), objective.text),
+        proposed=proposed,
         evaluations=found.evaluations,
         sample_forwards=0,
         settings=settings.as_dict(),

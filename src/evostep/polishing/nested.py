@@ -29,7 +29,7 @@ from evostep.polishing.optimism import optimism
 from evostep.polishing.problem import Problem
 from evostep.polishing.procedure import PULLS, Fitter, count_sets, pick, without
 from evostep.polishing.search import Search, center_on_plateau
-from evostep.polishing.starts import STARTS, fit_starts, subset
+from evostep.polishing.starts import fit_starts, starts_of, subset
 from evostep.polishing.store import Nowhere, Store
 from evostep.polishing.weights import Network, Stop, Weights, generations_of, stops_of
 
@@ -65,14 +65,14 @@ class Found:
         fit: for the judge.
         network: in whose space; None: a start or a decision was chosen.
         weights: there.
-        bias: (C,) that belongs to them, in the last layer.
+        start: (P,) the decision that belongs to them, in the last layer.
         sample_forwards: that it took.
     """
 
     fit: CrossFit
     network: Network | None
     weights: Weights
-    bias: Tensor
+    start: Tensor
     sample_forwards: int
 
 
@@ -105,11 +105,12 @@ class _Nested:
     ) -> None:
         self._problem, self._objective, self._folds, self._plan = problem, objective, folds, plan
         self._networks = networks
-        self._fitter = Fitter(objective, folds, plan.search, plan.prior)
-        self._labels = (
-            list(map(str, self._fitter.choices)) if plan.decides else list(STARTS)
-        )  # in the order of their simplicity
-        self.candidates = [_Candidate(label, None, i) for i, label in enumerate(self._labels)]
+        starts = starts_of(problem)
+        self.simple = len(starts)
+        self._fitter = Fitter(objective, folds, plan.search, plan.prior, starts)
+        # in the order of their simplicity
+        labels = list(map(str, self._fitter.choices)) if plan.decides else list(starts)
+        self.candidates = [_Candidate(label, None, i) for i, label in enumerate(labels)]
         stops = stops_of(plan.generations)
         for name, network in networks.items():
             self.candidates += [
@@ -125,15 +126,15 @@ class _Nested:
         return without(self._folds, gone)
 
     def biases(self, gone: tuple[int, ...]) -> Tensor:
-        """Return those of starts and decisions fitted without the folds `gone`, (N, C)."""
+        """Return those of starts and decisions fitted without the folds `gone`, (N, P)."""
         if self._plan.decides:
             return self._fitter.candidates(self._problem, gone)
         rows = self.without(gone).double()[None]
         return fit_starts(self._problem, self._objective, rows, self._plan.prior)[:, 0]
 
     def start(self, gone: tuple[int, ...]) -> Tensor:
-        """Return the biases under which weights evolve, (C,)."""
-        bias = self.biases(gone)[len(STARTS) - 1]
+        """Return the decision under which weights evolve, (P,)."""
+        bias = self.biases(gone)[self.simple - 1]
         return bias if self._plan.adjusts else torch.zeros_like(bias)
 
     def run(self, name: str, gone: tuple[int, ...]) -> dict[str, Tensor]:
@@ -144,14 +145,19 @@ class _Nested:
         key = "-".join(["evolved", str(list(self._networks).index(name)), *map(str, gone)])
         found = plan.store.load(key)
         if found is None:
-            rows, bias = self.without(gone), self.start(gone)
-            weights, spent = network.evolve(rows, bias, plan.generations, self._told)
+            rows, start = self.without(gone), self.start(gone)
+            weights, spent = network.evolve(rows, start, plan.generations, self._told)
             judged = ~rows if gone else torch.ones_like(rows)
             outputs = [network.outputs(one, everything=not gone) for one in weights]
             spent += len(weights) * network.examples
-            bias = bias.to(outputs[0])
+            problem = self._problem
             found = {
-                "outputs": torch.stack([(one + bias)[judged[: len(one)]] for one in outputs]),
+                "outputs": torch.stack(
+                    [
+                        replace(problem, outputs=one).adjusted(start)[judged[: len(one)]]
+                        for one in outputs
+                    ]
+                ),
                 "forwards": torch.tensor(spent),
             }
             if not gone:
@@ -195,14 +201,13 @@ class _Nested:
         own = () if judging is None else (judging,)
         rows = self.without(own)
         part, folds = subset(self._problem, rows), self._folds[rows]
-        inner = folds.unique().tolist()
         outputs = torch.empty(len(self.candidates), len(part), part.biases)
-        for fold in inner:
+        for fold in folds.unique().tolist():
             here = folds == fold
             outputs[:, here] = self.outputs(tuple(sorted((*own, fold))))[:, rows][:, here].float()
         broken = ~outputs.isfinite().flatten(1).all(1)
         outputs[broken] = part.outputs.float()  # a network that failed is no better than none
-        return _Chosen(*pick(part, self._objective, part.decided(outputs)))
+        return _Chosen(*pick(part, self._objective, outputs.__getitem__, len(outputs), self.simple))
 
     def decided(self, which: int, gone: tuple[int, ...], rows: Tensor) -> Tensor:
         """Return the outputs of a candidate fitted without `gone` for some examples, (m, C)."""
@@ -216,7 +221,7 @@ class _Nested:
     def bias(self, which: int, gone: tuple[int, ...]) -> Tensor:
         """Return the biases of a start or a decision, in the middle of the plateau of the last."""
         bias = self.biases(gone)[which]
-        if which >= len(STARTS):
+        if which >= self.simple and not self._objective.of_outputs:
             bias = center_on_plateau(self._problem, bias, self.without(gone))
         return bias
 
@@ -266,7 +271,7 @@ def evolve_networks(
         outputs, final = torch.cat([outputs[:1], final])[:, held], final[:, held]
     best, simple = nested.candidates[chosen.best], nested.candidates[chosen.simple]
     weights: Weights = {}
-    bias = torch.zeros(problem.biases, dtype=torch.float64)
+    bias = problem.unchanged
     of_decision = bias if best.network is not None else nested.bias(chosen.best, ())
     if best.network is not None:
         name = next(name for name, network in networks.items() if network is best.network)
@@ -285,7 +290,7 @@ def evolve_networks(
         biases=torch.stack([nested.bias(chosen.simple, ()), of_decision]),
     )
     if not once:
-        evolved = chosen.best >= len(STARTS)
+        evolved = chosen.best >= nested.simple
         search = replace(plan.search, watch=None)
         overstated = optimism(
             problem,

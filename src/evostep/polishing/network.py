@@ -2,55 +2,168 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from evostep.errors import InputError
-from evostep.polishing.decision import Decision, Folded, find_output_layer
+from evostep.polishing.decision import Folded, find_output_layers
 from evostep.polishing.problem import Problem
 from evostep.polishing.result import Polished
 from evostep.polishing.search import center_on_plateau
 from evostep.scoring.batches import Forward
 from evostep.scoring.fitness import Fitness
+from evostep.scoring.forms import Form, Known, Reader, read_form
 from evostep.scoring.isolation import ModuleState, preserved_rng
-from evostep.scoring.nests import concatenate
+from evostep.scoring.nests import map_tensors
+from evostep.scoring.splitting import unweighted, weights_of
 
-Outputs = tuple[Any, Any, nn.Module | None]
+_WHO = "polishing"
+_FLOOR = 1e-12  # a probability of zero has no logarithm
 
 
-def given_outputs(model: nn.Module | None, examples: Any, forward: Forward | None) -> Outputs:
-    """Return outputs, targets and last layer of a network, or what a black box has given.
+@dataclass(frozen=True)
+class Given:
+    """Outputs and targets of all examples, a row for each decision.
+
+    Attributes:
+        outputs: (N, C) logits, on the CPU.
+        targets: (N,) or (N, L).
+        examples: how many there are.
+        unit: (N,) the example of each row; None: each is one row.
+        weights: (N,) that came with the batches; None: none did.
+        layer: makes the outputs; None: none is known.
+        probabilities: whether outputs were such, so that decisions are about their logits.
+        form: how outputs and targets were read.
+    """
+
+    outputs: Tensor
+    targets: Tensor
+    examples: int
+    unit: Tensor | None = None
+    weights: Tensor | None = None
+    layer: nn.Module | None = None
+    probabilities: bool = False
+    form: Form | None = None
+
+
+def given_outputs(
+    model: nn.Module | None, examples: Any, forward: Forward | None = None, known: Known = Known()
+) -> Given:
+    """Return what a network gives, or what a black box has given.
+
+    Args:
+        model: the network; None: `examples` is (outputs, targets), of a black box.
+        examples: batches as `evostep.Fitness` takes them.
+        forward: as in `evostep.Fitness`.
+        known: beforehand of outputs and targets.
 
     Raises:
-        InputError: there is no network, and the examples are not (outputs, targets).
+        InputError: what is not understood; there is no network, and the examples are not
+            (outputs, targets).
     """
     if model is not None:
-        return outputs_of(model, examples, forward)
+        return outputs_of(model, examples, forward, known)
     if not isinstance(examples, tuple | list) or len(examples) != 2:
         raise InputError("without a model, examples must be (outputs, targets)")
-    return examples[0], examples[1], None
+    pairs = [(torch.as_tensor(examples[0]), torch.as_tensor(examples[1]))]
+    return _rows(pairs, read_form(pairs, known, _WHO))
 
 
-def outputs_of(model: nn.Module, examples: Any, forward: Forward | None = None) -> Outputs:
+def outputs_of(
+    model: nn.Module, examples: Any, forward: Forward | None = None, known: Known = Known()
+) -> Given:
     """Return a model's outputs for all examples, their targets, and the layer that makes them."""
+    reader = Reader(known)
+    pairs, layers = pairs_of(model, examples, forward, reader)
+    form = reader.settle([(own, unweighted(truth)) for own, truth in pairs], _WHO, of_loss=False)
+    found = _rows(pairs, form)
+    width = found.outputs.shape[1]
+    return replace(found, layer=next((one for one in layers if len(one.weight) == width), None))
+
+
+def pairs_of(
+    model: nn.Module, examples: Any, forward: Forward | None = None, reader: Reader | None = None
+) -> tuple[list[tuple[Any, Any]], list[Any]]:
+    """Return outputs and targets of each batch as they are, and the layers that may make them.
+
+    Args:
+        model: the network.
+        examples: batches.
+        forward: as in `evostep.Fitness`.
+        reader: takes note of the model and the targets.
+    """
     fitness = Fitness(model, examples, "accuracy", forward=forward)
     everything = fitness.examples()
-    outputs, targets = [], []
+    pairs = []
+    reader = reader or Reader()
+    reader.meet(model, None if forward else [unweighted(truth) for _, truth in everything])
+    hook = model.register_forward_hook(reader.note_output)
     with preserved_rng():
         state = ModuleState(model)
         try:
             with torch.no_grad(), fitness.scoring():
-                for batch in everything:
-                    own, truth = fitness.apply(model, *batch)
-                    outputs.append(own)
-                    targets.append(truth)
+                for inputs, targets in everything:
+                    own, truth = fitness.apply(model, inputs, targets)
+                    pairs.append((_on_cpu(own), _on_cpu(truth)))
                 first = everything.batches[0]
-                layer = find_output_layer(model, lambda: fitness.apply(model, *first)[0])
+                layers = find_output_layers(model, lambda: fitness.apply(model, *first)[0])
         finally:
+            hook.remove()
             state.restore()
-    return concatenate(outputs), concatenate(targets), layer
+    return pairs, layers
+
+
+def _on_cpu(value: Any) -> Any:
+    return map_tensors(value, lambda tensor: tensor.cpu())
+
+
+def _rows(pairs: Sequence[tuple[Any, Any]], form: Form) -> Given:
+    """Return a row for each target that counts, in the order of the examples."""
+    outputs, targets, units, weights = [], [], [], []
+    examples = 0
+    for own, given in pairs:
+        logits, truth, counted = form.logits(own, unweighted(given))
+        there = torch.ones_like(truth, dtype=torch.bool) if counted is None else counted
+        unit = torch.arange(examples, examples + len(truth))
+        examples += len(truth)
+        each = weights_of(given)
+        if form.kind == "labels":  # a row has all of its labels
+            outputs.append(logits)
+            targets.append(truth)
+            units.append(unit)
+            weights.append(each)
+            continue
+        if each is not None:
+            each = form.each(each, truth, None)
+            weights.append(None if each is None else each[there])
+        outputs.append(logits[there] if form.kind == "classes" else logits[there][:, None])
+        targets.append(truth[there])
+        units.append(unit.view(-1, *[1] * (truth.ndim - 1)).expand(truth.shape)[there])
+    rows = torch.cat(outputs)
+    if form.probabilities:
+        edge = -math.log(_FLOOR)
+        rows = rows.clamp(-edge, edge)
+    unit = torch.cat(units)
+    weighed = [each for each in weights if each is not None]
+    return Given(
+        rows,
+        torch.cat(targets),
+        examples,
+        None if len(unit) == examples and bool((unit.diff() == 1).all()) else unit,
+        torch.cat(weighed) if weighed else None,
+        probabilities=form.probabilities,
+        form=form,
+    )
+
+
+def rows_of(outputs: Any, targets: Any, form: Form) -> Tensor:
+    """Return outputs that are there as rows, (N, C): see `Given`."""
+    return _rows([(_on_cpu(outputs), _on_cpu(targets))], form).outputs
 
 
 def fold_in(
@@ -60,6 +173,9 @@ def fold_in(
     model: nn.Module,
     examples: Any,
     forward: Forward | None = None,
+    *,
+    known: Known = Known(),
+    exactly: bool = False,
 ) -> None:
     """Put the decision into the last layer, if the network then decides as the decision does.
 
@@ -70,24 +186,34 @@ def fold_in(
         model: the network.
         examples: on which it must decide so.
         forward: as in `evostep.polish`.
+        known: of outputs and targets.
+        exactly: leave the biases as they are, for the metric reads more than decisions.
     """
     if layer is None:
         result.notes += (
             "nothing was changed: no last layer gives the outputs, use result.decision",
         )
         return
-    bias = center_on_plateau(problem, result.decision.bias)
-    folded = Folded(layer, bias)
+    decision = result.decision
+    if not exactly:
+        decision = replace(decision, bias=center_on_plateau(problem, decision.bias))
+    folded = Folded(layer, decision.bias, decision.scale)
     folded.apply()
-    own = problem.of(outputs_of(model, examples, forward)[0])
-    wanted = problem.decide(result.decision.bias)
-    differ = int((own.decide(torch.zeros(problem.biases)) != wanted).sum())
-    if differ:
+    own = problem.of(outputs_of(model, examples, forward, known).outputs)
+    wanted = result.decision.adjusted(problem.outputs)
+    differ = int((problem.decided(own.outputs) != problem.decided(wanted)).sum())
+    if differ or not _alike(own, decision.adjusted(problem.outputs), layer):
         folded.revert()
+        what = f"decide {differ} examples otherwise" if differ else "have other probabilities"
         result.notes += (
-            f"nothing was changed: in the last layer it would decide {differ} examples otherwise, "
-            "use result.decision",
+            f"nothing was changed: in the last layer it would {what}, use result.decision",
         )
         return
-    result.decision = Decision(problem.kind, bias, result.metric)
+    result.decision = decision
     result.folded = folded
+
+
+def _alike(own: Problem, wanted: Tensor, layer: Any) -> bool:
+    """Return whether probabilities are what they should be, as far as the layer's type tells."""
+    difference = own.probabilities(own.outputs) - own.probabilities(wanted)
+    return float(difference.abs().max()) <= torch.finfo(layer.weight.dtype).eps ** 0.5

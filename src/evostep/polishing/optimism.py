@@ -21,7 +21,7 @@ from evostep.polishing.folds import assign
 from evostep.polishing.objective import Objective
 from evostep.polishing.problem import Problem
 from evostep.polishing.search import Search, search
-from evostep.polishing.starts import STARTS, fit_starts
+from evostep.polishing.starts import fit_starts, starts_of
 
 HALVES = 20
 
@@ -43,7 +43,7 @@ def optimism(
         problem: outputs and targets.
         objective: whose value is claimed.
         folds: K of the cross-fitting.
-        start: the simple start that was chosen, one of `STARTS`.
+        start: the simple start that was chosen, one of `starts_of`.
         pull: of the search that was chosen; None: the start itself was.
         settings: of the search, with the generations that were chosen.
         prior: as in `evostep.polishing.procedure.cross_fit`.
@@ -59,16 +59,16 @@ def optimism(
         rows += [half, *(half & (part != fold) for fold in range(folds))]
     sets = torch.stack(rows).double()
     starts = fit_starts(problem, objective, sets, prior)
-    found = [starts[STARTS.index(start)]]
+    found = [starts[starts_of(problem).index(start)]]
     if pull is None:
         found.append(found[0])
     else:
         found.append(search(problem, objective, sets, starts[-1], (pull,), settings)[-1, :, 0])
-    biases = torch.stack(found).view(2, halves, folds + 1, problem.biases)
-    zero = torch.zeros(problem.biases)
+    biases = torch.stack(found).view(2, halves, folds + 1, -1)
+    zero = problem.unchanged
 
     def value(bias: Tensor, on: Tensor | None = None) -> Tensor:
-        return objective.value(problem.counts(problem.decide(bias), on), several=several)
+        return objective.value(objective.look(problem, problem.adjusted(bias), on), several=several)
 
     overstated = torch.zeros(2, dtype=torch.float64)
     for h, part in enumerate(parts):

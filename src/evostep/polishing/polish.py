@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,15 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from evostep.errors import InputError, warn
-from evostep.polishing.bootstrap import DRAWS
 from evostep.polishing.budget import Budget, parse_budget
-from evostep.polishing.evolved import polish_weights
+from evostep.polishing.evolved import Subject, polish_weights
 from evostep.polishing.folds import make_folds
 from evostep.polishing.holdout import FOLDS, SHARE, hold_out
 from evostep.polishing.judging import judge
-from evostep.polishing.network import fold_in, given_outputs
+from evostep.polishing.network import Given, fold_in, given_outputs
 from evostep.polishing.problem import Problem, join
 from evostep.polishing.procedure import cross_fit, fit_once
+from evostep.polishing.reach import check_reach, with_scale
 from evostep.polishing.result import NO_GAIN, Polished
 from evostep.polishing.settings import Settings
 from evostep.polishing.spaces import AUTO, DECISION, check_space
@@ -26,6 +27,7 @@ from evostep.polishing.starts import check_prior, subset
 from evostep.polishing.store import Nowhere, Store, number_in
 from evostep.scoring.batches import Forward
 from evostep.scoring.confusion import CONFUSION_METRICS
+from evostep.scoring.forms import Known
 from evostep.spaces.base import Space
 
 NEAR_PERFECT = 0.995
@@ -34,7 +36,7 @@ NEAR_PERFECT = 0.995
 def polish(
     model: nn.Module | None,
     examples: Iterable[Any],
-    metric: str = "worst-class-recall",
+    metric: Any = "worst-class-recall",
     *,
     space: str | Space = DECISION,
     folds: int = 5,
@@ -47,27 +49,34 @@ def polish(
     weights: Any = None,
     groups: Sequence[Any] | None = None,
     forward: Forward | None = None,
-    draws: int = DRAWS,
+    draws: int | None = None,
     seed: int = 0,
     watch: Callable[[float, float], None] | None = None,
     store: Store | None = None,
+    higher_is_better: bool | None = None,
+    class_dim: int | None = None,
+    ignore_index: int = Known.ignore_index,
 ) -> Polished:
     """Polish a trained network on the metric that is reported, and confirm the gain.
 
     **The examples must not be those that the network was trained on**: its outputs there are not
     what it will give on others, and what is chosen on them fails.
 
-    What is evolved are the biases of the decision, one for each output, from logit adjustment on;
-    where the gain over the checkpoint is confirmed they are folded into the bias of the last
-    layer. Or weights of the network are, from the checkpoint on, under these biases. All that
-    depends on data is chosen by cross-fitting: each example is judged by a decision that has not
-    seen it, and the judged examples see one test.
+    What is evolved are the biases of the decision, one for each output, from logit adjustment on,
+    and a scale of all outputs where the metric reads probabilities; where the gain over the
+    checkpoint is confirmed they are folded into the last layer. Or weights of the network are, from
+    the checkpoint on, under these biases. All that depends on data is chosen by cross-fitting: each
+    example is judged by a decision that has not seen it, and the judged examples see one test.
 
     Args:
         model: the trained network, changed in place where a gain is confirmed; None: `examples` is
             (outputs, targets), of a black box.
-        examples: batches as `Fitness` takes them; (outputs, targets) where there is no model.
-        metric: see `parse_objective`: a metric of decisions, a sum, constraints.
+        examples: batches as `Fitness` takes them; (outputs, targets) where there is no model. Of
+            tokens, (n, T, C) and (n, T), and pixels, (n, C, H, W) and (n, H, W), each is decided,
+            and a sentence or image is judged and drawn as a whole.
+        metric: a metric by name, a sum, constraints, see `parse_objective`; or a torchmetrics
+            metric, a function or scorer of scikit-learn's, a callable on (outputs, targets), see
+            `evostep.polishing.own.own_metric`.
         space: ``"decision"``: biases of the outputs; ``"head"``, ``"norm"``: weights of the last
             layer, of the normalisation layers; ``"scales"``: scales of quantised layers, and gains
             of normalisation layers; any space of evostep's; ``"auto"``: the best of decision and of
@@ -84,14 +93,17 @@ def polish(
         population: members of a generation, an even number.
         prior: (C,) class frequencies in training, for logit adjustment; None: the examples'.
         costs: (C, C) table of the metric ``cost``, rows are true classes.
-        weights: (n,) what each example counts.
+        weights: (n,) what each example counts; None: what came with the batches, else 1.
         groups: n names; examples of a group (a patient, a sentence) are judged and drawn together.
         forward: ``forward(model, batch) -> (outputs, targets)`` for batches of another form.
-        draws: of the bootstrap.
+        draws: of the bootstrap; None: 10,000, and 2,000 where outputs have to be measured.
         seed: of folds, noise and draws.
         watch: called as it goes on, with the share that is done and the gain so far, on the
             examples that are searched on.
         store: keeps what is finished, so that a run that was killed goes on with the same bits.
+        higher_is_better: the direction of a metric that has no name and does not say it.
+        class_dim: the dimension of the outputs where the classes are; None: found by shapes.
+        ignore_index: marks targets that do not count.
 
     Returns:
         The result: its verdict, both contrasts, the way back.
@@ -126,26 +138,28 @@ def polish(
         draws,
         seed,
         watch,
+        higher_is_better,
         space,
         confirm,
         share,
     )
-    outputs, targets, layer = given_outputs(model, examples, forward)
-    problem = settings.problem(outputs, targets)
-    searched = problem
+    known = Known(class_dim=class_dim, ignore_index=ignore_index)
+    given = given_outputs(model, examples, forward, known)
+    problem = settings.problem(given.outputs, given.targets, given.unit, given.weights)
+    searched, held = problem, None
     if isinstance(confirm, str):
         parts = split(problem, settings)
     else:
         parts = make_folds(problem.strata, folds, seed, problem.groups)
-        others = settings.others(*given_outputs(model, confirm, forward)[:2], problem)
+        held = given_outputs(model, confirm, forward, known)
+        others = _others(held, problem, settings)
         problem = join(problem, others)
         parts = torch.cat([parts, torch.full((len(others),), -1)])
-    if space != DECISION and model is not None:
+    if model is not None and space != DECISION:
         check(problem, settings)
-        prior = check_prior(settings.prior, problem)
-        result = polish_weights(
-            model, examples, forward, problem, layer, parts, settings, prior, store
-        )
+        beside = None if held is None else (confirm, held)
+        subject = Subject(model, examples, forward, known, given, beside)
+        result = polish_weights(subject, problem, parts, settings, store)
     else:
         asked = parse_budget(budget)
         if isinstance(asked, float):
@@ -153,11 +167,43 @@ def polish(
             found = number_in(store, "budget", lambda: settings.decisions_in(asked, problem))
             settings = replace(settings, budget=found)
         result = polish_problems(problem, settings, parts)
-        result.sample_forwards = 0 if model is None else len(problem)
+        result.sample_forwards = 0 if model is None else given.examples
     unchanged = result.folded is None and not result.notes
     if model is not None and result.verdict != NO_GAIN and unchanged:
-        fold_in(result, searched, layer, model, examples, forward)
+        exactly = settings.objective.of_outputs
+        fold_in(
+            result,
+            searched,
+            given.layer,
+            model,
+            examples,
+            forward,
+            known=known,
+            exactly=exactly,
+        )
+    if given.probabilities and not result.applied:
+        result.notes += ("outputs are probabilities: the decision is about their logits",)
     return result
+
+
+def _others(given: Given, problem: Problem, settings: Settings) -> Problem:
+    """Return the problem of examples that are held out beside those of `problem`.
+
+    Raises:
+        InputError: weights or groups, which are of the others; outputs of another kind.
+    """
+    if settings.weights is not None or settings.groups is not None:
+        raise InputError(
+            "weights= and groups= name no examples of confirm=: leave these out, or take "
+            "confirm='holdout'"
+        )
+    found = settings.problem(given.outputs, given.targets, given.unit, given.weights)
+    if (found.kind, found.biases) != (problem.kind, problem.biases):
+        raise InputError(
+            f"the examples of confirm= have {found.biases} outputs ({found.kind}), the others "
+            f"{problem.biases} ({problem.kind}): give examples of the same kind"
+        )
+    return found
 
 
 def split(problem: Problem, settings: Settings) -> Tensor:
@@ -187,14 +233,22 @@ def polish_problems(
         problem_of: see `evostep.polishing.procedure.cross_fit`.
     """
     objective = settings.objective
+    problem = with_scale(problem, objective)
     check(problem, settings)
-    prior = check_prior(settings.prior, problem)
-    search = settings.search
+    check_reach(problem, objective)
+    fits: dict[int | None, Problem] = {None: problem}
+
+    def fits_of(fold: int | None) -> Problem:
+        if problem_of is not None and fold not in fits:
+            fits[fold] = replace(problem_of(fold), scaled=problem.scaled)
+        return fits.get(fold, problem)
+
+    prior, search = check_prior(settings.prior, problem), settings.search
     if settings.once:
         found = fit_once(problem, objective, parts, search, prior=prior)
         problem = subset(problem, parts < 0)
     else:
-        found = cross_fit(problem, objective, parts, search, prior=prior, problem_of=problem_of)
+        found = cross_fit(problem, objective, parts, search, prior=prior, problem_of=fits_of)
     return judge(problem, objective, found, settings)
 
 
@@ -203,15 +257,19 @@ def check(problem: Problem, settings: Settings) -> None:
     objective = settings.objective
     problem.check_costs(settings.costs)
     several = problem.several
-    parent = problem.counts(problem.decide(torch.zeros(problem.biases)))
+    parent = objective.look(problem, problem.outputs)
     for constraint in objective.constraints:
         if float(constraint.broken_by(parent, parent, several=several)) > 0:
-            value = float(constraint.metric(parent, several=several))
+            value = float(constraint.value(parent, several=several))
             raise InputError(
                 f"the checkpoint itself breaks the constraint on {constraint.name} "
                 f"({value:.4g}): loosen it"
             )
-    accuracy = float(CONFUSION_METRICS["accuracy"](parent, several=several))
+    value = float(objective.value(parent, several=several))
+    if not math.isfinite(value):
+        raise InputError(f"{objective.text} of the checkpoint is {value}: it cannot be maximised")
+    counts = problem.counts(problem.decided(problem.outputs))
+    accuracy = float(CONFUSION_METRICS["accuracy"](counts, several=several))
     if accuracy > NEAR_PERFECT:
         warn(
             f"the network is right on {accuracy:.1%} of the examples: if it was trained on them, "

@@ -4,15 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from evostep.errors import InputError
 from evostep.scoring.confusion import count, recalls
+from evostep.scoring.outputs import Kind, OutputMetric
 
-Kind = Literal["classes", "binary", "labels"]
+SCALE_UNIT = 0.5  # a step of the logarithm of the scale: a factor of about 1.6
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """Outputs of several candidates for the same examples, for metrics that need more than counts.
+
+    Attributes:
+        counts: (..., C, C) of their decisions.
+        outputs: (..., n, C).
+        targets: as in `Problem`.
+        weights: (n,), or None.
+        kind: how outputs are decided.
+    """
+
+    counts: Tensor
+    outputs: Tensor
+    targets: Tensor
+    weights: Tensor | None
+    kind: Kind
+
+    def measure(self, metric: OutputMetric) -> Tensor:
+        """Return a metric of each candidate's outputs, (...), float64."""
+        each = self.outputs.reshape(-1, *self.outputs.shape[-2:])
+        found = [float(metric(own, self.targets, self.weights, kind=self.kind)) for own in each]
+        return torch.tensor(found, dtype=torch.float64).view(self.outputs.shape[:-2])
 
 
 @dataclass(frozen=True, eq=False)  # one problem is another's equal only if it is the same
@@ -20,7 +46,8 @@ class Problem:
     """Outputs of a network for n examples, and what is true of them.
 
     A decision adds a bias to the outputs, then takes the largest (classes), or what lies above
-    zero (one binary label, or several).
+    zero (one binary label, or several). Where a metric reads probabilities the outputs are
+    multiplied first, by a scale whose logarithm is the last of the decision's numbers.
 
     Attributes:
         outputs: (n, C) logits; (n, 1) for one binary label, (n, L) for several.
@@ -28,6 +55,7 @@ class Problem:
         kind: how outputs are decided.
         weights: (n,) what each example counts; None: 1.
         groups: (n,) integers, equal where examples belong together; None: each stands alone.
+        scaled: whether a decision has a scale.
     """
 
     outputs: Tensor
@@ -35,14 +63,20 @@ class Problem:
     kind: Kind
     weights: Tensor | None = None
     groups: Tensor | None = None
+    scaled: bool = False
 
     def __len__(self) -> int:
         return len(self.outputs)
 
     @property
     def biases(self) -> int:
-        """How many numbers a decision has."""
+        """How many biases a decision has."""
         return self.outputs.shape[1]
+
+    @property
+    def unchanged(self) -> Tensor:
+        """The decision that leaves outputs as they are: zeros, (P,), biases and maybe a scale."""
+        return torch.zeros(self.biases + self.scaled, dtype=torch.float64)
 
     @property
     def classes(self) -> int:
@@ -55,12 +89,15 @@ class Problem:
         return self.kind == "labels"
 
     def decide(self, bias: Tensor) -> Tensor:
-        """Return decisions under biases (..., 1 or n, C): (..., n), or (..., n, L) for labels."""
+        """Return decisions under biases (..., 1 or n, P): (..., n), or (..., n, L) for labels."""
         return self.decided(self.adjusted(bias))
 
     def adjusted(self, bias: Tensor) -> Tensor:
-        """Return the outputs under biases (..., 1 or n, C): (..., n, C)."""
-        return self.outputs + bias.to(self.outputs)
+        """Return the outputs under biases (..., 1 or n, P): (..., n, C)."""
+        if not self.scaled:
+            return self.outputs + bias.to(self.outputs)
+        scale = bias[..., -1:].exp().to(self.outputs)
+        return self.outputs * scale + bias[..., :-1].to(self.outputs)
 
     def decided(self, outputs: Tensor) -> Tensor:
         """Return what outputs (..., n, C) decide: (..., n), or (..., n, L) for labels."""
@@ -69,12 +106,27 @@ class Problem:
         above = (outputs > 0).long()
         return above.squeeze(-1) if self.kind == "binary" else above
 
+    def probabilities(self, outputs: Tensor) -> Tensor:
+        """Return the probabilities of outputs (..., n, C), float64."""
+        outputs = outputs.double()
+        return outputs.softmax(-1) if self.kind == "classes" else outputs.sigmoid()
+
     def counts(self, decisions: Tensor, rows: Tensor | None = None) -> Tensor:
         """Count (true, decided), with `rows` (..., n) telling how often each example counts."""
         weights = self.weights
         if rows is not None:
             weights = rows.double() if weights is None else rows * weights
         return count(decisions, self.targets, self.classes, weights)
+
+    def seen(self, outputs: Tensor, rows: Tensor | None = None) -> Seen:
+        """Return outputs (..., n, C) as metrics see them, each example as often as `rows` (n,)."""
+        targets, weights = self.targets, self.weights
+        if rows is not None:
+            index = torch.arange(len(rows)).repeat_interleave(rows.long())
+            outputs, targets = outputs[..., index, :], targets[index]
+            weights = None if weights is None else weights[index]
+        counts = count(self.decided(outputs), targets, self.classes, weights)
+        return Seen(counts, outputs, targets, weights, self.kind)
 
     def recalls(self, counts: Tensor) -> Tensor:
         """Return the recall of each class, or of each label: (..., C) or (..., L)."""
@@ -83,7 +135,7 @@ class Problem:
     def of(self, outputs: Any) -> Problem:
         """Return the same problem under other outputs."""
         other = make_problem(outputs, self.targets)
-        return replace(other, weights=self.weights, groups=self.groups)
+        return replace(self, outputs=other.outputs)
 
     def check_costs(self, costs: Any) -> None:
         """Raise an InputError where a table of costs has not one row for each class."""
@@ -163,12 +215,30 @@ def make_problem(
 
 
 def join(one: Problem, other: Problem) -> Problem:
-    """Return the problem of the examples of two, without weights and groups."""
-    outputs, targets = (
-        torch.cat([getattr(one, name), getattr(other, name).to(getattr(one, name))])
-        for name in ("outputs", "targets")
+    """Return the problem of the examples of two of a kind; groups of both are others."""
+
+    def both(first: Tensor, second: Tensor) -> Tensor:
+        return torch.cat([first, second.to(first)])
+
+    weights = groups = None
+    if one.weights is not None or other.weights is not None:
+        own = [
+            torch.ones(len(p)).double() if p.weights is None else p.weights for p in (one, other)
+        ]
+        weights = both(*own)
+    if one.groups is not None or other.groups is not None:
+        first, second = (
+            torch.arange(len(p)) if p.groups is None else p.groups for p in (one, other)
+        )
+        groups = both(first, second + int(first.max()) + 1)
+    return Problem(
+        both(one.outputs, other.outputs),
+        both(one.targets, other.targets),
+        one.kind,
+        weights,
+        groups,
+        one.scaled,
     )
-    return Problem(outputs, targets, one.kind)
 
 
 def _weights(weights: Any, n: int) -> Tensor | None:

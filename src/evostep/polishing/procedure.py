@@ -17,13 +17,13 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from evostep.polishing.bootstrap import resample
+from evostep.polishing.bootstrap import draw_values
 from evostep.polishing.crossfit import CrossFit
 from evostep.polishing.objective import Objective
 from evostep.polishing.optimism import optimism
 from evostep.polishing.problem import Problem
 from evostep.polishing.search import Search, center_on_plateau, search
-from evostep.polishing.starts import STARTS, fit_starts, subset
+from evostep.polishing.starts import fit_starts, starts_of, subset
 
 PULLS = (0.001, 0.01, 0.1)
 _INNER_DRAWS = 200
@@ -35,7 +35,7 @@ class Choice:
     """What was chosen on some examples.
 
     Attributes:
-        start: which of `STARTS`.
+        start: which of `starts_of`.
         pull: of the search; None where the start itself was better than every search.
         generations: after which the search stopped.
     """
@@ -101,8 +101,8 @@ def cross_fit(
             that its choice may read; None: the same for all.
     """
     k = int(folds.max()) + 1
-    fitter = Fitter(objective, folds, settings, prior)
-    biases = torch.zeros(3, len(problem), problem.biases, dtype=torch.float64)
+    fitter = Fitter(objective, folds, settings, prior, starts_of(problem))
+    biases = problem.unchanged.repeat(3, len(problem), 1)
     choices = []
     for fold in range(k):
         chosen = fitter.choose(problem if problem_of is None else problem_of(fold), fold)
@@ -149,13 +149,13 @@ def fit_once(
         settings: of the searches.
         prior: see `cross_fit`.
     """
-    fitter, held = Fitter(objective, folds, settings, prior), folds < 0
+    fitter = Fitter(objective, folds, settings, prior, starts_of(problem))
     found = fitter.choose(problem, None)
     both = torch.stack([found.start, found.bias])
-    judged = subset(problem, held)
+    judged = subset(problem, folds < 0)
     final = judged.adjusted(both[:, None])
     return CrossFit(
-        outputs=torch.cat([judged.adjusted(torch.zeros(1, 1, problem.biases)), final]),
+        outputs=torch.cat([judged.outputs[None], final]),
         final=final,
         start=str(found.start_choice),
         chosen=str(found.choice),
@@ -179,26 +179,31 @@ class Fitter:
     """Fits candidates on sets of examples, each set once, and chooses among them."""
 
     def __init__(
-        self, objective: Objective, folds: Tensor, settings: Search, prior: Tensor | None
+        self,
+        objective: Objective,
+        folds: Tensor,
+        settings: Search,
+        prior: Tensor | None,
+        starts: tuple[str, ...],
     ) -> None:
         self._objective, self._folds = objective, folds
-        self._settings, self._prior = settings, prior
+        self._settings, self._prior, self._simple = settings, prior, len(starts)
         self._stops = sorted({round(i * settings.generations / STOPS) for i in range(1, STOPS + 1)})
         # in the order of their simplicity: of equals the first is taken
-        self.choices = [Choice(name, None, 0) for name in STARTS]
+        self.choices = [Choice(name, None, 0) for name in starts]
         self.choices += [
-            Choice(STARTS[-1], pull, stop) for stop in self._stops for pull in reversed(PULLS)
+            Choice(starts[-1], pull, stop) for stop in self._stops for pull in reversed(PULLS)
         ]
         self._fitted: dict[tuple[Problem, tuple[int, ...]], Tensor] = {}
         self.evaluations = 0
 
     def candidates(self, problem: Problem, gone: tuple[int, ...]) -> Tensor:
-        """Return all candidates, (N, C), fitted without the folds `gone`."""
+        """Return all candidates, (N, P), fitted without the folds `gone`."""
         key = problem, gone
         if key not in self._fitted:
             settings = self._settings
             row = self._without(gone).double()[None]
-            starts = fit_starts(problem, self._objective, row, self._prior)  # (3, 1, C)
+            starts = fit_starts(problem, self._objective, row, self._prior)  # (S, 1, P)
             path = search(problem, self._objective, row, starts[-1], PULLS, settings)[:, 0]
             self.evaluations += settings.generations * len(PULLS) * settings.population
             found = path[self._stops].flip(1).flatten(0, 1)  # by stop, the strongest pull first
@@ -213,21 +218,33 @@ class Fitter:
         own = () if judging is None else (judging,)
         rows = self._without(own)
         part, folds = subset(problem, rows), self._folds[rows]
-        decisions = torch.empty(len(self.choices), *part.targets.shape, dtype=torch.long)
-        for fold in folds.unique().tolist():
-            here = folds == fold
-            judged = subset(part, here)
-            candidates = self.candidates(problem, tuple(sorted((*own, fold))))
-            decisions[:, here] = torch.stack([judged.decide(bias) for bias in candidates])
-        best, simple = pick(part, self._objective, decisions)
+        there = folds.unique()
+        given = torch.stack(  # (K', N, P), for each fold by what has not seen it
+            [self.candidates(problem, tuple(sorted((*own, fold)))) for fold in there.tolist()]
+        )
+        place = torch.searchsorted(there, folds)
+        objective = self._objective
+        best, simple = pick(
+            part,
+            objective,
+            lambda candidate: part.adjusted(given[place, candidate]),
+            len(self.choices),
+            self._simple,
+        )
         candidates, choice = self.candidates(problem, own), self.choices[best]
         bias = candidates[best]
-        if choice.pull is not None:  # what a search found, in the middle of its plateau
+        if choice.pull is not None and not objective.of_outputs:  # in the middle of its plateau
             bias = center_on_plateau(problem, bias, rows)
         return _Chosen(bias, candidates[simple], choice, self.choices[simple])
 
 
-def pick(part: Problem, objective: Objective, decisions: Tensor) -> tuple[int, int]:
+def pick(
+    part: Problem,
+    objective: Objective,
+    outputs_of: Callable[[int], Tensor],
+    candidates: int,
+    simple: int,
+) -> tuple[int, int]:
     """Return which candidate is chosen, and which simple start.
 
     What was evolved is chosen where it is better than the start by more than a standard error: of
@@ -236,19 +253,22 @@ def pick(part: Problem, objective: Objective, decisions: Tensor) -> tuple[int, i
     Args:
         part: the examples to choose on.
         objective: what is maximised.
-        decisions: (N, n), or (N, n, L), of the candidates, the simple starts first; of equals the
-            first is taken.
+        outputs_of: candidate -> its outputs for the examples, (n, C).
+        candidates: how many there are; of equals the first is taken.
+        simple: how many of them, the first, are simple starts.
     """
-    parent = part.counts(part.decide(torch.zeros(part.biases)))
-    inside = objective.fitness(part.counts(decisions), parent, several=part.several)
-    best, simple = int(inside.argmax()), int(inside[: len(STARTS)].argmax())
-    if best >= len(STARTS):
-        drawn = resample(
-            part,
-            decisions[[best, simple]],
-            lambda counts: objective.value(counts, several=part.several),
-            draws=_INNER_DRAWS,
-        )
+    several = part.several
+    parent = objective.look(part, part.outputs)
+    inside = torch.stack(
+        [
+            objective.fitness(objective.look(part, outputs_of(c)), parent, several=several)
+            for c in range(candidates)
+        ]
+    ).nan_to_num(nan=-torch.inf)
+    best, start = int(inside.argmax()), int(inside[:simple].argmax())
+    if best >= simple:
+        both = torch.stack([outputs_of(best), outputs_of(start)])
+        drawn = draw_values(part, objective, both, draws=_INNER_DRAWS)
         error = (drawn[:, 0] - drawn[:, 1]).std()
-        best = best if inside[best] - inside[simple] > error else simple
-    return best, simple
+        best = best if inside[best] - inside[start] > error else start
+    return best, start

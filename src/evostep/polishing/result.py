@@ -54,7 +54,8 @@ class Polished:
         metrics: every named metric, (checkpoint, start, polished).
         classes: recall of every class (or label), (checkpoint, start, polished).
         decision: what holds by the verdict; zero where no gain is confirmed.
-        proposed: (C,) biases that the procedure finds on all examples, confirmed or not.
+        proposed: (C,) biases that the procedure finds on all examples, confirmed or not, and the
+            logarithm of the scale where there is one.
         evaluations: how many decisions were scored.
         sample_forwards: forwards through the network, an example at a time.
         settings: what it was asked for.

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from evostep.noise import derive_seed, make_generator
 from evostep.polishing.objective import Objective
-from evostep.polishing.problem import Problem
+from evostep.polishing.problem import SCALE_UNIT, Problem, Seen
 from evostep.polishing.starts import subset
 from evostep.strategies.shaping import log_rank_rows
 from evostep.strategies.snes import default_lr_sigma
@@ -60,6 +60,14 @@ def spread(problem: Problem) -> float:
     return unit if unit > 0 else float(margin.mean()) or 1.0
 
 
+def units(problem: Problem) -> Tensor:
+    """Return the unit of each of a decision's numbers, (P,)."""
+    unit = torch.full_like(problem.unchanged, spread(problem))
+    if problem.scaled:
+        unit[-1] = SCALE_UNIT
+    return unit
+
+
 @torch.no_grad()
 def search(
     problem: Problem,
@@ -75,25 +83,25 @@ def search(
         problem: outputs and targets.
         objective: what is maximised.
         rows: (R, n), how often each example counts in each set.
-        start: (R, C) where each begins.
+        start: (R, P) where each begins.
         pulls: weights P of the squared distance to the start, in units of `spread`.
         settings: population, generations, sigma, seed.
 
     Returns:
         (G + 1, R, P, C): the means of the distributions, the start first.
     """
-    unit = spread(problem)
+    unit = units(problem)
     center = start.double()[:, None].repeat(1, len(pulls), 1)  # (R, P, C)
     origin, pull = center.clone(), torch.tensor(pulls, dtype=torch.float64)[:, None]
     log_sigma = torch.zeros_like(center)
-    rate, half = default_lr_sigma(problem.biases), settings.population // 2
+    rate, half = default_lr_sigma(len(unit)), settings.population // 2
     sets = [Scorer(problem, objective, row) for row in rows]
     path = [center.clone()]
     watch = settings.watch
-    parent = float(sets[0].fitness(torch.zeros(1, problem.biases))) if watch else 0.0
+    parent = float(sets[0].fitness(problem.unchanged[None])) if watch else 0.0
     for generation in range(settings.generations):
         generator = make_generator(derive_seed(settings.seed, "decision", generation))
-        drawn = torch.randn(half, problem.biases, generator=generator, dtype=torch.float64)
+        drawn = torch.randn(half, len(unit), generator=generator, dtype=torch.float64)
         eps = torch.cat([drawn, -drawn])  # (M, C)
         sigma = log_sigma.exp() * (settings.sigma * unit)
         members = center[:, :, None] + sigma[:, :, None] * eps  # (R, P, M, C)
@@ -161,14 +169,14 @@ class Scorer:
         self._part = subset(problem, there)
         self._by_class = self._part.outputs.T.contiguous()
         self._objective = objective
-        self._parent = self._counts(torch.zeros(1, problem.biases))[0]
+        self._parent = self._look(problem.unchanged[None])
 
-    def _counts(self, biases: Tensor) -> Tensor:
+    def _look(self, biases: Tensor) -> Tensor | Seen:
+        """Return what the objective sees of biases, (M, P)."""
         part = self._part
-        step = max(1, self._AT_ONCE // self._by_class.numel() * part.biases)
-        return torch.cat(
-            [part.counts(self._decide(some), self._row) for some in biases.split(step)]
-        )
+        if self._objective.of_outputs:
+            return part.seen(part.adjusted(biases[:, None, :]), self._row)
+        return part.counts(self._decide(biases), self._row)
 
     def _decide(self, biases: Tensor) -> Tensor:
         if self._part.kind == "classes":
@@ -176,10 +184,15 @@ class Scorer:
         return self._part.decide(biases[:, None, :])
 
     def fitness(self, members: Tensor) -> Tensor:
-        """Return the fitness of biases (..., C): (...)."""
-        counts = self._counts(members.reshape(-1, members.shape[-1]))
-        fitness = self._objective.fitness(counts, self._parent, several=self._part.several)
-        return fitness.view(members.shape[:-1])
+        """Return the fitness of biases (..., P): (...)."""
+        flat = members.reshape(-1, members.shape[-1])
+        step = max(1, self._AT_ONCE // self._by_class.numel() * self._part.biases)
+        several = self._part.several
+        found = [
+            self._objective.fitness(self._look(some), self._parent, several=several)
+            for some in flat.split(step)
+        ]
+        return torch.cat(found).view(members.shape[:-1])
 
 
 def center_on_plateau(problem: Problem, bias: Tensor, rows: Tensor | None = None) -> Tensor:

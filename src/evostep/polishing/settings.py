@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from evostep.errors import InputError, unknown_name
-from evostep.polishing.bootstrap import DRAWS
+from evostep.polishing.bootstrap import draws_of
 from evostep.polishing.budget import (
     Budget,
     Cost,
@@ -19,7 +20,7 @@ from evostep.polishing.budget import (
     timed,
 )
 from evostep.polishing.holdout import FOLDS, HOLDOUT, SHARE
-from evostep.polishing.objective import Objective, parse_objective
+from evostep.polishing.objective import Objective, make_objective
 from evostep.polishing.optimism import HALVES
 from evostep.polishing.problem import Problem, make_problem
 from evostep.polishing.procedure import PULLS, evaluations_a_generation
@@ -36,7 +37,7 @@ _PROBED = 3  # generations that are timed
 class Settings:
     """What polishing was asked for: see `polish`."""
 
-    metric: str
+    metric: Any
     folds: int = 5
     budget: Budget = None
     population: int = 16
@@ -44,9 +45,10 @@ class Settings:
     costs: Any = None
     weights: Any = None
     groups: Sequence[Any] | None = None
-    draws: int = DRAWS
+    draws: int | None = None
     seed: int = 0
     watch: Callable[[float, float], None] | None = None
+    higher_is_better: bool | None = None
     space: str | Space = DECISION
     confirm: Any = FOLDS
     share: float = SHARE
@@ -59,13 +61,13 @@ class Settings:
             raise InputError(
                 f"population must be an even number of at least 2, got {self.population}"
             )
-        if self.draws < 100:
+        if self.draws is not None and self.draws < 100:
             raise InputError(f"draws must be at least 100, got {self.draws}")
 
     @property
     def objective(self) -> Objective:
         """The metric, read."""
-        return parse_objective(self.metric, costs=self.costs)
+        return make_objective(self.metric, costs=self.costs, higher_is_better=self.higher_is_better)
 
     @property
     def once(self) -> bool:
@@ -94,7 +96,7 @@ class Settings:
 
     def decisions_in(self, seconds: float, problem: Problem) -> int:
         """Return how many decisions may be scored in a time, by one timed probe."""
-        rows, start = torch.ones(1, len(problem)), torch.zeros(1, problem.biases)
+        rows, start = torch.ones(1, len(problem)), problem.unchanged[None]
         probe = Search(self.population, _PROBED, seed=self.seed)
         took = timed(lambda: search(problem, self.objective, rows, start, PULLS, probe))
         one = evaluations_a_generation(self.folds, self.population, once=self.once)
@@ -115,28 +117,24 @@ class Settings:
 
         return count
 
-    def problem(self, outputs: Any, targets: Any) -> Problem:
-        """Return the problem that outputs pose."""
-        return make_problem(outputs, targets, weights=self.weights, groups=self.groups)
+    def problem(
+        self, outputs: Any, targets: Any, unit: Tensor | None = None, weights: Tensor | None = None
+    ) -> Problem:
+        """Return the problem that outputs pose.
 
-    def others(self, outputs: Any, targets: Any, problem: Problem) -> Problem:
-        """Return the problem of examples that are held out beside those of `problem`.
-
-        Raises:
-            InputError: weights or groups, which are of the others; outputs of another kind.
+        Args:
+            outputs: (n, C).
+            targets: (n,) or (n, L).
+            unit: (n,) the example of each row, where some have several: these stay together, and
+                weights and groups may be told of examples.
+            weights: (n,) of the rows, where `weights` of the settings are not given.
         """
-        if self.weights is not None or self.groups is not None:
-            raise InputError(
-                "weights= and groups= name no examples of confirm=: leave these out, or take "
-                "confirm='holdout'"
-            )
-        found = make_problem(outputs, targets)
-        if (found.kind, found.biases) != (problem.kind, problem.biases):
-            raise InputError(
-                f"the examples of confirm= have {found.biases} outputs ({found.kind}), the others "
-                f"{problem.biases} ({problem.kind}): give examples of the same kind"
-            )
-        return found
+        weights = self.weights if self.weights is not None else weights
+        groups = self.groups
+        if unit is not None:
+            weights, groups = _of_rows(weights, unit), _of_rows(groups, unit)
+            groups = unit if groups is None else groups
+        return make_problem(outputs, targets, weights=weights, groups=groups)
 
     def as_dict(self) -> dict[str, Any]:
         """Return what is told of them."""
@@ -151,6 +149,16 @@ class Settings:
             "population": self.population,
             **({"pulls": list(PULLS)} if decides else {}),
             **({"sigmas": list(SIGMAS), "stops": STOPS} if self.generations else {}),
-            "draws": self.draws,
+            "draws": self.draws or draws_of(self.objective),
             "seed": self.seed,
         }
+
+
+def _of_rows(told: Any, unit: Tensor) -> Any:
+    """Return what is told of examples for each row; what is told of rows as it is."""
+    if told is None or len(told) == len(unit):
+        return told
+    values = told.tolist() if hasattr(told, "tolist") else list(told)
+    if len(values) <= int(unit.max()):
+        return told  # the problem says what it lacks
+    return [values[i] for i in unit.tolist()]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from evostep.evolution import Evolution
 from evostep.genome.slots import slots_of_module
 from evostep.noise import derive_seed
 from evostep.polishing.budget import Cost
+from evostep.polishing.network import Given, rows_of
 from evostep.polishing.objective import Objective
 from evostep.polishing.problem import Problem
 from evostep.polishing.starts import subset
@@ -72,59 +73,65 @@ def generations_of(each: int) -> int:
     return len(SIGMAS) * each
 
 
-def _unscored(_: Any) -> float:
+def _unscored(_: Tensor) -> float:
     """Score outputs that are looked at, and not selected by."""
     return 0.0
 
 
 class Network:
-    """The weights of a network in one space, and their evolution on the metric.
+    """A network whose weights evolve in one space, on the metric.
+
+    It stands as it was when `evolve` or `outputs` returns.
 
     Args:
-        model: the network; it stands as it was when `evolve` or `outputs` returns.
-        examples: as `Fitness` takes them.
+        model: the network.
+        examples: (batches, what the checkpoint gives for them, the problem that this poses); the
+            first are evolved on, what comes after is held out.
         forward: as `Fitness` takes it.
         space: which weights may move.
-        problem: the checkpoint's outputs for the examples, and what is true.
         objective: what is maximised.
         population: members of a generation.
         seed: of the noise, the same whatever examples are left out.
-        held: other examples, to be judged on, and their problem.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        examples: Iterable[Any],
+        examples: Sequence[tuple[Iterable[Any], Given, Problem]],
         forward: Forward | None,
         space: Space,
-        problem: Problem,
         objective: Objective,
         population: int,
         seed: int,
-        held: tuple[Iterable[Any], Problem] | None = None,
     ) -> None:
-        self._model, self._space = model, space
-        self._problem, self._objective = problem, objective
+        self._model, self._space, self._objective = model, space, objective
         self._population, self._seed = population, seed
         slots = slots_of_module(model)
         self.live = {name: slots.live[name] for name in space.touched(slots)}
         self.before = {name: tensor.detach().clone() for name, tensor in self.live.items()}
-        self._score: Callable[[Any], float] = _unscored
+        self._score: Callable[[Tensor], float] = _unscored
 
-        def fitness(some: Iterable[Any]) -> Fitness:
-            return Fitness(
-                model,
-                some,
-                lambda outputs, _: self._score(outputs),
-                forward=forward,
-                higher_is_better=True,
+        def measure(given: Given) -> Callable[[Any, Any], float | Tensor]:
+            form = given.form
+            assert form is not None, "a network gave it"
+
+            def metric(outputs: Any, targets: Any) -> float | Tensor:
+                value = self._score(rows_of(outputs, targets, form))
+                # where batches have weights, one number for all is the same for each
+                return value if given.weights is None else torch.full((given.examples,), value)
+
+            return metric
+
+        self._all = [
+            (
+                Fitness(model, some, measure(given), forward=forward, higher_is_better=True),
+                given,
+                problem,
             )
-
-        self._fitness = fitness(examples)
-        self._all = [(self._fitness, problem)]
-        if held is not None:
-            self._all.append((fitness(held[0]), held[1]))
+            for some, given, problem in examples
+        ]
+        self._fitness, given, self._problem = self._all[0]
+        self.examples = given.examples
 
     @property
     def size(self) -> int:
@@ -138,24 +145,19 @@ class Network:
         return SNES(sigma=sigma, population=self._population)
 
     @property
-    def examples(self) -> int:
-        """Sample-forwards of scoring once."""
-        return len(self._fitness.examples())
-
-    @property
     def cost(self) -> Cost:
         """Sample-forwards of `evolve` and of the outputs of all that it finds."""
         each = len(SIGMAS) * (self._population + 1) * self.examples
         return Cost(len(SIGMAS) * STOPS * self.examples, each)
 
     def evolve(
-        self, rows: Tensor, bias: Tensor, generations: int, told: Told | None = None
+        self, rows: Tensor, start: Tensor, generations: int, told: Told | None = None
     ) -> tuple[list[Weights], int]:
-        """Evolve from the checkpoint on, with a bias added to the outputs, once for each sigma.
+        """Evolve from the checkpoint on, under the decision of a start, once for each sigma.
 
         Args:
             rows: (n,) bool, of what is known; what is beside `examples` is not read.
-            bias: (C,) of the start.
+            start: (P,) the decision.
             generations: of each evolution.
             told: hears of each generation.
 
@@ -165,14 +167,11 @@ class Network:
         problem, objective = self._problem, self._objective
         there = rows[: len(problem)].nonzero().flatten()
         part = subset(problem, there)
-        parent = part.counts(part.decide(torch.zeros(problem.biases)))
+        parent = objective.look(part, part.outputs)
 
-        def score(outputs: Any) -> float:
-            if not isinstance(outputs, Tensor) or outputs.shape != problem.outputs.shape:
-                outputs = problem.of(outputs).outputs
-            decided = part.decided(outputs[there] + bias.to(outputs))
-            fitness = objective.fitness(part.counts(decided), parent, several=part.several)
-            return float(fitness)
+        def score(outputs: Tensor) -> float:
+            own = objective.look(part, part.of(outputs[there]).adjusted(start))
+            return float(objective.fitness(own, parent, several=part.several))
 
         self._score = score
         at_start = score(problem.outputs)
@@ -238,19 +237,23 @@ class Network:
             weights: to be put in, and taken out again.
             everything: for the examples held out beside the others, too.
         """
-        self._score = _unscored
+        seen: list[Tensor] = []
+
+        def look(outputs: Tensor) -> float:
+            seen.append(outputs)
+            return 0.0
+
+        self._score = look
         wanted = self._all if everything else self._all[:1]
         found = []
         with preserved_rng():
             state = ModuleState(self._model, {id(tensor) for tensor in self.live.values()})
             try:
                 self.write(weights)
-                for fitness, problem in wanted:
-                    scores = fitness.score(fitness.examples(), keep_outputs=True)
-                    if scores.failed:
-                        found.append(torch.full_like(problem.outputs, torch.nan))
-                    else:
-                        found.append(problem.of(scores.outputs).outputs)
+                for fitness, _, problem in wanted:
+                    failed = fitness.score(fitness.examples()).failed
+                    nothing = torch.full_like(problem.outputs, torch.nan)
+                    found.append(nothing if failed else seen[-1].to(problem.outputs))
             finally:
                 self.write(self.before)
                 state.restore()

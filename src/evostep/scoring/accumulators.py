@@ -11,20 +11,24 @@ import math
 import operator
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from evostep.errors import InputError
+from evostep.scoring.confusion import ConfusionMetric, count
 from evostep.scoring.finite import NOT_FINITE
 from evostep.scoring.forms import Form, Reader, needs_values
 from evostep.scoring.nests import concatenate, leaves, map_tensors
-from evostep.scoring.splitting import Weighted, unweighted, weigh
+from evostep.scoring.outputs import OutputMetric
+from evostep.scoring.splitting import Weighted, unweighted, weigh, weights_of
 
 # (outputs, targets) -> (n,) of each example: a sum, and what it is divided by (None: 1)
 PerExample = Callable[[Any, Any], tuple[Tensor, Tensor | None]]
+
+_AT_ONCE = 2**23  # numbers that the counts of several members take at once
 
 
 class Accumulator(ABC):
@@ -110,41 +114,97 @@ def quotients(sums: list[Tensor], weights: list[Tensor], *, total: bool = False)
     return values
 
 
-class Predicted(Accumulator):
-    """A metric of all predictions at once, such as macro-F1: they are kept until the end.
+class Counted(Accumulator):
+    """A metric of the counts of (true, decided), such as macro-F1: decisions are kept.
 
     Args:
-        function: (predictions, true classes, how many classes, labels) -> a number; of shape (n,),
-            or (n, labels) with -1 for what does not count where labels is true.
+        measure: the metric, of counts.
         form: how outputs and targets are read.
     """
 
     gives_per_example = False
+    waits = False
 
-    def __init__(self, function: Callable[[Tensor, Tensor, int, bool], float], form: Form) -> None:
-        self.function = function
+    def __init__(self, measure: ConfusionMetric, form: Form) -> None:
+        self.measure = measure
         self.form = form
         self.classes = 2
-        self.parts: list[tuple[Tensor, Tensor]] = []
+        self.parts: list[tuple[Tensor, Tensor, Tensor | None]] = []
+
+    def update(self, outputs: Any, targets: Any, members: int | None = None) -> None:
+        """Take one batch; with `members`, of so many at once, one after the other."""
+        guess, true, counted = self.form.predict(outputs, unweighted(targets))
+        each = self.form.each(weights_of(targets), true, counted)
+        if counted is not None:
+            true = torch.where(counted, true, 0)
+        self.classes = self.form.classes(outputs)
+        lead = () if members is None else (members,)
+        if members is not None:  # the truth is the same for all
+            rows = len(true) // members
+            true, each = true[:rows], None if each is None else each[:rows]
+        if self.form.kind != "labels":
+            true, each = true.flatten(), None if each is None else each.flatten()
+        self.parts.append((guess.view(*lead, *true.shape), true, each))
+
+    def compute(self) -> tuple[Tensor, None]:
+        """Return the value, (members,) where there are such, and nothing for each example."""
+        guess, true, each = zip(*self.parts, strict=True)
+        several = self.form.kind == "labels"
+        truth, weights = torch.cat(true), joined(each)
+        decided = torch.cat(guess, dim=-truth.ndim)
+        size = max(truth.numel(), self.classes**2 * (truth.shape[1] if several else 1))
+        many = decided.ndim > truth.ndim
+        values = [
+            self.measure(count(some, truth, self.classes, each=weights), several=several)
+            for some in (decided.split(max(1, _AT_ONCE // size)) if many else [decided])
+        ]
+        sign = 1.0 if self.measure.higher_is_better else -1.0
+        return sign * (torch.cat(values) if many else values[0]), None
+
+
+class OfOutputs(Accumulator):
+    """A metric of the outputs of all examples, such as a recall at a precision: they are kept.
+
+    Args:
+        measure: the metric.
+        form: how outputs and targets are read.
+    """
+
+    gives_per_example = False
+    waits = False
+
+    def __init__(self, measure: OutputMetric, form: Form) -> None:
+        self.measure = measure
+        self.form = form
+        self.parts: list[tuple[Tensor, Tensor, Tensor | None]] = []
 
     def update(self, outputs: Any, targets: Any) -> None:
         """Take one batch."""
-        if isinstance(targets, Weighted):
-            raise _cannot_weigh("a metric of all predictions")
-        guess, true, counted = self.form.predict(outputs, targets)
-        if counted is not None:
-            true = torch.where(counted, true, -1)
-        self.classes = self.form.classes(outputs)
-        labels = self.form.kind == "labels"
-        self.parts.append((guess, true) if labels else (guess.flatten(), true.flatten()))
+        logits, true, counted = self.form.logits(outputs, unweighted(targets))
+        each = self.form.each(weights_of(targets), true, counted)
+        if self.form.kind != "labels":
+            logits = logits.flatten(0, true.ndim - 1)  # (rows, classes) or (rows,)
+            true, each = true.flatten(), None if each is None else each.flatten()
+        if each is not None:  # what does not count may be anything
+            silent = each == 0
+            logits = logits.masked_fill(
+                silent if silent.ndim == logits.ndim else silent[:, None], 0
+            )
+        self.parts.append((logits, true, each))
 
-    def compute(self) -> tuple[float | Tensor, Tensor | None]:
-        """Return the value, and that of each example if there are such."""
-        guess, true = (torch.cat(column) for column in zip(*self.parts, strict=True))
-        labels = self.form.kind == "labels"
-        if not labels and self.form.ignore_index is not None:
-            guess, true = guess[true >= 0], true[true >= 0]
-        return self.function(guess, true, self.classes, labels), None
+    def compute(self) -> tuple[Tensor, None]:
+        """Return the value, and nothing for each example."""
+        logits, true, each = zip(*self.parts, strict=True)
+        kind = self.form.kind
+        assert kind != "unknown", "a metric of outputs reads them"
+        value = self.measure(torch.cat(logits), torch.cat(true), joined(each), kind=kind)
+        return (value if self.measure.higher_is_better else -value), None
+
+
+def joined(weights: Sequence[Tensor | None]) -> Tensor | None:
+    """Return the weights of all batches; None where no batch has any."""
+    found = [w for w in weights if w is not None]
+    return torch.cat(found) if found else None
 
 
 class Undecided(Accumulator):
@@ -258,7 +318,8 @@ class TorchMetric(Accumulator):
 class Stacked:
     """Takes the outputs of several members at once, and returns each member's metric.
 
-    A metric of each example is computed for all members together; any other member by member.
+    A metric of each example, or of counts, is computed for all members together; any other member
+    by member.
 
     Args:
         make: what `make_metric` returned.
@@ -269,19 +330,20 @@ class Stacked:
         self._members: list[Accumulator | Exception] = [make() for _ in range(n)]
         first = self._members[0]
         self._mean = first if isinstance(first, Mean) else None
+        self._counted = first if isinstance(first, Counted) else None
         self._sums: list[Tensor] = []
         self._weights: list[Tensor] = []
 
     def update(self, outputs: Any, targets: Any) -> None:
         """Take one batch: outputs with a leading dimension of members, targets without."""
         n = len(self._members)
-        if self._mean is not None:
-            given = targets.weights.repeat(n) if isinstance(targets, Weighted) else None
-            targets = unweighted(targets)
+        if self._mean is not None or self._counted is not None:
             together = map_tensors(outputs, lambda t: t.flatten(0, 1))
             repeated = map_tensors(targets, lambda t: t.repeat(n, *[1] * (t.dim() - 1)))
-            if given is not None:
-                repeated = Weighted(repeated, given)
+        if self._counted is not None:
+            self._counted.update(together, repeated, n)
+            return
+        if self._mean is not None:
             sums, weights = weighted_sums(self._mean.function, together, repeated)
             self._sums.append(sums.view(n, -1))
             if weights is not None:
@@ -307,6 +369,11 @@ class Stacked:
             if finite is not None:
                 values = torch.where(finite[:, None], values, torch.nan)
             return list(zip(values.mean(1).tolist(), values, strict=True))  # one transfer
+        if self._counted is not None:
+            values, _ = self._counted.compute()
+            if finite is not None:
+                values = torch.where(finite, values, torch.nan)
+            return [(value, None) for value in values.tolist()]
         sound = [True] * len(self._members) if finite is None else finite.tolist()
         return [
             _computed(member) if fine else NOT_FINITE

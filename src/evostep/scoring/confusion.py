@@ -15,9 +15,31 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from evostep.errors import InputError
+
+
+def tally(cells: Tensor, weights: Tensor | None, size: int) -> Tensor:
+    """Return the sum of the weights (None: 1 each) in each of `size` cells, float64.
+
+    The same bits each time, and without waiting for a GPU, where `torch.bincount` does neither.
+
+    Example:
+        >>> tally(torch.tensor([0, 2, 2]), None, 3).tolist()
+        [1.0, 0.0, 2.0]
+    """
+    if cells.device.type == "cpu":
+        return torch.bincount(cells, weights, minlength=size).double()
+    each = torch.ones_like(cells, dtype=torch.float64) if weights is None else weights.double()
+    return each.new_zeros(size).index_put_((cells,), each, accumulate=True)
+
 
 def count(
-    decisions: Tensor, targets: Tensor, classes: int, weights: Tensor | None = None
+    decisions: Tensor,
+    targets: Tensor,
+    classes: int,
+    weights: Tensor | None = None,
+    *,
+    each: Tensor | None = None,
 ) -> Tensor:
     """Count examples by (true class, decision), for many decisions at once.
 
@@ -26,6 +48,7 @@ def count(
         targets: (n,) integers, or (n, L).
         classes: C, the number of classes; 2 for labels.
         weights: what each example counts, broadcast against (..., n); None: 1.
+        each: what each target counts besides, of the shape of `targets`; None: 1.
 
     Returns:
         float64, (..., C, C); (..., L, 2, 2) for several labels.
@@ -46,9 +69,12 @@ def count(
     weight = None
     if weights is not None:
         weight = weights.double().unsqueeze(-1) if several else weights.double()
+    if each is not None:
+        weight = each.double() if weight is None else weight * each
+    if weight is not None:
         weight = weight.expand(cell.shape).reshape(-1)
-    counts = torch.bincount((rows + start).flatten(), weight, minlength=len(rows) * size)
-    return counts.double().view(*lead, *([labels] if several else []), classes, classes)
+    counts = tally((rows + start).flatten(), weight, len(rows) * size)
+    return counts.view(*lead, *([labels] if several else []), classes, classes)
 
 
 def recalls(counts: Tensor) -> Tensor:
@@ -130,7 +156,13 @@ def quadratic_kappa(counts: Tensor) -> Tensor:
 
 
 def mean_cost(counts: Tensor, costs: Tensor) -> Tensor:
-    """Return the mean cost of a decision; `costs` is (C, C), rows are true classes."""
+    """Return the mean cost of a decision; `costs` is (C, C), rows are true classes.
+
+    Raises:
+        InputError: a table for another number of classes.
+    """
+    if len(costs) != counts.shape[-1]:
+        raise InputError(f"costs has {len(costs)} rows for {counts.shape[-1]} classes")
     matrix = costs.to(counts)
     return (matrix * counts).sum((-2, -1)) / counts.sum((-2, -1))
 

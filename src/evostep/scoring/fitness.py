@@ -22,7 +22,7 @@ from evostep.scoring.calibration import Calibration
 from evostep.scoring.finite import NOT_FINITE, Finite
 from evostep.scoring.forms import Reader, TargetKind
 from evostep.scoring.isolation import ModuleState, preserved_rng
-from evostep.scoring.metrics import METRICS, MetricLike, known_of, make_metric
+from evostep.scoring.metrics import MetricLike, find_metric, known_of, make_metric
 from evostep.scoring.nests import concatenate
 from evostep.scoring.placing import model_device
 from evostep.scoring.scores import Scores
@@ -47,9 +47,10 @@ class Fitness:
             the weights of the examples, as is ``sample_weight`` in a dictionary: the mean of a
             metric of each example is weighted by them. NumPy arrays become tensors, those of texts
             lists; with `forward` they stay what they are.
-        metric: ``"accuracy"``, ``"balanced-accuracy"``, ``"macro-f1"``, ``"neg-loss"``, a
-            torchmetrics metric, a function or scorer of scikit-learn's, or a callable on (outputs,
-            targets) that returns a number, or one for each example, shape (n,).
+        metric: ``"accuracy"``, ``"macro-f1"``, ``"worst-class-recall"``, ``"f-beta(2)"``,
+            ``"neg-loss"`` or another name of docs/scores.md; a torchmetrics metric; a function or
+            scorer of scikit-learn's; or a callable on (outputs, targets) that returns a number, or
+            one for each example, shape (n,).
         loss: what ``"neg-loss"`` is minus of; any function or module on (outputs, targets).
         higher_is_better: the direction of the metric, where it does not say itself. The fitness of
             a metric that is to be small is minus the metric.
@@ -71,6 +72,8 @@ class Fitness:
             Take training examples. Counted as forwards.
         targets: ``"classes"`` or ``"labels"``: whether 0/1 targets of the outputs' shape are one
             class, one-hot, or several labels. ``"auto"``: classes if each row sums to 1.
+        costs: the table of ``metric="cost"``, (classes, classes): what each decision (column) costs
+            where a class (row) is true. The fitness is minus the mean cost.
         class_dim: the dimension of the outputs where the classes are, such as 1 or -1. None: found
             by shapes, for ``(n, classes, ...)`` and ``(n, ..., classes)``.
 
@@ -109,6 +112,7 @@ class Fitness:
         class_dim: int | None = None,
         keep: Keep = "device",
         max_batches: int | None = None,
+        costs: Any = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise ValueError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -123,6 +127,7 @@ class Fitness:
         self.model = model
         self.autocast = autocast
         self.metric = metric
+        self.costs = costs
         self.mode = mode
         self.batches_per_generation = batches_per_generation
         self.reader = Reader(known_of(loss, targets=targets, class_dim=class_dim))
@@ -130,6 +135,7 @@ class Fitness:
             "loss": loss,
             "higher_is_better": higher_is_better,
             "reader": self.reader,
+            "costs": costs,
         }
         self._make_accumulator = make_metric(metric, **self._metric_options)
         named = isinstance(metric, str) and (metric != "neg-loss" or _is_torchs(loss))
@@ -234,9 +240,10 @@ class Fitness:
             return Scores.failure(NOT_FINITE)
         value, per_example = accumulator.compute()
         flags = finite.flags()
-        if flags is not None and per_example is not None and not accumulator.waits:
+        if flags is not None and not accumulator.waits:
             value = torch.where(flags, value, torch.nan).squeeze()
-            per_example = torch.where(flags, per_example, torch.nan)
+            if per_example is not None:
+                per_example = torch.where(flags, per_example, torch.nan)
         if not keep_outputs:
             return Scores(value, per_example, finite=flags)
         outputs, targets = (concatenate(column) for column in zip(*kept, strict=True))
@@ -330,4 +337,4 @@ def _is_torchs(loss: Callable[..., Any]) -> bool:
 def at_its_best(fitness: Any, value: float) -> bool:
     """Return whether a fitness has the highest value that its metric, by name, can have."""
     metric = getattr(fitness, "metric", None)
-    return isinstance(metric, str) and METRICS[metric].fraction and value >= 1.0
+    return isinstance(metric, str) and value >= find_metric(metric, fitness.costs).best

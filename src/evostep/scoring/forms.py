@@ -30,7 +30,7 @@ class Form:
         class_dim: of the outputs, where the classes are.
         soft: whether targets have a number for each class, too: the largest counts.
         signed: whether classes 0 and 1 are written -1 and 1.
-        probabilities: whether binary outputs are, above 0.5; otherwise logits, above 0.
+        probabilities: whether outputs are, binary ones 1 above 0.5; otherwise logits, above 0.
         ignore_index: what marks integer targets that do not count; None: nothing does.
         shift: whether outputs at a position are about the target at the next one.
     """
@@ -68,17 +68,58 @@ class Form:
             Tensors of one shape, (n, ...), whose first dimension is the examples; None: all count.
         """
         outputs, targets = self.align(outputs, targets)
-        counted = self.counted(targets)
         if self.kind == "classes":
             guess = outputs.argmax(1)
-            if self.soft:
-                targets = targets.argmax(1)
-            elif self.signed:
-                targets = targets > 0
-            return guess, targets.long(), counted
-        # 0.5 is between 0 and 1, between -1 and 1, and between smoothed labels
-        guess = outputs > (0.5 if self.probabilities else 0.0)
-        return guess.long(), (targets > 0.5).long(), counted
+        else:
+            guess = (outputs > (0.5 if self.probabilities else 0.0)).long()
+        return guess, self.truth(targets), self.counted(targets)
+
+    def truth(self, targets: Tensor) -> Tensor:
+        """Return the true classes or labels of aligned targets, int64."""
+        if self.kind != "classes":
+            # 0.5 is between 0 and 1, between -1 and 1, and between smoothed labels
+            return (targets > 0.5).long()
+        if self.soft:
+            return targets.argmax(1)
+        return (targets > 0 if self.signed else targets).long()
+
+    def logits(self, outputs: Any, targets: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return logits, true classes or labels (int64), and which of these count.
+
+        Returns:
+            Tensors (n, ...), logits of classes with one more dimension, of the classes, at the end.
+        """
+        outputs, targets = self.align(outputs, targets)
+        if self.kind == "classes":
+            outputs = outputs.movedim(1, -1)
+        if self.probabilities:
+            outputs = outputs.double()
+            outputs = outputs.log() if self.kind == "classes" else outputs.logit()
+        return outputs, self.truth(targets), self.counted(targets)
+
+    def each(self, weights: Tensor | None, true: Tensor, counted: Tensor | None) -> Tensor | None:
+        """Return what each of aligned targets counts, of their shape; None: 1 each.
+
+        Args:
+            weights: (n,), or one for each target as it was before it was aligned; None: 1 each.
+            true: aligned targets.
+            counted: which of them count; None: all.
+
+        Raises:
+            InputError: weights of another shape.
+        """
+        if weights is None:
+            return counted
+        if weights.ndim == 1:
+            weights = weights.view(-1, *[1] * (true.ndim - 1)).expand(true.shape)
+        weights = weights[:, 1:] if self.shift and weights.shape[1:] != true.shape[1:] else weights
+        if weights.numel() != true.numel():
+            raise InputError(
+                f"weights of shape {tuple(weights.shape)} for targets of shape "
+                f"{tuple(true.shape)}: give one for each example, (n,), or one for each target"
+            )
+        weights = weights.reshape(true.shape).double()
+        return weights if counted is None else weights * counted
 
     def classes(self, outputs: Tensor) -> int:
         """Return how many classes there are."""
@@ -299,7 +340,24 @@ class _Reading:
             )
         # the next token is told in (n, tokens, classes) alone
         shift = self.known.shift and self.o.ndim == 3 and dim == 2
-        return Form("classes", dim, signed=signed, ignore_index=self.mark, shift=shift)
+        return Form(
+            "classes",
+            dim,
+            signed=signed,
+            ignore_index=self.mark,
+            shift=shift,
+            probabilities=self.one_in_all(dim),
+        )
+
+    def one_in_all(self, dim: int) -> bool:
+        """Return whether outputs are probabilities of classes: not below 0, and 1 together."""
+        if not self.o.is_floating_point():
+            return False
+        tolerance = 2e-2 if self.o.element_size() < 4 else 1e-3
+        return all(
+            bool((o >= 0).all()) and bool(((o.double().sum(dim) - 1).abs() < tolerance).all())
+            for o in self.outputs
+        )
 
     def of_columns(self) -> Form:
         """Targets have the shape of outputs with several columns: of classes, or of labels."""
@@ -311,7 +369,8 @@ class _Reading:
                 dims = [2]
             dims = [d for d in dims if self.o.shape[d] > 1 and self.is_one_of(d)]
         if dims:
-            return Form("classes", self.one_of(dims), soft=True)
+            dim = self.one_of(dims)
+            return Form("classes", dim, soft=True, probabilities=self.one_in_all(dim))
         if self.known.targets == "classes":
             raise self.error("are no classes: a row of one-hot or soft targets sums to 1")
         return self.of_bits("labels" if self.o.ndim == 2 else "binary")

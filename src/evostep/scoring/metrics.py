@@ -1,34 +1,44 @@
 """Metrics that a fitness can maximise: a name, a torchmetrics metric, or any callable.
 
-`METRICS` is the table: a new metric with a name is one function and one row.
+`METRICS` is the table of names. A metric of decisions or of outputs is a row of `CONFUSION_METRICS`
+or `OUTPUT_METRICS`, and has its name here by that.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from evostep.errors import InputError, needs_package, unknown_name
+from evostep.errors import InputError, unknown_name
 from evostep.scoring import losses, scikit
 from evostep.scoring.accumulators import (
     Accumulator,
+    Counted,
     Mean,
+    OfOutputs,
     PerExample,
-    Predicted,
     TorchMetric,
     Undecided,
     Whole,
     blank,
 )
+from evostep.scoring.confusion import CONFUSION_METRICS, ConfusionMetric, cost, f_beta
 from evostep.scoring.forms import Form, Known, Reader, read_form
 from evostep.scoring.losses import Loss
+from evostep.scoring.outputs import (
+    OUTPUT_METRICS,
+    OutputMetric,
+    precision_at_k,
+    recall_at_precision,
+)
 
 
 def predictions(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -80,72 +90,6 @@ def _right(form: Form) -> PerExample:
     return count
 
 
-def _torchmetrics() -> Any:
-    try:
-        from torchmetrics.functional import classification
-    except ImportError as error:
-        raise needs_package("this metric", "torchmetrics", "evostep[metrics]", error) from error
-    return classification
-
-
-def balanced_accuracy(outputs: Tensor, targets: Tensor) -> float:
-    """Return the mean recall over the classes that occur in `targets`, in [0, 1].
-
-    For several binary labels: the mean over labels of each label's balanced accuracy.
-
-    Example:
-        >>> logits = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
-        >>> balanced_accuracy(logits, torch.tensor([0, 0, 0, 1]))
-        0.5
-    """
-    return _of_predictions(_balanced_accuracy, outputs, targets)
-
-
-def macro_f1(outputs: Tensor, targets: Tensor) -> float:
-    """Return the unweighted mean over classes (or labels) of their F1, in [0, 1].
-
-    Classes that occur neither in the targets nor among the predictions are left out.
-
-    Example:
-        >>> logits = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-        >>> macro_f1(logits, torch.tensor([0, 1]))
-        1.0
-    """
-    return _of_predictions(_macro_f1, outputs, targets)
-
-
-OfPredictions = Callable[[Tensor, Tensor, int, bool], float]
-
-
-def _of_predictions(function: OfPredictions, outputs: Tensor, targets: Tensor) -> float:
-    accumulator = Predicted(function, read_form([(outputs, targets)], Known(), "the metric"))
-    accumulator.update(outputs, targets)
-    return float(accumulator.compute()[0])
-
-
-def _balanced_accuracy(guess: Tensor, true: Tensor, classes: int, labels: bool) -> float:
-    columns = zip(guess.T, true.T, strict=True) if labels else [(guess, true)]
-    means = []
-    for predicted, target in columns:
-        predicted, target = predicted[target >= 0], target[target >= 0]
-        recall = _torchmetrics().multiclass_recall(predicted, target, classes, average="none")
-        occurs = torch.bincount(target, minlength=classes) > 0
-        means.append(recall[occurs].mean())
-    return float(torch.stack(means).nanmean())
-
-
-def _macro_f1(guess: Tensor, true: Tensor, classes: int, labels: bool) -> float:
-    classification = _torchmetrics()
-    if labels:
-        ignored = -1 if bool((true < 0).any()) else None
-        score = classification.multilabel_f1_score(
-            guess, true, true.shape[1], average="macro", ignore_index=ignored
-        )
-    else:
-        score = classification.multiclass_f1_score(guess, true, classes, average="macro")
-    return float(score)
-
-
 def _minus_the_loss(form: Form, loss: Loss) -> Accumulator:
     """Make minus the loss over all examples in one batch, for torch's losses of each position."""
     plain = losses.unreduced(loss)
@@ -176,23 +120,105 @@ class Metric:
 
     Attributes:
         summary: one line.
-        fraction: whether it lies in [0, 1], so that it is told in percent.
-        make: takes the form of outputs and targets, and the loss; returns an accumulator.
+        decomposes: ``"mean"``: of a number of each example; ``"counts"``: of (true, decided);
+            ``"outputs"``: of the outputs of all examples at once.
+        make: takes the form of outputs and targets, and the loss; returns an accumulator, which
+            turns what is to be small into what is to be large.
+        higher_is_better: the direction.
+        span: the smallest and the largest value; None: not bounded.
+        measure: the function of counts or outputs; None for minus the loss.
     """
 
     summary: str
-    fraction: bool
+    decomposes: Literal["mean", "counts", "outputs"]
     make: Callable[[Form, Loss], Accumulator]
+    higher_is_better: bool = True
+    span: tuple[float, float] | None = (0.0, 1.0)
+    measure: ConfusionMetric | OutputMetric | None = None
+
+    @property
+    def fraction(self) -> bool:
+        """Whether it lies in [0, 1], so that it is told in percent."""
+        return self.span == (0.0, 1.0)
+
+    @property
+    def best(self) -> float:
+        """The highest value as a fitness, which is turned where lower is better."""
+        if self.span is None:
+            return math.inf
+        return self.span[1] if self.higher_is_better else -self.span[0]
+
+
+def _of_counts(measure: ConfusionMetric) -> Metric:
+    def make(form: Form, _: Loss) -> Accumulator:
+        return Counted(measure, form)
+
+    return Metric(measure.summary, "counts", make, measure.higher_is_better, measure.span, measure)
+
+
+def _of_outputs(measure: OutputMetric) -> Metric:
+    def make(form: Form, _: Loss) -> Accumulator:
+        return OfOutputs(measure, form)
+
+    return Metric(measure.summary, "outputs", make, measure.higher_is_better, measure.span, measure)
 
 
 METRICS: dict[str, Metric] = {
-    "accuracy": Metric("share of right predictions", True, lambda form, _: Mean(_right(form))),
-    "balanced-accuracy": Metric(
-        "mean recall over classes", True, lambda form, _: Predicted(_balanced_accuracy, form)
+    **{name: _of_counts(measure) for name, measure in CONFUSION_METRICS.items()},
+    "accuracy": Metric(
+        "share of right predictions",
+        "mean",
+        lambda form, _: Mean(_right(form)),
+        measure=CONFUSION_METRICS["accuracy"],
     ),
-    "macro-f1": Metric("mean F1 over classes", True, lambda form, _: Predicted(_macro_f1, form)),
-    "neg-loss": Metric("minus the loss (cross-entropy unless told)", False, _minus_the_loss),
+    "f-beta(2)": _of_counts(f_beta(2)),
+    **{name: _of_outputs(measure) for name, measure in OUTPUT_METRICS.items()},
+    "neg-loss": Metric(
+        "minus the loss (cross-entropy unless told)", "mean", _minus_the_loss, span=None
+    ),
 }
+# names that take a number, of which the table has a usual one
+_OF_A_NUMBER: dict[str, Callable[[float], Metric]] = {
+    "f-beta": lambda beta: _of_counts(f_beta(beta)),
+    "recall-at-precision": lambda precision: _of_outputs(recall_at_precision(precision)),
+    "precision-at-k": lambda k: _of_outputs(precision_at_k(k)),
+}
+
+
+def find_metric(name: str, costs: Any = None) -> Metric:
+    """Return a metric by its name: of the table, of a number such as ``f-beta(0.5)``, or ``cost``.
+
+    Args:
+        name: of it.
+        costs: the table of the metric ``cost``, (C, C): rows are true classes, columns decisions.
+
+    Raises:
+        InputError: an unknown name, a number that does not fit, a table that is none.
+
+    Example:
+        >>> find_metric("f-beta(0.5)").summary
+        'F-beta with beta 0.5'
+    """
+    base, _, number = name.partition("(")
+    usual = next((known for known in METRICS if known.startswith(f"{base}(")), None)
+    try:
+        if usual is not None:
+            if not number.endswith(")"):
+                raise ValueError("it takes a number")
+            return _OF_A_NUMBER[base](float(number[:-1]))
+        if name == "cost":
+            if costs is None:
+                raise InputError("the metric cost needs a table: costs=, or --costs FILE")
+            return _of_counts(cost(costs))
+    except InputError:
+        raise
+    except (ValueError, TypeError) as error:
+        write = f"write {usual}, got {name!r}: " if usual is not None else ""
+        raise InputError(f"{write}{error}") from error
+    if name not in METRICS:
+        raise unknown_name("metric", name, [*METRICS, "cost"])
+    return METRICS[name]
+
 
 MetricLike = str | Callable[[Any, Any], Any]
 
@@ -203,22 +229,26 @@ def make_metric(
     loss: Callable[..., Tensor] = F.cross_entropy,
     higher_is_better: bool | None = None,
     reader: Reader | None = None,
+    costs: Any = None,
 ) -> Callable[[], Accumulator]:
     """Return a factory of accumulators for a metric, so that higher is better.
 
     Args:
-        metric: a name of `METRICS`, a torchmetrics metric, a function or scorer of scikit-learn's,
-            or a callable on (outputs, targets).
+        metric: a name, see `find_metric`; a torchmetrics metric; a function or scorer of
+            scikit-learn's; or a callable on (outputs, targets).
         loss: what ``"neg-loss"`` is minus of.
         higher_is_better: needed where a torchmetrics metric does not say, and for a loss; for any
             other callable None means True.
         reader: finds how outputs and targets are read, and keeps it; None: each accumulator does.
+        costs: the table of the metric ``"cost"``.
 
     Raises:
         ValueError: an unknown name; a metric of unknown direction; a collection of metrics.
     """
+    if costs is not None and metric != "cost":
+        raise InputError(f"costs= is the table of metric='cost', got metric={metric!r}")
     if isinstance(metric, str):
-        return _named(metric, loss, higher_is_better, reader)
+        return _named(metric, find_metric(metric, costs), loss, higher_is_better, reader)
     if isinstance(metric, type):
         raise InputError(
             f"metric is the class {metric.__name__}: pass an instance, {metric.__name__}(...)"
@@ -252,21 +282,18 @@ def make_metric(
 
 
 def _named(
-    metric: str, loss: Loss, higher_is_better: bool | None, reader: Reader | None
+    name: str, metric: Metric, loss: Loss, higher_is_better: bool | None, reader: Reader | None
 ) -> Callable[[], Accumulator]:
-    if metric not in METRICS:
-        raise unknown_name("metric", metric, METRICS)
-    if higher_is_better is False:
+    if higher_is_better not in (None, metric.higher_is_better):
+        direction = "higher" if metric.higher_is_better else "lower"
         raise ValueError(
-            f"higher is better for {metric!r} by definition: leave higher_is_better out"
+            f"{direction} is better for {name!r} by definition: leave higher_is_better out"
         )
-    build = METRICS[metric].make
+    build = metric.make
     of_loss = build is _minus_the_loss
     if of_loss and not losses.takes_classes(loss):
         return lambda: build(Form("unknown"), loss)
-    if not of_loss and metric != "accuracy":
-        _torchmetrics()  # say now, not in the middle of a run, that it is missing
-    who = f"metric {metric!r}"
+    who = f"metric {name!r}"
 
     def make() -> Accumulator:
         if reader is not None and reader.form is not None:

@@ -219,14 +219,14 @@ def _told(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
-def plain_targets(targets: Any) -> Any:
-    """Return targets without the weights of their examples."""
-    return targets.targets if isinstance(targets, Weighted) else targets
-
-
 def unweighted(targets: Any) -> Any:
     """Return targets without the weights of their examples."""
     return targets.targets if isinstance(targets, Weighted) else targets
+
+
+def weights_of(targets: Any) -> Tensor | None:
+    """Return the weights of the examples, where targets have such."""
+    return targets.weights if isinstance(targets, Weighted) else None
 
 
 def weigh(values: Tensor, weights: Tensor) -> Tensor:

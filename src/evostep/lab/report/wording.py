@@ -10,8 +10,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evostep.errors import counted
-from evostep.scoring.metrics import METRICS
+from evostep.errors import InputError, counted
+from evostep.scoring.metrics import find_metric
 
 MINUS = "\N{MINUS SIGN}"
 ABSENT = "–"
@@ -23,7 +23,10 @@ def is_fraction(metric: str) -> bool:
     >>> is_fraction("macro-f1"), is_fraction("neg-loss")
     (True, False)
     """
-    return metric in METRICS and METRICS[metric].fraction
+    try:
+        return find_metric(metric).fraction
+    except InputError:  # a user's own, or one that needs more than its name
+        return False
 
 
 def contrast_text(row: Mapping[str, Any]) -> str:
