@@ -23,6 +23,7 @@ from evostep.scoring.nests import map_tensors
 from evostep.scoring.splitting import unweighted, weights_of
 
 _WHO = "polishing"
+NOTHING_KNOWN = Known()
 _FLOOR = 1e-12  # a probability of zero has no logarithm
 
 
@@ -52,7 +53,10 @@ class Given:
 
 
 def given_outputs(
-    model: nn.Module | None, examples: Any, forward: Forward | None = None, known: Known = Known()
+    model: nn.Module | None,
+    examples: Any,
+    forward: Forward | None = None,
+    known: Known = NOTHING_KNOWN,
 ) -> Given:
     """Return what a network gives, or what a black box has given.
 
@@ -75,7 +79,7 @@ def given_outputs(
 
 
 def outputs_of(
-    model: nn.Module, examples: Any, forward: Forward | None = None, known: Known = Known()
+    model: nn.Module, examples: Any, forward: Forward | None = None, known: Known = NOTHING_KNOWN
 ) -> Given:
     """Return a model's outputs for all examples, their targets, and the layer that makes them."""
     reader = Reader(known)
@@ -174,7 +178,7 @@ def fold_in(
     examples: Any,
     forward: Forward | None = None,
     *,
-    known: Known = Known(),
+    known: Known = NOTHING_KNOWN,
     exactly: bool = False,
 ) -> None:
     """Put the decision into the last layer, if the network then decides as the decision does.

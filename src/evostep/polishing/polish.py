@@ -123,7 +123,7 @@ def polish(
         'improved'
     """
     check_space(space, model)
-    store = store or Nowhere()
+    store = Nowhere() if store is None else store
     if model is None and space == AUTO:
         space = DECISION
     settings = Settings(
