@@ -143,7 +143,10 @@ def test_without_a_confirmed_gain_the_decision_is_the_checkpoint_s(
 
 
 def test_a_killed_run_of_weights_goes_on_by_the_same_command(
-    tmp_path: Path, refuse: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    refuse: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     model = build_model("mlp", channels=1, classes=10, image_size=8, seed=0)
     weights, out = tmp_path / "w.safetensors", tmp_path / "out"
@@ -161,8 +164,9 @@ def test_a_killed_run_of_weights_goes_on_by_the_same_command(
     assert main([*command, f"--out={tmp_path / 'whole'}"]) == 0
     with monkeypatch.context() as patch:
         patch.setattr(Partial, "save", killed)
-        with pytest.raises((KeyboardInterrupt, SystemExit)):
-            main([*command, f"--out={out}"])
+        capsys.readouterr()
+        assert main([*command, f"--out={out}"]) == 130
+        assert "the same command goes on" in capsys.readouterr().err
     assert not (out / "results.json").exists()
     refuse([*command, f"--out={out}", "--seed=1"], "not finished (--seed was 0, now 1)", "choose")
     again: list[str] = []

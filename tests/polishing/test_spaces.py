@@ -55,7 +55,7 @@ def test_fake_quantised_layers_once_their_observers_are_off() -> None:
     model.qconfig = quantization.get_default_qat_qconfig("fbgemm")
     model = quantization.prepare_qat(copy.deepcopy(model).train())
     model(torch.randn(8, 4))
-    with pytest.raises(InputError, match=r"observers of . layers .* disable_observer"):
+    with pytest.raises(InputError, match=r"observers of . layers .*disable_observer"):
         scale_names(model)
     assert "scales" not in spaces_of("auto", model)
     model.apply(quantization.disable_observer)
