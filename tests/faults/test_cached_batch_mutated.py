@@ -149,3 +149,59 @@ def test_nobody_writes_nobody_is_warned_and_nothing_is_copied_again() -> None:
     shared = torch.zeros(3)
     many = Fitness(nn.Identity(), [(X, shared), (X, shared)], lambda *_: 0.0).examples().batches
     assert many[0][1] is many[1][1], "what is one object in many batches stays one"
+
+
+# what torch's counters do not see: name -> writes half of x into x
+PAST_THE_COUNTERS: dict[str, Any] = {
+    "data": lambda x: x.data.mul_(0.5),
+    "detach and numpy": lambda x: np.multiply(x.detach().numpy(), 0.5, out=x.detach().numpy()),
+    "numpy": lambda x: x.numpy().__imul__(0.5),
+    "set by index": lambda x: x.data.__setitem__(slice(None), x.data * 0.5),
+    "a view": lambda x: x.data.view(-1).mul_(0.5),
+}
+
+
+class Past(nn.Module):
+    def __init__(self, write: Any) -> None:
+        super().__init__()
+        self.net, self.write = network(), [write]
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.write[0](x)
+        out: Tensor = self.net(x)
+        return out
+
+
+@pytest.mark.parametrize("keep", ["device", "host", "stream"])
+@pytest.mark.parametrize("kind", PAST_THE_COUNTERS)
+def test_a_model_may_write_past_the_counters(kind: str, keep: Any) -> None:
+    model = Past(PAST_THE_COUNTERS[kind])
+    x = X.clone()
+    x[0, 0] = torch.nan  # is its own equal
+    weights = (~x.isnan().any(1)).float()
+    batches = [(x[:40], Y[:40], weights[:40]), (x[40:], Y[40:], weights[40:])]
+    fitness = Fitness(model, batches, "neg-loss", keep=keep)
+    if keep == "stream":
+        values = [fitness() for _ in range(3)]
+    else:
+        with pytest.warns(UserWarning, match=f"the forward of Past {WRITES}") as caught:
+            values = [fitness() for _ in range(3)]
+        assert len(caught) == 1
+    with torch.no_grad():
+        expected = -float(F.cross_entropy(model.net(X[1:] * 0.5), Y[1:]))
+    assert values == pytest.approx([expected] * 3, rel=1e-6)
+    assert torch.equal(x[1:], X[1:]), "the user's own stays"
+
+
+def test_a_metric_that_writes_past_the_counters_is_named() -> None:
+    def metric(outputs: Tensor, targets: Tensor) -> float:
+        targets.data.add_(1)  # of one batch: a join would be a copy
+        return float(targets.double().mean())
+
+    class Seen(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + 0
+
+    fitness = Fitness(Seen(), [(X, Y)], metric)
+    first = fitness()
+    assert fitness() == first, "a function of all examples sees a copy"

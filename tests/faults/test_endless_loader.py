@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 from collections.abc import Iterator
 from typing import Any
 
@@ -49,6 +50,47 @@ def test_how_many_can_be_said() -> None:
         Fitness(network(), BATCHES, max_batches=0)
     with pytest.raises(ValueError, match=r"keep must be one of device, host, stream, got 'disk'"):
         Fitness(network(), BATCHES, keep="disk")  # type: ignore[arg-type]
+
+
+def reusing() -> Iterator[Any]:
+    place = torch.empty(20, 4)
+    for part, y in itertools.cycle(zip(X.split(20), Y.split(20), strict=True)):
+        yield place.copy_(part), y
+
+
+ITERATORS: dict[str, Any] = {
+    "a list's": lambda: iter(list(zip(X.split(20), Y.split(20), strict=True))),
+    "endless": lambda: itertools.cycle(zip(X.split(20), Y.split(20), strict=True)),
+    "a loader's": lambda: iter(DataLoader(Endless(), batch_size=20)),
+    "of arrays": lambda: ((x.numpy(), y.numpy()) for x, y in zip(X.split(20), Y.split(20))),  # noqa: B905
+    "that reuses its memory": reusing,
+}
+
+
+@pytest.mark.parametrize("kind", ITERATORS)
+@pytest.mark.parametrize("keep", ["device", "host"])
+def test_of_an_iterator_so_many_are_read_and_kept(kind: str, keep: Any) -> None:
+    source, model = ITERATORS[kind](), network()
+    state = torch.get_rng_state()
+    fitness = Fitness(model, source, max_batches=3, keep=keep)
+    assert torch.equal(torch.get_rng_state(), state)
+    again = pickle.loads(pickle.dumps(fitness))
+    expected = Fitness(network(), [(X, Y)])()
+    assert [fitness(), fitness(), again()] == pytest.approx([expected] * 3)
+    assert len(fitness.examples()) == 60
+    if kind == "endless":
+        assert next(source)[0] is not None, "no more was read than was asked for"
+    fewer = Fitness(network(), ITERATORS["a list's"](), max_batches=9)
+    assert len(fewer.examples()) == 60
+
+
+def test_an_iterator_that_cannot_be_kept_is_refused() -> None:
+    for options in ({}, {"keep": "stream", "max_batches": 3}):
+        with pytest.raises(ValueError, match=r"read only once: pass a list .*max_batches=") as e:
+            Fitness(network(), iter(BATCHES), **options)
+        assert "\n" not in str(e.value)
+    with pytest.raises(ValueError, match="batches is empty"):
+        Fitness(network(), iter([]), max_batches=2)
 
 
 def test_what_ends_is_read_to_its_end_in_silence() -> None:

@@ -42,7 +42,9 @@ def test_every_metric_and_class_is_there_and_further_ones_by_name() -> None:
     outputs, labels = draw(100, 2)
     costs = [[0.0, 1.0], [5.0, 0.0]]
     found = evaluate(None, (outputs, labels), "f-beta(2)", costs=costs, draws=200)
-    assert list(found.metrics) == ["f-beta(2)", "cost", *CONFUSION_METRICS]
+    assert list(found.metrics) == [
+        *("f-beta(2)", "cost", *CONFUSION_METRICS, "expected-calibration-error")
+    ]
     assert not found.metrics["cost"].higher_is_better
     wrong = outputs.argmax(1) != labels
     cost = float((wrong * torch.tensor([1.0, 5.0])[labels]).mean())

@@ -77,3 +77,28 @@ def test_numbers_that_are_no_share_are_told_as_they_are() -> None:
     assert str(result).startswith(
         "improved: worst-class-recall 2 -> 1.25 (+0.75, 95% CI +0.5 to +1)"
     )
+
+
+def test_what_fell_is_told_in_its_own_direction_the_worst_first() -> None:
+    result = replace(
+        RESULT,
+        metrics={
+            "accuracy": (0.9, 0.95, 0.85),
+            "expected-calibration-error": (0.05, 0.1, 0.08),
+            "mcc": (0.5, 0.6, 0.7),
+            "worst-class-recall": (0.6, 0.5, 0.5),  # of it the contrasts tell
+        },
+        classes=((0.9, 0.95, 0.7), (0.5, 0.4, 0.6)),
+    )
+    assert result.fell == (
+        ("accuracy", "90.0%", "85.0%"),
+        ("expected-calibration-error", "5.0%", "8.0%"),
+        ("recall of class 0", "90.0%", "70.0%"),
+    )
+    assert "fell (folds pooled, not corrected for optimism): accuracy 90.0% -> 85.0%" in str(result)
+    by_start = replace(result, verdict=BY_START)
+    assert [name for name, *_ in by_start.fell] == [
+        "expected-calibration-error",
+        "recall of class 1",
+    ]
+    assert replace(result, verdict=NO_GAIN).fell == ()

@@ -117,7 +117,7 @@ def draw_values(
             seed=seed,
         )
     generator = make_generator(derive_seed(seed, "bootstrap"))
-    unit, strata = _units(problem)
+    unit_of, strata = _units(problem)
     at_once = max(1, 2**22 // len(strata))
     found = []
     for some in torch.arange(draws).split(at_once):
@@ -126,8 +126,8 @@ def draw_values(
             units = (strata == stratum).nonzero().flatten()
             often = torch.zeros(len(some), len(strata), dtype=torch.float64)
             often[:, units] = _often(len(some), len(units), generator)
-            here = strata[unit] == stratum
-            rows[:, here] = often[:, unit[here]]
+            here = strata[unit_of] == stratum
+            rows[:, here] = often[:, unit_of[here]]
         found += [objective.value(problem.seen(outputs, row), several=several) for row in rows]
     return torch.stack(found)
 

@@ -34,17 +34,19 @@ class DecisionClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  #
 
     Args:
         estimator: a classifier with ``decision_function`` or ``predict_proba``.
-        metric: see `evostep.polish`.
+        metric: see `evostep.polish`; a scorer of scikit-learn's is one.
         cv: how many folds, at least 3; (cv^2 + cv + 2) / 2 fits.
         costs: (C, C) table of the metric ``cost``, rows are true classes in sorted order.
         budget: see `evostep.polish`.
         random_state: seed of folds, noise and draws.
+        higher_is_better: the direction of a metric that has no name and does not say it.
 
     Attributes:
         classes_: the classes, sorted.
         estimator_: fitted on all the data.
         result_: what was found, an `evostep.Polished`.
         bias_: (C,), or (1,) for two classes; zero where no gain is confirmed.
+        scale_: what outputs are multiplied by before; 1 unless the metric reads probabilities.
 
     Example:
         >>> from sklearn.datasets import make_classification
@@ -58,12 +60,13 @@ class DecisionClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  #
     def __init__(
         self,
         estimator: Any,
-        metric: str = "worst-class-recall",
+        metric: Any = "worst-class-recall",
         cv: int = 3,
         *,
         costs: Any = None,
         budget: int | None = None,
         random_state: int = 0,
+        higher_is_better: bool | None = None,
     ) -> None:
         self.estimator = estimator
         self.metric = metric
@@ -71,6 +74,7 @@ class DecisionClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  #
         self.costs = costs
         self.budget = budget
         self.random_state = random_state
+        self.higher_is_better = higher_is_better
 
     def fit(
         self,
@@ -97,8 +101,10 @@ class DecisionClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  #
             weights=sample_weight,
             groups=groups,
             seed=self.random_state,
+            higher_is_better=self.higher_is_better,
         )
         width = len(self.classes_) if len(self.classes_) > 2 else 1
+        self._of_outputs = settings.objective.of_outputs
         posed = settings.problem(torch.zeros(len(targets), width), targets)
         parts = make_folds(posed.strata, self.cv, self.random_state, posed.groups)
 
@@ -111,28 +117,36 @@ class DecisionClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  #
         problems = {fold: settings.problem(outputs, targets) for fold, outputs in nested.items()}
         self.result_ = polish_problems(problems[None], settings, parts, problems.__getitem__)
         self.estimator_ = self._fitted(X, y, sample_weight, np.ones(len(targets), dtype=bool))
-        confirmed = self.result_.verdict != NO_GAIN
-        self.bias_ = self.result_.decision.bias.numpy() * confirmed
+        # where no gain is confirmed these change nothing
+        decision = self.result_.decision
+        self.bias_, self.scale_ = decision.bias.numpy(), decision.scale
         return self
 
     def predict(self, X: Any) -> Any:
         """Return the decided classes, (n,)."""
         check_is_fitted(self, "bias_")
-        scores = self._outputs(self.estimator_, X) + self.bias_
+        scores = self._adjusted(X)
         decided = scores.argmax(1) if scores.shape[1] > 1 else (scores[:, 0] > 0).astype(int)
         return self.classes_[decided]
 
     def decision_function(self, X: Any) -> Any:
-        """Return the outputs with the biases, (n, C), or (n,) for two classes."""
+        """Return the outputs under the decision, (n, C), or (n,) for two classes."""
         check_is_fitted(self, "bias_")
-        scores = self._outputs(self.estimator_, X) + self.bias_
+        scores = self._adjusted(X)
         return scores if scores.shape[1] > 1 else scores[:, 0]
 
     @_has("predict_proba")  # type: ignore[untyped-decorator]
     def predict_proba(self, X: Any) -> Any:
-        """Return the estimator's own probabilities, which a decision does not change."""
+        """Return probabilities, (n, C): the estimator's own, unless the metric reads them."""
         check_is_fitted(self, "bias_")
-        return self.estimator_.predict_proba(X)
+        if not self._of_outputs or self.result_.verdict == NO_GAIN:
+            return self.estimator_.predict_proba(X)
+        scores = torch.as_tensor(self._adjusted(X))
+        scores = scores if scores.shape[1] > 1 else torch.cat([torch.zeros_like(scores), scores], 1)
+        return scores.softmax(1).numpy()
+
+    def _adjusted(self, X: Any) -> Any:
+        return self._outputs(self.estimator_, X) * self.scale_ + self.bias_
 
     def _fitted(self, X: Any, y: Any, weight: Any, kept: Any) -> Any:
         rows = np.flatnonzero(kept)

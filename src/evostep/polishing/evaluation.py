@@ -9,13 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evostep.polishing.bootstrap import DRAWS, interval, resample
+from evostep.polishing.bootstrap import DRAWS, draw_values, interval, resample
 from evostep.polishing.network import given_outputs
-from evostep.polishing.objective import Objective, parse_objective
-from evostep.polishing.problem import make_problem
+from evostep.polishing.objective import parse_objective
+from evostep.polishing.settings import Settings
 from evostep.scoring.batches import Forward
 from evostep.scoring.confusion import CONFUSION_METRICS
+from evostep.scoring.forms import Known
 from evostep.scoring.outputs import Kind
+
+_OF_PROBABILITIES = "expected-calibration-error"
 
 
 @dataclass(frozen=True)
@@ -69,14 +72,17 @@ class Evaluated:
 def evaluate(
     model: nn.Module | None,
     examples: Iterable[Any],
-    metric: str | None = None,
+    metric: Any = None,
     *,
     costs: Any = None,
     weights: Any = None,
     groups: Sequence[Any] | None = None,
     forward: Forward | None = None,
-    draws: int = DRAWS,
+    draws: int | None = None,
     seed: int = 0,
+    higher_is_better: bool | None = None,
+    class_dim: int | None = None,
+    ignore_index: int = Known.ignore_index,
 ) -> Evaluated:
     """Measure the decisions of a network by every named metric; nothing is changed.
 
@@ -88,8 +94,11 @@ def evaluate(
         weights: (n,) what each example counts.
         groups: n names; examples of a group are drawn together.
         forward: ``forward(model, batch) -> (outputs, targets)`` for batches of another form.
-        draws: of the bootstrap.
+        draws: of the bootstrap; None: as in `evostep.polish`.
         seed: of the draws.
+        higher_is_better: the direction of a metric that has no name and does not say it.
+        class_dim: as in `evostep.polish`.
+        ignore_index: marks targets that do not count.
 
     Returns:
         Metrics and the recall of every class, each with a 95% percentile interval over examples
@@ -104,38 +113,48 @@ def evaluate(
         >>> found.metrics["accuracy"].value
         0.5
     """
-    outputs, targets, _ = given_outputs(model, examples, forward)
-    problem = make_problem(outputs, targets, weights=weights, groups=groups)
+    settings = Settings(
+        metric, costs=costs, weights=weights, groups=groups, higher_is_better=higher_is_better
+    )
+    known = Known(class_dim=class_dim, ignore_index=ignore_index)
+    given = given_outputs(model, examples, forward, known)
+    problem = settings.problem(given.outputs, given.targets, given.unit, given.weights)
     problem.check_costs(costs)
-    named = [metric] if metric else []
-    named += ["cost"] if costs is not None else []
-    objectives: dict[str, Objective] = {
-        name: parse_objective(name, costs=costs)
-        for name in dict.fromkeys([*named, *CONFUSION_METRICS])
-    }
-    several = problem.several
+    named = [*(["cost"] if costs is not None else []), *CONFUSION_METRICS, _OF_PROBABILITIES]
+    asked = [parse_objective(name, costs=costs) for name in named]
+    if metric is not None:
+        asked.insert(0, settings.objective)
+    objectives = {one.text: one for one in asked}
+    counted = [name for name, one in objectives.items() if not one.of_outputs]
+    several, outputs = problem.several, problem.outputs[None]
 
     def measure(counts: Tensor) -> Tensor:
-        found = [one.value(counts, several=several) for one in objectives.values()]
+        found = [objectives[name].value(counts, several=several) for name in counted]
         return torch.cat([torch.stack(found), problem.recalls(counts).movedim(-1, 0)])  # (M, ...)
 
-    decisions = problem.decide(torch.zeros(problem.biases))[None]
+    decisions = problem.decided(outputs)
     values = measure(problem.counts(decisions))[:, 0]  # (M,)
-    drawn = resample(problem, decisions, measure, draws=draws, seed=seed)[:, 0]  # (D, M)
+    drawn = resample(problem, decisions, measure, draws=draws or DRAWS, seed=seed)[:, 0]  # (D, M)
 
-    def estimate(m: int, *kind: bool) -> Estimate:
+    def estimate(value: Tensor, drawn: Tensor, *kind: bool) -> Estimate:
         # a class without examples, and a draw without one of its groups, have no recall
-        there = drawn[:, m][drawn[:, m].isfinite()]
-        found = interval(float(values[m]), there if len(there) else values[m, None])
+        there = drawn[drawn.isfinite()]
+        found = interval(float(value), there if len(there) else value[None])
         return Estimate(found.value, found.low, found.high, *kind)
+
+    def of(name: str) -> Estimate:
+        one = objectives[name]
+        if not one.of_outputs:
+            m = counted.index(name)
+            return estimate(values[m], drawn[:, m], one.higher_is_better, one.fraction)
+        value = one.value(one.look(problem, outputs), several=several)[0]
+        own = draw_values(problem, one, outputs, draws=draws, seed=seed)[:, 0]
+        return estimate(value, own, one.higher_is_better, one.fraction)
 
     return Evaluated(
         len(problem),
         problem.group_count,
         problem.kind,
-        {
-            name: estimate(m, one.higher_is_better, one.fraction)
-            for m, (name, one) in enumerate(objectives.items())
-        },
-        tuple(estimate(m) for m in range(len(objectives), len(values))),
+        {name: of(name) for name in objectives},
+        tuple(estimate(values[m], drawn[:, m]) for m in range(len(counted), len(values))),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from evostep.polishing.bootstrap import Interval, draw_values, draws_of, interval
 from evostep.polishing.crossfit import CrossFit
@@ -12,6 +13,7 @@ from evostep.polishing.problem import Problem
 from evostep.polishing.result import BY_START, IMPROVED, NO_GAIN, Polished
 from evostep.polishing.settings import Settings
 from evostep.scoring.confusion import CONFUSION_METRICS
+from evostep.scoring.outputs import OUTPUT_METRICS
 
 
 def judge(problem: Problem, objective: Objective, found: CrossFit, settings: Settings) -> Polished:
@@ -59,10 +61,7 @@ def judge(problem: Problem, objective: Objective, found: CrossFit, settings: Set
         chosen_by_fold=found.chosen_by_fold,
         agreement=float(agree.double().mean()),
         optimism=tuple(shift[1:].tolist()),
-        metrics={
-            name: tuple(metric(counts, several=several).tolist())
-            for name, metric in CONFUSION_METRICS.items()
-        },
+        metrics=_shown(problem, found, counts),
         classes=tuple(map(tuple, problem.recalls(counts).T.tolist())),
         decision=make_decision(problem, proposed * (verdict != NO_GAIN), objective.text),
         proposed=proposed,
@@ -71,6 +70,18 @@ def judge(problem: Problem, objective: Objective, found: CrossFit, settings: Set
         settings=settings.as_dict(),
         decisions=decisions,
     )
+
+
+def _shown(
+    problem: Problem, found: CrossFit, counts: Tensor
+) -> dict[str, tuple[float, float, float]]:
+    """Return the metrics that have a name and need no number, of checkpoint, start, procedure."""
+    values = {
+        name: metric(counts, several=problem.several) for name, metric in CONFUSION_METRICS.items()
+    }
+    name = "expected-calibration-error"
+    values[name] = problem.seen(found.outputs).measure(OUTPUT_METRICS[name])
+    return {name: (float(row[0]), float(row[1]), float(row[2])) for name, row in values.items()}
 
 
 def verdict_of(gain: Interval, of_start: Interval, over_start: Interval) -> str:

@@ -220,4 +220,5 @@ def fold_in(
 def _alike(own: Problem, wanted: Tensor, layer: Any) -> bool:
     """Return whether probabilities are what they should be, as far as the layer's type tells."""
     difference = own.probabilities(own.outputs) - own.probabilities(wanted)
-    return float(difference.abs().max()) <= torch.finfo(layer.weight.dtype).eps ** 0.5
+    tolerance: float = torch.finfo(layer.weight.dtype).eps ** 0.5
+    return float(difference.abs().max()) <= tolerance

@@ -26,6 +26,11 @@ from evostep.polishing.starts import fit_starts, starts_of
 HALVES = 20
 
 
+def halves_of(objective: Objective) -> int:
+    """Return how many halves are tried: half of them where each member is measured on its own."""
+    return HALVES // 2 if objective.of_outputs else HALVES
+
+
 def optimism(
     problem: Problem,
     objective: Objective,
@@ -35,7 +40,7 @@ def optimism(
     settings: Search,
     *,
     prior: Tensor | None = None,
-    halves: int = HALVES,
+    halves: int | None = None,
 ) -> Tensor:
     """Return by how much the gains over the checkpoint are overstated, (2,): start's, procedure's.
 
@@ -47,8 +52,9 @@ def optimism(
         pull: of the search that was chosen; None: the start itself was.
         settings: of the search, with the generations that were chosen.
         prior: as in `evostep.polishing.procedure.cross_fit`.
-        halves: how many halves are tried.
+        halves: how many halves are tried; None: see `halves_of`.
     """
+    halves = halves or halves_of(objective)
     several, n = problem.several, len(problem)
     parts, rows = [], []
     for h in range(halves):

@@ -7,7 +7,7 @@ the decision fitted on these is put into a network that was trained on everythin
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,11 +15,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from evostep.polishing.folds import make_folds
-from evostep.polishing.network import fold_in, outputs_of
+from evostep.polishing.network import NOTHING_KNOWN, fold_in, outputs_of, pairs_of
 from evostep.polishing.polish import polish_problems
+from evostep.polishing.problem import Problem
 from evostep.polishing.procedure import left_out
 from evostep.polishing.result import NO_GAIN, Polished
 from evostep.polishing.settings import Settings
+from evostep.scoring.forms import as_tensor
+from evostep.scoring.splitting import unweighted
 
 
 def out_of_fold(
@@ -73,28 +76,50 @@ def out_of_fold(
     """
     settings = Settings(metric=metric, folds=folds, **options)
     loader = DataLoader(dataset, batch_size)
-    _, targets, _ = outputs_of(nn.Identity(), loader, lambda _, batch: (batch[1], batch[1]))
+    pairs, _ = pairs_of(nn.Identity(), loader, lambda _, batch: (batch[1], batch[1]))
+    targets, unit = _targets([truth for _, truth in pairs])
     shape = (len(targets), targets.shape[1] if targets.ndim == 2 else int(targets.max()) + 1)
-    posed = settings.problem(torch.zeros(shape), targets)  # outputs come later
+    posed = settings.problem(torch.zeros(shape), targets, unit)  # outputs come later
     parts = make_folds(posed.strata, folds, settings.seed, posed.groups)
+    of_examples = parts
+    if unit is not None:
+        of_examples = parts.new_zeros(len(dataset)).scatter(0, unit, parts)  # type: ignore[arg-type]
 
     def trained_without(gone: tuple[int, ...]) -> nn.Module:
-        kept = (~torch.isin(parts, torch.tensor(gone, dtype=torch.long))).nonzero().flatten()
+        kept = (~torch.isin(of_examples, torch.tensor(gone, dtype=torch.long))).nonzero().flatten()
         model = make_model()
         fit(model, Subset(dataset, kept.tolist()))
         return model
 
-    nested = nested_outputs(lambda gone: outputs_of(trained_without(gone), loader)[0], parts)
+    def problem_of(outputs: Tensor) -> Problem:
+        return settings.problem(outputs, targets, unit)
+
+    nested = nested_outputs(lambda gone: outputs_of(trained_without(gone), loader).outputs, parts)
     model = trained_without(())
-    problems = {fold: settings.problem(outputs, targets) for fold, outputs in nested.items()}
+    problems = {fold: problem_of(outputs) for fold, outputs in nested.items()}
     result = polish_problems(problems[None], settings, parts, problems.__getitem__)
     networks = len(left_out(folds))
-    result.sample_forwards = networks * len(parts)
+    result.sample_forwards = networks * len(of_examples)
     result.notes += (f"{networks} networks were trained",)
     if result.verdict != NO_GAIN:
-        outputs, _, layer = outputs_of(model, loader)
-        fold_in(result, settings.problem(outputs, targets), layer, model, loader)
+        given = outputs_of(model, loader)
+        exactly = settings.objective.of_outputs
+        fold_in(result, problem_of(given.outputs), given.layer, model, loader, exactly=exactly)
     return model, result
+
+
+def _targets(batches: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """Return the targets of rows, and the example of each where some have several."""
+    targets = torch.cat([as_tensor(unweighted(truth)) for truth in batches])
+    width = targets.shape[1] if targets.ndim == 2 else 0
+    labels = width and bool(((targets == 0) | (targets == 1)).all())
+    if labels and width > 1 and bool((targets.sum(1) == 1).all()):
+        return targets.argmax(1), None  # one-hot
+    if targets.ndim == 1 or labels:
+        return targets, None
+    unit = torch.arange(len(targets)).view(-1, *[1] * (targets.ndim - 1)).expand(targets.shape)
+    counted = targets != NOTHING_KNOWN.ignore_index
+    return targets[counted], unit[counted]
 
 
 def nested_outputs(

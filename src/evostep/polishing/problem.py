@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -21,23 +22,22 @@ class Seen:
     """Outputs of several candidates for the same examples, for metrics that need more than counts.
 
     Attributes:
-        counts: (..., C, C) of their decisions.
         outputs: (..., n, C).
-        targets: as in `Problem`.
-        weights: (n,), or None.
-        kind: how outputs are decided.
+        problem: of the same examples.
     """
 
-    counts: Tensor
     outputs: Tensor
-    targets: Tensor
-    weights: Tensor | None
-    kind: Kind
+    problem: Problem
+
+    @cached_property
+    def counts(self) -> Tensor:
+        """Counts of their decisions, (..., C, C)."""
+        return self.problem.counts(self.problem.decided(self.outputs))
 
     def measure(self, metric: OutputMetric) -> Tensor:
         """Return a metric of each candidate's outputs, (...), float64."""
-        each = self.outputs.reshape(-1, *self.outputs.shape[-2:])
-        found = [float(metric(own, self.targets, self.weights, kind=self.kind)) for own in each]
+        of, each = self.problem, self.outputs.reshape(-1, *self.outputs.shape[-2:])
+        found = [float(metric(own, of.targets, of.weights, kind=of.kind)) for own in each]
         return torch.tensor(found, dtype=torch.float64).view(self.outputs.shape[:-2])
 
 
@@ -120,13 +120,12 @@ class Problem:
 
     def seen(self, outputs: Tensor, rows: Tensor | None = None) -> Seen:
         """Return outputs (..., n, C) as metrics see them, each example as often as `rows` (n,)."""
-        targets, weights = self.targets, self.weights
-        if rows is not None:
-            index = torch.arange(len(rows)).repeat_interleave(rows.long())
-            outputs, targets = outputs[..., index, :], targets[index]
-            weights = None if weights is None else weights[index]
-        counts = count(self.decided(outputs), targets, self.classes, weights)
-        return Seen(counts, outputs, targets, weights, self.kind)
+        if rows is None:
+            return Seen(outputs, self)
+        index = torch.arange(len(rows)).repeat_interleave(rows.long())
+        weights = None if self.weights is None else self.weights[index]
+        drawn = replace(self, targets=self.targets[index], weights=weights, groups=None)
+        return Seen(outputs[..., index, :], drawn)
 
     def recalls(self, counts: Tensor) -> Tensor:
         """Return the recall of each class, or of each label: (..., C) or (..., L)."""

@@ -11,11 +11,13 @@ from torch import Tensor
 
 from evostep.polishing.bootstrap import Interval
 from evostep.polishing.decision import Decision, Folded, Moved
+from evostep.scoring.metrics import METRICS
 
 IMPROVED = "improved"
 BY_START = "improved by the start"
 NO_GAIN = "no confirmed gain"
 _AT_MOST = 100  # times as many examples
+_SHOWN = 3  # metrics, and classes, that fell
 
 _PLAIN = (
     *("verdict", "metric", "higher_is_better", "n", "groups", "start", "prior", "chosen"),
@@ -51,8 +53,9 @@ class Polished:
             them (`evostep.polishing.optimism`).
         decisions: (3, n), or (3, n, L): of checkpoint, start and procedure about each example, by
             what has not seen it.
-        metrics: every named metric, (checkpoint, start, polished).
-        classes: recall of every class (or label), (checkpoint, start, polished).
+        metrics: every metric of decisions and the calibration error, (checkpoint, start, polished),
+            pooled over folds and, unlike `values`, not corrected for optimism.
+        classes: recall of every class (or label), likewise.
         decision: what holds by the verdict; zero where no gain is confirmed.
         proposed: (C,) biases that the procedure finds on all examples, confirmed or not, and the
             logarithm of the scale where there is one.
@@ -126,6 +129,30 @@ class Polished:
         times = ((gain.value - gain.low) / gain.value) ** 2
         return math.ceil(self.n * times) if times <= _AT_MOST else None
 
+    @property
+    def fell(self) -> tuple[tuple[str, str, str], ...]:
+        """What got worse by what was applied: (name, before, after) of metrics, then of classes.
+
+        At most three of each, the worst first; all are in `metrics` and `classes`. Where nothing
+        was applied, nothing fell.
+        """
+        if self.verdict == NO_GAIN:
+            return ()
+        after = 1 if self.verdict == BY_START else 2
+        recalls = {f"recall of class {c}": row for c, row in enumerate(self.classes)}
+        found: list[tuple[str, str, str]] = []
+        for rows in (self.metrics, recalls):
+            worse = []
+            for name, row in rows.items():
+                known = METRICS.get(name, METRICS["accuracy"])  # a recall is one
+                lost = (row[0] - row[after]) * (1 if known.higher_is_better else -1)
+                if lost > 0 and name != self.metric:
+                    shown = (f"{100 * x:.1f}%" if known.fraction else f"{x:.3f}" for x in row)
+                    worse.append((lost, name, tuple(shown)))
+            worst = sorted(worse, reverse=True)[:_SHOWN]
+            found += [(name, texts[0], texts[after]) for _, name, texts in worst]
+        return tuple(found)
+
     def __str__(self) -> str:
         values = self.values
         ended = values["start"] if self.verdict == BY_START else values["polished"]
@@ -140,6 +167,9 @@ class Polished:
             text += f"; evolution added nothing confirmed: {over}"
         elif self.start != "checkpoint":
             text += f"; of these {over} over {self.start}"
+        if fell := self.fell:
+            told = ", ".join(f"{name} {before} -> {after}" for name, before, after in fell)
+            text += f"; fell (folds pooled, not corrected for optimism): {told}"
         if self.needed is not None:
             what = "this gain" if not self.gain.confirmed else "evolution's part"
             text += f"; about {self.needed:,} examples would be needed to confirm {what}"

@@ -37,12 +37,13 @@ def load_decision(path: str | Path) -> Callable[[Any], np.ndarray]:
 
     try:
         saved = json.loads(Path(path).read_text())
-        if not isinstance(saved, dict) or saved.get("format") != 1:
-            raise ValueError("its format is not 1")
+        if not isinstance(saved, dict) or saved.get("format") not in (1, 2):
+            raise ValueError("its format is not 1 or 2")
         kind = saved["kind"]
         bias = np.asarray(saved["bias"], dtype=np.float64)
-        if kind not in ("classes", "binary", "labels") or bias.ndim != 1:
-            raise ValueError("its kind or its bias is not one of a decision")
+        scale = float(saved.get("scale", 1.0))
+        if kind not in ("classes", "binary", "labels") or bias.ndim != 1 or not scale > 0:
+            raise ValueError("its kind, bias or scale is not one of a decision")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path} is no decision ({reason(error)}): give a decision.json"
@@ -56,7 +57,7 @@ def load_decision(path: str | Path) -> Callable[[Any], np.ndarray]:
             raise InputError(
                 f"scores of shape {values.shape} do not fit a decision of {len(bias)} outputs"
             )
-        adjusted = values + bias
+        adjusted = values * scale + bias
         if kind == "classes":
             best: np.ndarray = adjusted.argmax(1)
             return best

@@ -21,7 +21,7 @@ from evostep.polishing.budget import (
 )
 from evostep.polishing.holdout import FOLDS, HOLDOUT, SHARE
 from evostep.polishing.objective import Objective, make_objective
-from evostep.polishing.optimism import HALVES
+from evostep.polishing.optimism import halves_of
 from evostep.polishing.problem import Problem, make_problem
 from evostep.polishing.procedure import PULLS, evaluations_a_generation
 from evostep.polishing.search import Search, Watch, search
@@ -31,6 +31,7 @@ from evostep.spaces.base import Space
 
 GENERATIONS = 40
 _PROBED = 3  # generations that are timed
+OUTPUT_GENERATIONS = 20  # each member is measured on its own
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Settings:
     def search(self) -> Search:
         """The settings of every search of a decision."""
         cost = Cost(0, evaluations_a_generation(self.folds, self.population, once=self.once))
-        generations = GENERATIONS
+        generations = OUTPUT_GENERATIONS if self.objective.of_outputs else GENERATIONS
         asked = parse_budget(self.budget)
         if asked is not None and self.space == DECISION:
             generations = generations_for(int(asked), cost)
@@ -92,7 +93,7 @@ class Settings:
     @property
     def _of_halves(self) -> int:
         """How many decisions a generation of the searches on halves scores."""
-        return 0 if self.once else HALVES * (self.folds + 1) * self.population
+        return 0 if self.once else halves_of(self.objective) * (self.folds + 1) * self.population
 
     def decisions_in(self, seconds: float, problem: Problem) -> int:
         """Return how many decisions may be scored in a time, by one timed probe."""
@@ -130,7 +131,7 @@ class Settings:
             weights: (n,) of the rows, where `weights` of the settings are not given.
         """
         weights = self.weights if self.weights is not None else weights
-        groups = self.groups
+        groups: Any = self.groups
         if unit is not None:
             weights, groups = _of_rows(weights, unit), _of_rows(groups, unit)
             groups = unit if groups is None else groups

@@ -25,8 +25,8 @@ from evostep.scoring.nests import concatenate, leaves, map_tensors
 from evostep.scoring.outputs import OutputMetric
 from evostep.scoring.splitting import Weighted, unweighted, weigh, weights_of
 
-# (outputs, targets) -> (n,) of each example: a sum, and what it is divided by (None: 1)
-PerExample = Callable[[Any, Any], tuple[Tensor, Tensor | None]]
+# (outputs, targets, weights or None) -> (n,) of each example: a sum, and its divisor (None: 1)
+PerExample = Callable[[Any, Any, Tensor | None], tuple[Tensor, Tensor | None]]
 
 _AT_ONCE = 2**23  # numbers that the counts of several members take at once
 
@@ -85,13 +85,9 @@ class Mean(Accumulator):
 
 
 def weighted_sums(function: PerExample, outputs: Any, targets: Any) -> tuple[Tensor, Tensor | None]:
-    """Return what `function` returns, float64; both are times the weights that targets have."""
-    sums, weights = function(outputs, unweighted(targets))
-    sums, weights = sums.double(), None if weights is None else weights.double()
-    if isinstance(targets, Weighted):
-        own = targets.weights.to(sums)
-        return sums * own, own if weights is None else weights * own
-    return sums, weights
+    """Return what `function` returns, float64, under the weights that targets have."""
+    sums, weights = function(outputs, unweighted(targets), weights_of(targets))
+    return sums.double(), None if weights is None else weights.double()
 
 
 def quotients(sums: list[Tensor], weights: list[Tensor], *, total: bool = False) -> Tensor:
@@ -255,13 +251,25 @@ class Undecided(Accumulator):
 
 
 class Whole(Accumulator):
-    """A metric of all examples at once, such as macro-F1: outputs are kept until the end."""
+    """A function of all examples at once: outputs are kept until the end.
+
+    Args:
+        function: on (outputs, targets).
+        sign: 1, or -1 where lower is better.
+        per_example: whether it returns a number for each example; None: to be seen.
+        weighs: whether it takes `weights`, too.
+    """
 
     def __init__(
-        self, function: Callable[[Any, Any], Any], sign: float, per_example: bool | None = None
+        self,
+        function: Callable[..., Any],
+        sign: float,
+        per_example: bool | None = None,
+        weighs: bool = False,
     ) -> None:
         self.function = function
         self.sign = sign
+        self.weighs = weighs
         self.gives_per_example = per_example
         self.outputs: list[Any] = []
         self.weights: list[Tensor] = []
@@ -278,15 +286,21 @@ class Whole(Accumulator):
     def compute(self) -> tuple[float, Tensor | None]:
         """Return the value, and that of each example if there are such."""
         targets = concatenate(self.targets)
-        result = self.function(concatenate(self.outputs), targets)
+        weights = torch.cat(self.weights) if self.weights else None
+        if weights is not None and self.weighs:
+            result = self.function(concatenate(self.outputs), targets, weights)
+            weights = None
+        else:
+            result = self.function(concatenate(self.outputs), targets)
         n = len(targets) if isinstance(targets, Tensor | list) and _sized(targets) else None
         values = _of_each(result, n)
         if values is not None:
             values = self.sign * values
-            if self.weights:
-                values = weigh(values, torch.cat(self.weights))
-            return float(values.mean()), values
-        if self.weights:
+            if weights is not None and weights.numel() == len(values):
+                values, weights = weigh(values, weights.flatten()), None
+            if weights is None:
+                return float(values.mean()), values
+        if weights is not None:
             raise _cannot_weigh("this metric of all examples")
         return self.sign * number(
             result, "a metric must return one number, or one for each example"
@@ -448,6 +462,6 @@ def blank(metric: Any) -> Any:
 
 def _cannot_weigh(what: str) -> InputError:
     return InputError(
-        f"{what} cannot weigh examples by the weights in the batches: take 'accuracy', 'neg-loss' "
-        "or a callable that returns a value for each example, or leave the weights out by forward="
+        f"{what} cannot weigh examples by the weights in the batches: take a metric by its name or "
+        "a callable that returns a value for each example, or leave the weights out by forward="
     )

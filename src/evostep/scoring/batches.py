@@ -32,7 +32,7 @@ from evostep.scoring.nests import (
     versions,
 )
 from evostep.scoring.placing import ATOMS, Placing, capacity, model_device, move, tensor_of
-from evostep.scoring.splitting import Signature, Weighted, as_numbers, split_batch
+from evostep.scoring.splitting import Signature, Weighted, as_numbers, split_batch, weights_of
 
 Forward = Callable[[nn.Module, Any], tuple[Any, Any]]
 Batch = tuple[Any, Any]  # (inputs, targets)
@@ -109,15 +109,18 @@ class Batches:
     """A user's batches: read once, kept or read again, and sent forward through a model.
 
     What is kept are copies. They are handed out in fresh containers, and are put back as they were
-    where a forward or a metric has written into them: counters of torch tell, not those of NumPy.
+    where a forward or a metric has written into them: torch's counters tell, and for what these do
+    not see, such as ``x.data`` or ``x.numpy()``, the values after the first scoring.
 
     Args:
-        source: a list, a DataLoader that does not shuffle, or any iterable that can be read again.
+        source: a list, a DataLoader that does not shuffle, or any iterable that can be read again;
+            an iterator where `most` says how many to read.
         forward: ``forward(model, batch) -> (outputs, targets)`` for batches of any form; None:
             batches are split as `split_batch` says.
         keep: ``"device"``: on the model's; ``"host"``: in host memory, moved batch by batch;
             ``"stream"``: read again, in the same order, each time.
-        most: how many batches to read; None: all, where there is an end.
+        most: how many batches to read; None: all, where there is an end. Of an iterator they are
+            read at once, and kept.
         metric: that takes targets which are one tensor; None: targets stay as they are.
 
     Raises:
@@ -133,11 +136,13 @@ class Batches:
         most: int | None = None,
         metric: str | None = None,
     ) -> None:
-        _refuse_unrepeatable(source)
         if keep not in get_args(Keep):
             raise InputError(f"keep must be one of {', '.join(get_args(Keep))}, got {keep!r}")
         if most is not None and most < 1:
             raise InputError(f"max_batches must be at least 1, got {most}")
+        if isinstance(source, Iterator) and most is not None and keep != "stream":
+            source = _taken(source, most)
+        _refuse_unrepeatable(source)
         self.forward, self.keep = forward, keep
         self._source, self._most, self._metric = source, most, metric
         self._kept: list[Batch] | None = None
@@ -147,11 +152,19 @@ class Batches:
         self._device = torch.device("cpu")
         self._careful = True  # until it is known that nobody writes into what is handed out
         self._writer: str | None = None
+        self._forward: str | None = None  # who got what was handed out
         self._told = False
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what was read: a pickle has the source, which is read again."""
-        return {**vars(self), "_kept": None, "_prints": [], "_end": self._most, "_careful": True}
+        return {
+            **vars(self),
+            "_kept": None,
+            "_prints": [],
+            "_end": self._most,
+            "_careful": True,
+            "_forward": None,
+        }
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Batches:
         """Share the source and what was read of it, which nobody changes."""
@@ -194,9 +207,19 @@ class Batches:
             try:
                 yield fresh(batch)
             finally:
-                if versions(batch) != before:
+                written = versions(batch) != before
+                if not (written or backup is None or self._told or self._forward is None):
+                    written = self._changed(batch, backup)
+                if written or self._told:  # who writes past the counters once, does so again
                     self._put_back(batch, backup)
-        self._careful = self._told
+        self._careful = self._told or self._forward is None
+
+    def _changed(self, batch: Batch, backup: list[Tensor]) -> bool:
+        """Return whether values changed that no counter tells of; waits for the device."""
+        changed = [not _same(*pair) for pair in zip(tensors_of(batch), backup, strict=True)]
+        if any(changed[: len(list(tensors_of(batch[0])))]):  # a metric does not see inputs
+            self._writer = self._forward
+        return any(changed)
 
     @torch.no_grad()
     def _put_back(self, batch: Batch, backup: list[Tensor] | None) -> None:
@@ -219,6 +242,8 @@ class Batches:
     def apply(self, model: nn.Module, inputs: Any, targets: Any) -> tuple[Any, Any]:
         """Send one batch forward through `model`; return (outputs, targets)."""
         before = versions(inputs)
+        own = self.forward is not None
+        self._forward = "forward=" if own else f"the forward of {type(model).__name__}"
         try:
             if self.forward is not None:
                 return self.forward(model, inputs)
@@ -230,8 +255,7 @@ class Batches:
                 outputs = model(inputs)
         finally:
             if versions(inputs) != before:
-                own = self.forward is not None
-                self._writer = "forward=" if own else f"the forward of {type(model).__name__}"
+                self._writer = self._forward
         # Hugging Face models give an object or dictionary with `logits`
         if isinstance(outputs, Mapping) and "logits" in outputs:
             return outputs["logits"], targets
@@ -244,6 +268,7 @@ class Batches:
         self._signature = Signature.of(model)
         kept: list[Batch] = []
         count = size = 0
+        weighty = False
         endless = self._end is None and not _has_length(self._source)
         for batch in self._read():
             if endless and (count >= MOST_EXAMPLES or size >= MOST_BYTES):
@@ -254,12 +279,20 @@ class Batches:
             size += sum(tensor.nbytes for tensor in tensors_of(batch))
             if not kept and self.keep != "stream":
                 self._tell_if_large(size)
+            if not weighty:
+                weights = weights_of(batch[1])
+                weighty = weights is None or bool(weights.any())
             if self.keep == "stream":
                 self._prints.append(_fingerprint(batch))
                 batch = map_tensors(batch, lambda tensor: torch.empty_like(tensor, device="meta"))
             kept.append(batch)
         if not kept:
             raise ValueError("batches is empty: a fitness needs at least one batch")
+        if not weighty:
+            raise InputError(
+                "the weights of all examples are 0, so that nothing is scored: pass weights of "
+                "which some are above 0, or leave them out"
+            )
         return kept
 
     def _read(self) -> Iterator[Batch]:
@@ -331,6 +364,21 @@ class Batches:
             )
 
 
+def _same(tensor: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors have the same values, NaN being its own equal."""
+    if tensor.layout != torch.strided or tensor.is_meta:
+        return True
+    if tensor.is_floating_point() or tensor.is_complex():
+        return bool(((tensor == other) | (tensor.isnan() & other.isnan())).all())
+    return torch.equal(tensor, other)
+
+
+def _taken(source: Iterator[Any], most: int) -> list[Any]:
+    """Read so many batches of an iterator, as copies: it may reuse its memory."""
+    with Streams(derive_seed("fitness batches")).current():
+        return [copy.deepcopy(batch) for batch in itertools.islice(source, most)]
+
+
 def _fingerprint(batch: Batch) -> str:
     """Return shapes, types, and the first and last number of each tensor of a batch, as a text."""
     found: list[str] = []
@@ -356,8 +404,8 @@ def _has_length(source: Any) -> bool:
 def _refuse_unrepeatable(batches: Any) -> None:
     if isinstance(batches, Iterator):
         raise ValueError(
-            f"batches is a {type(batches).__name__}, which can be read only once: "
-            "pass a list or a DataLoader"
+            f"batches is a {type(batches).__name__}, which can be read only once: pass a list or a "
+            "DataLoader, or how many to read and keep with max_batches= (not with keep='stream')"
         )
     if not isinstance(batches, Iterable):
         raise ValueError(f"batches must be an iterable of batches, got {type(batches).__name__}")

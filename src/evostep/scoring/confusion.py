@@ -254,7 +254,10 @@ def cost(matrix: Tensor) -> ConfusionMetric:
     Raises:
         ValueError: a matrix that is not square, or holds what is not finite.
     """
-    matrix = torch.as_tensor(matrix, dtype=torch.float64)
+    try:
+        matrix = torch.as_tensor(matrix, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"costs must be a table of numbers, got {matrix!r}") from None
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
         raise ValueError(f"costs must be a square table, got the shape {tuple(matrix.shape)}")
     if not matrix.isfinite().all():

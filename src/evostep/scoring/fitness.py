@@ -44,9 +44,9 @@ class Fitness:
             targets, target, y`` and the model's arguments under the other names. Inputs that are a
             plain tuple, or the list that a DataLoader makes of one, are several arguments. A last
             part that is floating-point, (n,), and one more than the model's ``forward`` takes is
-            the weights of the examples, as is ``sample_weight`` in a dictionary: the mean of a
-            metric of each example is weighted by them. NumPy arrays become tensors, those of texts
-            lists; with `forward` they stay what they are.
+            the weights of the examples, as is ``sample_weight`` in a dictionary; one for each
+            target is taken, too, where an example has several. NumPy arrays become tensors, those
+            of texts lists; with `forward` they stay what they are.
         metric: ``"accuracy"``, ``"macro-f1"``, ``"worst-class-recall"``, ``"f-beta(2)"``,
             ``"neg-loss"`` or another name of docs/scores.md; a torchmetrics metric; a function or
             scorer of scikit-learn's; or a callable on (outputs, targets) that returns a number, or
@@ -225,13 +225,11 @@ class Fitness:
                 try:
                     accumulator.update(outputs, targets)
                 except Exception:
-                    finite.see(outputs, unweighted(targets))
+                    finite.see(outputs, targets)
                     if finite.failed:
                         return Scores.failure(NOT_FINITE)
                     raise
-                finite.see(
-                    outputs, unweighted(targets)
-                )  # how a first batch is read is known by now
+                finite.see(outputs, targets)  # how a first batch is read is known by now
                 if watch is not None:
                     watch(outputs, targets)
                 if keep_outputs:
@@ -273,7 +271,7 @@ class Fitness:
             for inputs, targets in examples:
                 outputs = forward(inputs)
                 stacked.update(outputs, targets)
-                finite.see(outputs, unweighted(targets))
+                finite.see(outputs, targets)
         flags = finite.flags()
         return [
             Scores.failure(found)

@@ -354,10 +354,13 @@ class _Reading:
         if not self.o.is_floating_point():
             return False
         tolerance = 2e-2 if self.o.element_size() < 4 else 1e-3
-        return all(
-            bool((o >= 0).all()) and bool(((o.double().sum(dim) - 1).abs() < tolerance).all())
-            for o in self.outputs
-        )
+
+        def rows(o: Tensor) -> Tensor:  # what does not count may be anything
+            one = ((o.double().sum(dim) - 1).abs() < tolerance) & (o >= 0).all(dim)
+            return one | ~o.isfinite().all(dim)
+
+        some = any(bool(o.isfinite().any()) for o in self.outputs)
+        return some and all(bool(rows(o).all()) for o in self.outputs)
 
     def of_columns(self) -> Form:
         """Targets have the shape of outputs with several columns: of classes, or of labels."""
@@ -412,6 +415,9 @@ class _Reading:
         if self.known.probabilities is not None:
             return self.known.probabilities
         values = torch.cat([o.flatten() for o in self.outputs])
+        values = values[values.isfinite()]  # what does not count may be anything
+        if not values.numel():
+            return False
         if not values.is_floating_point():
             return bool(((values == 0) | (values == 1)).all())  # predictions are no logits
         low, high = float(values.min()), float(values.max())

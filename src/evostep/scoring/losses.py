@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from evostep.errors import InputError
+
 Loss = Callable[..., Any]
 
 _OF_CLASSES = (nn.CrossEntropyLoss, nn.NLLLoss)
@@ -84,7 +86,9 @@ def reduction_of(loss: Loss) -> str:
     return found if found in ("sum", "batchmean") else "mean"
 
 
-def per_example(loss: Loss, whole: Loss, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def per_example(
+    loss: Loss, whole: Loss, outputs: Tensor, targets: Tensor, weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Return minus the loss summed over each example's positions, and what it is divided by.
 
     Args:
@@ -92,13 +96,26 @@ def per_example(loss: Loss, whole: Loss, outputs: Tensor, targets: Tensor) -> tu
         whole: the same, as the user gave it.
         outputs: (n, classes, ...) for a loss of classes, else as the loss takes them.
         targets: that fit.
+        weights: what each example counts, (n,), or each position, of the shape of the losses;
+            None: 1. Where it is 0 outputs may be anything.
 
     Returns:
         (n,) float64 each: the sum of the first over that of the second is minus the loss.
     """
     values = -loss(outputs, targets)
     n = len(values) if values.ndim else 1
-    sums = values.double().reshape(n, -1).sum(1)
+    values = values.double().reshape(n, -1)
+    own = values.new_ones(1, 1).expand_as(values)
+    if weights is not None:
+        own = weights.double().reshape(len(weights), -1)
+        if own.shape[1] not in (1, values.shape[1]) or len(own) != n:
+            raise InputError(
+                f"weights of shape {tuple(weights.shape)} for losses of {n} examples with "
+                f"{values.shape[1]} positions each: give one for each example, (n,), or position"
+            )
+        own = own.expand_as(values)
+        values = torch.where(own == 0, 0.0, values * own)
+    sums = values.sum(1)
     if takes_classes(whole) and not targets.is_floating_point():
         options = options_of(whole)
         weight = options.get("weight")
@@ -106,6 +123,5 @@ def per_example(loss: Loss, whole: Loss, outputs: Tensor, targets: Tensor) -> tu
         each = counted.double()
         if weight is not None:
             each = weight.double()[torch.where(counted, targets, 0)] * each
-        return sums, each.reshape(n, -1).sum(1)
-    positions = 1 if reduction_of(whole) == "batchmean" else values.numel() // max(n, 1)
-    return sums, torch.full_like(sums, positions)
+        return sums, (own * each.reshape(n, -1)).sum(1)
+    return sums, own.mean(1) if reduction_of(whole) == "batchmean" else own.sum(1)

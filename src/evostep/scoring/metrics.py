@@ -66,19 +66,20 @@ def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
         [1.0, 0.0]
     """
     form = read_form([(outputs, targets)], Known(), "accuracy")
-    right, of = _right(form)(outputs, targets)
+    right, of = _right(form)(outputs, targets, None)
     return right if of is None else right / of
 
 
 def _right(form: Form) -> PerExample:
     """Return the function that counts right predictions of each example, and predictions."""
 
-    def count(outputs: Any, targets: Any) -> tuple[Tensor, Tensor | None]:
+    def count(outputs: Any, targets: Any, weights: Tensor | None) -> tuple[Tensor, Tensor | None]:
         guess, true, counted = form.predict(outputs, targets)
         right = guess == true
-        if counted is not None:
+        each = form.each(weights, true, counted)
+        if each is not None:
             n = len(right)
-            right, of = (right & counted).reshape(n, -1), counted.reshape(n, -1)
+            right, of = (right * each).reshape(n, -1), each.reshape(n, -1)
             return right.sum(1).double(), of.sum(1).double()
         if right.ndim == 1:
             return right.double(), None
@@ -98,9 +99,10 @@ def _minus_the_loss(form: Form, loss: Loss) -> Accumulator:
     binary = losses.takes_probabilities(loss) is not None
     of_classes = losses.takes_classes(loss)
 
-    def parts(outputs: Any, targets: Any) -> tuple[Tensor, Tensor | None]:
+    def parts(outputs: Any, targets: Any, weights: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if of_classes and form.kind == "classes":
             outputs, targets = form.align(outputs, targets)
+            weights = form.each(weights, form.truth(targets), None)
             if form.soft:
                 targets = targets.to(outputs.dtype)
             else:
@@ -109,7 +111,7 @@ def _minus_the_loss(form: Form, loss: Loss) -> Accumulator:
             if targets.shape != outputs.shape and targets.numel() == outputs.numel():
                 targets = targets.reshape(outputs.shape)  # else they would be broadcast
             targets = targets.to(outputs.dtype) if binary else targets
-        return losses.per_example(plain, loss, outputs, targets)
+        return losses.per_example(plain, loss, outputs, targets, weights)
 
     return Mean(parts, total=losses.reduction_of(loss) == "sum")
 
@@ -266,7 +268,7 @@ def make_metric(
     if found is not None:
         up = found.higher_is_better if higher_is_better is None else higher_is_better
         function = partial(scikit.call, found, reader or Reader())
-        return partial(Whole, function, 1.0 if up else -1.0, False)
+        return partial(Whole, function, 1.0 if up else -1.0, False, found.weighs)
     if callable(metric):
         if higher_is_better is None and looks_like_a_loss(metric):
             name = _name(metric)

@@ -121,9 +121,11 @@ def precision_at_k(k: float) -> OutputMetric:
         if top > among:
             raise InputError(f"precision-at-k({top}) of {among} {what}: k is {among} at most")
         if kind == "labels":
-            each = None if w is None or w.ndim == 1 else w
-            found = ranking.precision_at_k(o, t, top, each)
-            own = torch.ones_like(found) if w is None else w.double().reshape(len(o), -1).mean(1)
+            if w is None:
+                return ranking.precision_at_k(o, t, top).mean()
+            w = w.double().reshape(len(o), -1)
+            own = w.amax(1)  # of the example; within it labels count by their share of this
+            found = ranking.precision_at_k(o, t, top, w / own[:, None])
             return torch.where(own > 0, own * found, 0.0).sum() / own.sum()
         scores, truth, weights = columns(o, t, w, kind)
         return ranking.precision_at_k(scores, truth, top, weights).mean()

@@ -46,6 +46,11 @@ class Recognised:
     wants: Wants
     own: bool = False
 
+    @property
+    def weighs(self) -> bool:
+        """Whether it takes ``sample_weight``."""
+        return "sample_weight" in inspect.signature(self.function).parameters
+
 
 def recognise(metric: Any) -> Recognised | None:
     """Return what is known of a function or scorer of scikit-learn's; None: it is none of these.
@@ -90,34 +95,68 @@ def _without_partial(metric: Any) -> tuple[Any, dict[str, Any]]:
     return inner, {**options, **metric.keywords}
 
 
-def call(found: Recognised, reader: Reader, outputs: Any, targets: Any) -> float:
-    """Return the number that a metric of scikit-learn's gives, higher or lower as it is."""
+def call(
+    found: Recognised, reader: Reader, outputs: Any, targets: Any, weights: Tensor | None = None
+) -> float:
+    """Return the number that a metric of scikit-learn's gives, higher or lower as it is.
+
+    Args:
+        found: the metric.
+        reader: what is known of outputs and targets.
+        outputs: of all examples.
+        targets: of all examples.
+        weights: (n,), or one for each target; None: 1. What weighs nothing is left out.
+    """
     who = f"metric {found.name}"
-    if found.wants == "outputs":
-        return found.function(*_plain(outputs, targets, who))  # type: ignore[no-any-return]
     try:
+        if found.wants == "outputs":
+            raise InputError("a regression has no form")
         form = read_form([(outputs, targets)], reader.known, who)
     except InputError:
-        if not found.own:
+        if found.wants != "outputs" and not found.own:
             raise
-        return found.function(*_plain(outputs, targets, who))  # type: ignore[no-any-return]
+        guess, true = _plain(outputs, targets, who)
+        return _called(found, true, guess, weights, who)
     guess, true, counted = form.predict(outputs, targets)
     if found.wants != "predictions":
         guess = _scores(form, outputs, targets, decisions=found.wants == "decisions")
-    if form.kind != "labels":
-        guess = guess.flatten(0, true.ndim - 1)  # (positions,) or (positions, classes)
-        true = true.flatten()
-        if counted is not None:
-            guess, true = guess[counted.flatten()], true[counted.flatten()]
-    return found.function(true.cpu().numpy(), guess.cpu().numpy())  # type: ignore[no-any-return]
+    if form.kind == "labels":
+        return _called(found, true, guess, weights, who)
+    each = form.each(weights, true, counted)
+    guess = guess.flatten(0, true.ndim - 1)  # (positions,) or (positions, classes)
+    true = true.flatten()
+    if counted is not None:
+        kept = counted.flatten()
+        guess, true = guess[kept], true[kept]
+        each = None if weights is None or each is None else each.flatten()[kept]
+    return _called(found, true, guess, each, who)
 
 
-def _plain(outputs: Any, targets: Any, who: str) -> tuple[Any, Any]:
+def _called(
+    found: Recognised, true: Tensor, guess: Tensor, weights: Tensor | None, who: str
+) -> float:
+    """Call it on (true, predicted), without what weighs nothing."""
+    options = {}
+    if weights is not None:
+        if weights.numel() != len(true):
+            raise InputError(
+                f"{who} takes one weight for each example, got weights of shape "
+                f"{tuple(weights.shape)} for targets of shape {tuple(true.shape)}"
+            )
+        weights = weights.flatten()
+        kept = weights > 0
+        true, guess, weights = true[kept], guess[kept], weights[kept]
+        options["sample_weight"] = weights.double().cpu().numpy()
+    return found.function(true.cpu().numpy(), guess.cpu().numpy(), **options)  # type: ignore[no-any-return]
+
+
+def _plain(outputs: Any, targets: Any, who: str) -> tuple[Tensor, Tensor]:
+    """Return outputs in the shape of the targets, and these, float64."""
     outputs = as_tensor(outputs, who=who)
     targets = as_tensor(targets, outputs, who=who)
     if targets.numel() == outputs.numel():
         outputs = outputs.reshape(targets.shape)
-    return targets.double().cpu().numpy(), outputs.double().cpu().numpy()
+    return outputs.double(), targets.double()
 
 
 def _scores(form: Form, outputs: Tensor, targets: Any, *, decisions: bool) -> Tensor:
@@ -126,8 +165,7 @@ def _scores(form: Form, outputs: Tensor, targets: Any, *, decisions: bool) -> Te
     if form.kind != "classes":
         return outputs if decisions or form.probabilities else outputs.sigmoid()
     outputs = outputs.movedim(1, -1)
-    near = bool(((outputs.sum(-1) - 1).abs() < 1e-3).all())
-    if not decisions and not (near and bool((outputs >= 0).all())):
+    if not decisions and not form.probabilities:
         outputs = outputs.softmax(-1)
     if outputs.shape[-1] > 2:
         return outputs

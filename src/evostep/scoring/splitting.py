@@ -29,7 +29,7 @@ class Weighted:
 
     Attributes:
         targets: what outputs are compared with.
-        weights: (n,), not negative, of each example.
+        weights: finite numbers >= 0, (n,) of each example, or one for each target.
     """
 
     targets: Any
@@ -143,9 +143,15 @@ def _by_name(items: dict[str, Any], takes: Signature, *, named: bool) -> tuple[A
     targets = items.pop(keys[0])
     known = takes.names or ()
     for key in WEIGHT_KEYS:
-        if key in items and key not in known and _are_weights(items[key], targets):
-            targets = Weighted(targets, items.pop(key))
-            break
+        if key in items and key not in known:
+            if _are_weights(items[key], targets):
+                targets = Weighted(targets, _flat(items.pop(key)))
+                break
+            if takes.names is not None:
+                raise InputError(
+                    f"{key!r} of the batch is {_told(items[key])}, which is no weights: these are "
+                    "finite numbers >= 0, (n,) or one for each target"
+                )
     if takes.takes_names(items) and (named or takes.names is not None):
         return items, targets
     values = tuple(items.values())
@@ -166,9 +172,10 @@ def _by_place(parts: list[Any], takes: Signature, collated: bool) -> tuple[Any, 
     if len(inputs) == 1:
         return _inputs(inputs[0], takes, collated), last
     plain = takes.takes(len(inputs))
-    weighted = _are_weights(last, inputs[-1]) and takes.takes(len(inputs) - 1)
+    weighted = takes.takes(len(inputs) - 1) and _are_weights(last, inputs[-1])
+    weighted = weighted and last.is_floating_point()
     known = takes.most < 2**31  # else the forward takes anything, and does not tell
-    if weighted and plain and known:
+    if weighted and plain and known and last.ndim == 1 and bool(last.any()):
         raise InputError(
             f"a batch of {len(parts)} that ends in {_told(last)} may be inputs and targets, or end "
             f"in weights, as the model's forward{takes.text} takes both: give a dictionary with "
@@ -179,7 +186,7 @@ def _by_place(parts: list[Any], takes: Signature, collated: bool) -> tuple[Any, 
     if weighted:
         *inputs, targets = inputs
         passed = _inputs(inputs[0], takes, collated) if len(inputs) == 1 else tuple(inputs)
-        return passed, Weighted(targets, last)
+        return passed, Weighted(targets, _flat(last))
     raise InputError(
         f"a batch of {len(parts)} does not fit the model's forward{takes.text}: before the targets "
         f"it has {len(inputs)} inputs, and its end, {_told(last)}, is not weights (floating-point, "
@@ -207,10 +214,19 @@ def _one(value: Any) -> Any:
 
 
 def _are_weights(value: Any, targets: Any) -> bool:
-    if not isinstance(value, Tensor) or not value.is_floating_point() or value.ndim != 1:
+    """Return whether something may be the weights of a batch, which may all be 0 in one batch."""
+    if not isinstance(value, Tensor) or value.dtype == torch.bool or not value.ndim:
         return False
-    fits = len(value) == batch_size(None, targets)
-    return fits and bool((value >= 0).all() and value.isfinite().all() and (value > 0).any())
+    if value.is_complex() or len(value) != batch_size(None, targets):
+        return False
+    known = {value.shape[:1], (*value.shape[:1], 1)}
+    if isinstance(targets, Tensor):
+        known |= {targets.shape, targets.shape[:-1], targets.shape[:1] + targets.shape[2:]}
+    return value.shape in known and bool((value >= 0).all() and value.isfinite().all())
+
+
+def _flat(weights: Tensor) -> Tensor:
+    return weights.squeeze(1) if weights.ndim == 2 and weights.shape[1] == 1 else weights
 
 
 def _told(value: Any) -> str:
@@ -232,12 +248,14 @@ def weights_of(targets: Any) -> Tensor | None:
 def weigh(values: Tensor, weights: Tensor) -> Tensor:
     """Return values of examples, (n,), such that their mean is the one weighted by `weights`, (n,).
 
+    What weighs nothing may be anything.
+
     Example:
         >>> weigh(torch.tensor([1.0, 0.0]), torch.tensor([3.0, 1.0])).mean()
         tensor(0.7500)
     """
     weights = weights.to(values)
-    return values * (weights / weights.mean())
+    return torch.where(weights == 0, 0.0, values * (weights / weights.mean()))
 
 
 def as_numbers(targets: Any, what: str) -> Any:

@@ -10,6 +10,7 @@ import yaml
 
 from evostep.lab.polish.picture import draw_recalls
 from evostep.lab.polish.wording import (
+    NOT_CORRECTED,
     Row,
     class_rows,
     contrast_texts,
@@ -63,6 +64,7 @@ def _context(record: Record) -> dict[str, Any]:
         "after": "polished, not applied" if record["verdict"] == NO_GAIN else "after",
         "metrics": list(map(_cells, metric_rows(record))),
         "classes": list(map(_cells, class_rows(record))),
+        "not_corrected": NOT_CORRECTED,
         "limits": limits(record),
         "weights": record["applied"],
         "evolved": record["evolved"],

@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from evostep.polishing.result import BY_START, NO_GAIN
-from evostep.scoring.confusion import CONFUSION_METRICS
+from evostep.scoring.metrics import METRICS
 
 WIDTH = 80
 SHOWN = 5  # classes that got better, and worse, on a terminal
 Record = Mapping[str, Any]
+NOT_CORRECTED = (
+    "But for the first row these are folds pooled, and not corrected for what that flatters."
+)
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,8 @@ def metric_rows(record: Record) -> list[Row]:
     rows = [_row(record, record["metric"], main, record["fraction"], record["higher_is_better"])]
     for name, found in record["metrics"].items():
         if name != record["metric"]:
-            metric = CONFUSION_METRICS.get(name)
-            fraction = metric is None or metric.span == (0.0, 1.0)
+            metric = METRICS.get(name)
+            fraction = metric is None or metric.fraction
             higher = metric is None or metric.higher_is_better
             rows.append(_row(record, name, found, fraction, higher))
     return rows
@@ -116,6 +119,7 @@ def summarise(record: Record) -> str:
         lines += [_line(f"  {row.name}", row.values, row.change) for row in some]
     if (left := len(moved) - len(better) - len(worse)) > 0:
         lines.append(f"and {left} more, in results.json")
+    lines += textwrap.wrap(NOT_CORRECTED, WIDTH)
     lines += textwrap.wrap(what_was_done(record), WIDTH)
     return "\n".join(lines)
 
