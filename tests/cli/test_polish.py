@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from evostep import load_decision
 from evostep.cli import main
+from evostep.lab.models import build_model
+from evostep.lab.polish.partial import Partial
+from evostep.lab.storage import save_weights
 
 CLASSES = ("cat", "dog", "owl")
 QUICK = ["--folds", "3", "--budget", "1680", "--metric", "macro-f1"]  # five generations
@@ -136,6 +140,58 @@ def test_without_a_confirmed_gain_the_decision_is_the_checkpoint_s(
     assert decision["bias"] == [0.0, 0.0, 0.0]
     assert len(json.loads((tmp_path / "out" / "results.json").read_text())["proposed"]) == 3
     assert "checkpoint stays as it is" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_killed_run_of_weights_goes_on_by_the_same_command(
+    tmp_path: Path,
+    refuse: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = build_model("mlp", channels=1, classes=10, image_size=8, seed=0)
+    weights, out = tmp_path / "w.safetensors", tmp_path / "out"
+    save_weights(weights, model)
+    command = ["polish", "--model=mlp", f"--init-from={weights}", "--metric=accuracy"]
+    command += ["--space=head", "--confirm=holdout", "--folds=3", f"--budget={4 * 2 * 40 * 300}"]
+    save, kept = Partial.save, []
+
+    def killed(self: Partial, name: str, tensors: Mapping[str, Any]) -> None:
+        if len(kept) == 2:
+            raise KeyboardInterrupt
+        kept.append(name)
+        save(self, name, tensors)
+
+    assert main([*command, f"--out={tmp_path / 'whole'}"]) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(Partial, "save", killed)
+        capsys.readouterr()
+        assert main([*command, f"--out={out}"]) == 130
+        assert "the same command goes on" in capsys.readouterr().err
+    assert not (out / "results.json").exists()
+    refuse([*command, f"--out={out}", "--seed=1"], "not finished (--seed was 0, now 1)", "choose")
+    again: list[str] = []
+    load = Partial.load
+
+    def loaded(self: Partial, name: str) -> Any:
+        found = load(self, name)
+        again.extend([name] if found is not None else [])
+        return found
+
+    monkeypatch.setattr(Partial, "load", loaded)
+    assert main([*command, f"--out={out}"]) == 0
+    assert again == kept
+    first, second = (
+        json.loads((folder / "results.json").read_text()) for folder in (tmp_path / "whole", out)
+    )
+    for key in ("values", "contrasts", "verdict", "settings", "chosen", "budget"):
+        assert first[key] == second[key], key
+    assert {path.name for path in out.iterdir()} == {p.name for p in (tmp_path / "whole").iterdir()}
+    told = (out / "README.md").read_text()
+    assert "weights of the last layer were chosen on a part of the examples" in told
+    assert "took no part in finding them" in told
+    if second["evolved"]:
+        assert not (out / "decision.json").exists()
+        assert (out / "model.safetensors").is_file()
 
 
 @pytest.fixture
@@ -261,13 +317,16 @@ BAD_ARGUMENTS = {
         ["--metric=macro-f1 subject to accuracy >= 0.99"],
         ["the checkpoint itself breaks the constraint on accuracy"],
     ),
+    "no time": (["--budget=2 minutes"], ["a time such as 90s, 2m or 1h, got '2 minutes'"]),
+    "confirm": (["--confirm=hold"], ["--confirm", "holdout"]),
+    "share": (["--confirm=holdout", "--share=1.5"], ["share must lie between 0 and 1, got 1.5"]),
     "budget": (["--budget=10"], ["budget must be at least 336"]),
     "folds": (["--folds=2"], ["folds must be at least 3"]),
     "seed": (["--seed=-1"], ["--seed must be at least 0"]),
     "prior": (["--prior=0.5,0.5"], ["holds 2 values for 3 classes"]),
     "prior file": (["--prior=frequencies.csv"], ["neither a list"]),
     "network, too": (["--model=mlp"], ["--scores and --model exclude each other"]),
-    "space": (["--space=head"], ["space must be"]),
+    "space": (["--space=head"], ["space='head' needs a network"]),
 }
 
 

@@ -8,7 +8,7 @@ from evostep.polishing.folds import make_folds
 from evostep.polishing.objective import parse_objective
 from evostep.polishing.optimism import optimism
 from evostep.polishing.problem import make_problem
-from evostep.polishing.procedure import cross_fit, left_out
+from evostep.polishing.procedure import cross_fit, fit_once, left_out
 from evostep.polishing.search import Search
 
 G = torch.Generator().manual_seed(0)
@@ -59,3 +59,17 @@ def test_pooled_folds_flatter_the_worst_class_but_not_the_mean() -> None:
     assert worst[1] > mean[1]
     none = optimism(problem, parse_objective("worst-class-recall"), 5, "checkpoint", None, settings)
     assert none.abs().max() < 1e-12
+
+
+def test_what_is_held_out_decides_nothing() -> None:
+    outputs = torch.randn(120, 3, generator=torch.Generator().manual_seed(0))
+    truth = torch.arange(120) % 3
+    held = torch.arange(120) < 40
+    folds = torch.where(held, -1, torch.arange(120) // 3 % 3)
+    found = []
+    for labels in (truth, torch.where(held, (truth + 1) % 3, truth)):
+        problem = make_problem(outputs, labels)
+        found.append(fit_once(problem, parse_objective("macro-f1"), folds, Search(8, 4)))
+    assert torch.equal(found[0].outputs, found[1].outputs)
+    assert found[0].outputs.shape == (3, 40, 3)
+    assert found[0].chosen == found[1].chosen

@@ -81,6 +81,8 @@ def _stopped(parsed: Any) -> int:
         again = f"; {name} goes on from the last checkpoint"
     if parsed is not None and parsed.command in ("polish", "evaluate"):
         again = "; nothing was written"
+        if out is not None and (out / ".evostep-run").exists():
+            again = "; the same command goes on from what is finished"
     print(f"evostep: stopped{again}", file=sys.stderr)
     return 130
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,4 +111,53 @@ class Folded:
             self._layer.bias = None
         else:
             self._layer.bias.copy_(self._before)
+        self.applied = False
+
+
+class Moved:
+    """Evolved weights in a network, with a decision in its last layer; can be taken out again.
+
+    Args:
+        live: the network's tensors.
+        before: what they were.
+        after: what they become.
+        layer: the last one; None: there is no decision.
+        decision: that is put in there, about the outputs of the evolved weights.
+    """
+
+    def __init__(
+        self,
+        live: Mapping[str, Tensor],
+        before: Mapping[str, Tensor],
+        after: Mapping[str, Tensor],
+        layer: nn.Module | None = None,
+        decision: Decision | None = None,
+    ) -> None:
+        self._live, self._before, self._after = live, before, after
+        self._layer, self._decision = layer, decision
+        self._folded: Folded | None = None
+        self.applied = False
+
+    @torch.no_grad()
+    def _write(self, weights: Mapping[str, Tensor]) -> None:
+        for name, tensor in self._live.items():
+            tensor.copy_(weights[name])
+
+    def apply(self) -> None:
+        """Put the evolved weights in; nothing where they are in already."""
+        if self.applied:
+            return
+        self._write(self._after)
+        if self._layer is not None and self._decision is not None:
+            self._folded = Folded(self._layer, self._decision.bias, self._decision.scale)
+            self._folded.apply()
+        self.applied = True
+
+    def revert(self) -> None:
+        """Put the network back, bit for bit."""
+        if not self.applied:
+            return
+        if self._folded is not None:
+            self._folded.revert()
+        self._write(self._before)
         self.applied = False

@@ -41,6 +41,7 @@ class Given:
         weights: (N,) that came with the batches; None: none did.
         layer: makes the outputs; None: none is known.
         probabilities: whether outputs were such, so that decisions are about their logits.
+        form: how outputs and targets were read.
     """
 
     outputs: Tensor
@@ -50,6 +51,7 @@ class Given:
     weights: Tensor | None = None
     layer: nn.Module | None = None
     probabilities: bool = False
+    form: Form | None = None
 
 
 def given_outputs(
@@ -159,7 +161,13 @@ def _rows(pairs: Sequence[tuple[Any, Any]], form: Form) -> Given:
         None if len(unit) == examples and bool((unit.diff() == 1).all()) else unit,
         torch.cat(weighed) if weighed else None,
         probabilities=form.probabilities,
+        form=form,
     )
+
+
+def rows_of(outputs: Any, targets: Any, form: Form) -> Tensor:
+    """Return outputs that are there as rows, (N, C): see `Given`."""
+    return _rows([(_on_cpu(outputs), _on_cpu(targets))], form).outputs
 
 
 def fold_in(

@@ -7,22 +7,28 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from evostep.errors import InputError, warn
+from evostep.polishing.budget import Budget, parse_budget
+from evostep.polishing.evolved import Subject, polish_weights
 from evostep.polishing.folds import make_folds
+from evostep.polishing.holdout import FOLDS, SHARE, hold_out
 from evostep.polishing.judging import judge
-from evostep.polishing.network import fold_in, given_outputs
-from evostep.polishing.objective import Objective
-from evostep.polishing.problem import Problem
-from evostep.polishing.procedure import cross_fit
+from evostep.polishing.network import Given, fold_in, given_outputs
+from evostep.polishing.problem import Problem, join
+from evostep.polishing.procedure import cross_fit, fit_once
 from evostep.polishing.reach import check_reach, with_scale
 from evostep.polishing.result import NO_GAIN, Polished
 from evostep.polishing.settings import Settings
-from evostep.polishing.starts import check_prior
+from evostep.polishing.spaces import AUTO, DECISION, check_space
+from evostep.polishing.starts import check_prior, subset
+from evostep.polishing.store import Nowhere, Store, number_in
 from evostep.scoring.batches import Forward
 from evostep.scoring.confusion import CONFUSION_METRICS
 from evostep.scoring.forms import Known
+from evostep.spaces.base import Space
 
 NEAR_PERFECT = 0.995
 
@@ -32,9 +38,11 @@ def polish(
     examples: Iterable[Any],
     metric: Any = "worst-class-recall",
     *,
-    space: str = "decision",
+    space: str | Space = DECISION,
     folds: int = 5,
-    budget: int | None = None,
+    confirm: str | Iterable[Any] = FOLDS,
+    share: float = SHARE,
+    budget: Budget = None,
     population: int = 16,
     prior: Any = None,
     costs: Any = None,
@@ -44,6 +52,7 @@ def polish(
     draws: int | None = None,
     seed: int = 0,
     watch: Callable[[float, float], None] | None = None,
+    store: Store | None = None,
     higher_is_better: bool | None = None,
     class_dim: int | None = None,
     ignore_index: int = Known.ignore_index,
@@ -55,9 +64,9 @@ def polish(
 
     What is evolved are the biases of the decision, one for each output, from logit adjustment on,
     and a scale of all outputs where the metric reads probabilities; where the gain over the
-    checkpoint is confirmed they are folded into the last layer. All that depends on data is chosen
-    by cross-fitting: each example is judged by a decision that has not seen it, and the judged
-    examples see one test.
+    checkpoint is confirmed they are folded into the last layer. Or weights of the network are, from
+    the checkpoint on, under these biases. All that depends on data is chosen by cross-fitting: each
+    example is judged by a decision that has not seen it, and the judged examples see one test.
 
     Args:
         model: the trained network, changed in place where a gain is confirmed; None: `examples` is
@@ -68,10 +77,19 @@ def polish(
         metric: a metric by name, a sum, constraints, see `parse_objective`; or a torchmetrics
             metric, a function or scorer of scikit-learn's, a callable on (outputs, targets), see
             `evostep.polishing.own.own_metric`.
-        space: ``"decision"``.
+        space: ``"decision"``: biases of the outputs; ``"head"``, ``"norm"``: weights of the last
+            layer, of the normalisation layers; ``"scales"``: scales of quantised layers, and gains
+            of normalisation layers; any space of evostep's; ``"auto"``: the best of decision and of
+            what there is of head, norm and scales, chosen on inner folds.
         folds: how many parts the examples are split in, at least 3.
-        budget: how many decisions may be scored, at least one generation of all searches; None: 40
-            generations.
+        confirm: ``"folds"``: each fold is judged by what was chosen without it. ``"holdout"``: a
+            part of the examples, `share`, is judged once, by the very network that is applied.
+            Examples, as `examples`: these are.
+        share: of the examples that is held out.
+        budget: how many decisions may be scored (sample-forwards where weights evolve), at least
+            those of one generation of all searches; None: 40 generations. ``"90s"``, ``"2m"``,
+            ``"1h"``: as many as a timed probe says that such a time allows; the number is in
+            ``result.settings["budget"]``, and with it a run gives the same bits again.
         population: members of a generation, an even number.
         prior: (C,) class frequencies in training, for logit adjustment; None: the examples'.
         costs: (C, C) table of the metric ``cost``, rows are true classes.
@@ -82,6 +100,7 @@ def polish(
         seed: of folds, noise and draws.
         watch: called as it goes on, with the share that is done and the gain so far, on the
             examples that are searched on.
+        store: keeps what is finished, so that a run that was killed goes on with the same bits.
         higher_is_better: the direction of a metric that has no name and does not say it.
         class_dim: the dimension of the outputs where the classes are; None: found by shapes.
         ignore_index: marks targets that do not count.
@@ -103,8 +122,10 @@ def polish(
         >>> polish(None, (outputs, labels), "balanced-accuracy").verdict
         'improved'
     """
-    if space != "decision":
-        raise InputError(f"space must be 'decision', got {space!r}")
+    check_space(space, model)
+    store = Nowhere() if store is None else store
+    if model is None and space == AUTO:
+        space = DECISION
     settings = Settings(
         metric,
         folds,
@@ -118,29 +139,83 @@ def polish(
         seed,
         watch,
         higher_is_better,
+        space,
+        confirm,
+        share,
     )
     known = Known(class_dim=class_dim, ignore_index=ignore_index)
     given = given_outputs(model, examples, forward, known)
     problem = settings.problem(given.outputs, given.targets, given.unit, given.weights)
-    parts = make_folds(problem.strata, folds, seed, problem.groups)
-    result = polish_problems(problem, settings, parts)
-    if model is not None:
-        result.sample_forwards = given.examples
-        if result.verdict != NO_GAIN:
-            exactly = settings.objective.of_outputs
-            fold_in(
-                result,
-                problem,
-                given.layer,
-                model,
-                examples,
-                forward,
-                known=known,
-                exactly=exactly,
-            )
+    searched, held = problem, None
+    if isinstance(confirm, str):
+        parts = split(problem, settings)
+    else:
+        parts = make_folds(problem.strata, folds, seed, problem.groups)
+        held = given_outputs(model, confirm, forward, known)
+        others = _others(held, problem, settings)
+        problem = join(problem, others)
+        parts = torch.cat([parts, torch.full((len(others),), -1)])
+    if model is not None and space != DECISION:
+        check(problem, settings)
+        beside = None if held is None else (confirm, held)
+        subject = Subject(model, examples, forward, known, given, beside)
+        result = polish_weights(subject, problem, parts, settings, store)
+    else:
+        asked = parse_budget(budget)
+        if isinstance(asked, float):
+            check(problem, settings)
+            found = number_in(store, "budget", lambda: settings.decisions_in(asked, problem))
+            settings = replace(settings, budget=found)
+        result = polish_problems(problem, settings, parts)
+        result.sample_forwards = 0 if model is None else given.examples
+    unchanged = result.folded is None and not result.notes
+    if model is not None and result.verdict != NO_GAIN and unchanged:
+        exactly = settings.objective.of_outputs
+        fold_in(
+            result,
+            searched,
+            given.layer,
+            model,
+            examples,
+            forward,
+            known=known,
+            exactly=exactly,
+        )
     if given.probabilities and not result.applied:
         result.notes += ("outputs are probabilities: the decision is about their logits",)
     return result
+
+
+def _others(given: Given, problem: Problem, settings: Settings) -> Problem:
+    """Return the problem of examples that are held out beside those of `problem`.
+
+    Raises:
+        InputError: weights or groups, which are of the others; outputs of another kind.
+    """
+    if settings.weights is not None or settings.groups is not None:
+        raise InputError(
+            "weights= and groups= name no examples of confirm=: leave these out, or take "
+            "confirm='holdout'"
+        )
+    found = settings.problem(given.outputs, given.targets, given.unit, given.weights)
+    if (found.kind, found.biases) != (problem.kind, problem.biases):
+        raise InputError(
+            f"the examples of confirm= have {found.biases} outputs ({found.kind}), the others "
+            f"{problem.biases} ({problem.kind}): give examples of the same kind"
+        )
+    return found
+
+
+def split(problem: Problem, settings: Settings) -> Tensor:
+    """Return the fold of each example, (n,); -1: held out."""
+    strata, groups, k, seed = problem.strata, problem.groups, settings.folds, settings.seed
+    if not settings.once:
+        return make_folds(strata, k, seed, groups)
+    held = hold_out(strata, settings.share, k, seed, groups)
+    folds = torch.full((len(problem),), -1)
+    own = None if groups is None else groups[~held].unique(return_inverse=True)[1]
+    folds[~held] = make_folds(strata[~held], k, seed, own)
+    return folds
 
 
 def polish_problems(
@@ -159,7 +234,7 @@ def polish_problems(
     """
     objective = settings.objective
     problem = with_scale(problem, objective)
-    _check(problem, objective, settings.costs)
+    check(problem, settings)
     check_reach(problem, objective)
     fits: dict[int | None, Problem] = {None: problem}
 
@@ -168,19 +243,19 @@ def polish_problems(
             fits[fold] = replace(problem_of(fold), scaled=problem.scaled)
         return fits.get(fold, problem)
 
-    found = cross_fit(
-        problem,
-        objective,
-        parts,
-        settings.search,
-        prior=check_prior(settings.prior, problem),
-        problem_of=fits_of,
-    )
+    prior, search = check_prior(settings.prior, problem), settings.search
+    if settings.once:
+        found = fit_once(problem, objective, parts, search, prior=prior)
+        problem = subset(problem, parts < 0)
+    else:
+        found = cross_fit(problem, objective, parts, search, prior=prior, problem_of=fits_of)
     return judge(problem, objective, found, settings)
 
 
-def _check(problem: Problem, objective: Objective, costs: Any) -> None:
-    problem.check_costs(costs)
+def check(problem: Problem, settings: Settings) -> None:
+    """Raise an InputError for a constraint that the checkpoint breaks, or costs that do not fit."""
+    objective = settings.objective
+    problem.check_costs(settings.costs)
     several = problem.several
     parent = objective.look(problem, problem.outputs)
     for constraint in objective.constraints:

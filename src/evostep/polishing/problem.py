@@ -213,6 +213,33 @@ def make_problem(
     )
 
 
+def join(one: Problem, other: Problem) -> Problem:
+    """Return the problem of the examples of two of a kind; groups of both are others."""
+
+    def both(first: Tensor, second: Tensor) -> Tensor:
+        return torch.cat([first, second.to(first)])
+
+    weights = groups = None
+    if one.weights is not None or other.weights is not None:
+        own = [
+            torch.ones(len(p)).double() if p.weights is None else p.weights for p in (one, other)
+        ]
+        weights = both(*own)
+    if one.groups is not None or other.groups is not None:
+        first, second = (
+            torch.arange(len(p)) if p.groups is None else p.groups for p in (one, other)
+        )
+        groups = both(first, second + int(first.max()) + 1)
+    return Problem(
+        both(one.outputs, other.outputs),
+        both(one.targets, other.targets),
+        one.kind,
+        weights,
+        groups,
+        one.scaled,
+    )
+
+
 def _weights(weights: Any, n: int) -> Tensor | None:
     if weights is None:
         return None

@@ -60,9 +60,24 @@ def left_out(k: int) -> list[tuple[int, ...]]:
     return [(), *((i,) for i in range(k)), *combinations(range(k), 2)]
 
 
-def evaluations_a_generation(k: int, population: int) -> int:
+def count_sets(k: int, *, once: bool = False) -> int:
+    """Return how many sets of examples are searched on; `once`: to be judged on others.
+
+    Example:
+        >>> count_sets(3), count_sets(3, once=True)
+        (7, 4)
+    """
+    return 1 + k if once else len(left_out(k))
+
+
+def evaluations_a_generation(k: int, population: int, *, once: bool = False) -> int:
     """Return how many decisions one generation of all searches scores."""
-    return len(left_out(k)) * len(PULLS) * population
+    return count_sets(k, once=once) * len(PULLS) * population
+
+
+def without(folds: Tensor, gone: tuple[int, ...]) -> Tensor:
+    """Return which examples are in no fold of `gone`, and not held out (in fold -1)."""
+    return ~torch.isin(folds, torch.tensor((*gone, -1), dtype=torch.long))
 
 
 def cross_fit(
@@ -86,7 +101,7 @@ def cross_fit(
             that its choice may read; None: the same for all.
     """
     k = int(folds.max()) + 1
-    fitter = _Fitter(objective, folds, settings, prior, starts_of(problem))
+    fitter = Fitter(objective, folds, settings, prior, starts_of(problem))
     biases = problem.unchanged.repeat(3, len(problem), 1)
     choices = []
     for fold in range(k):
@@ -117,6 +132,39 @@ def cross_fit(
     )
 
 
+def fit_once(
+    problem: Problem,
+    objective: Objective,
+    folds: Tensor,
+    settings: Search,
+    *,
+    prior: Tensor | None = None,
+) -> CrossFit:
+    """Run the procedure once, to be judged on examples that are held out.
+
+    Args:
+        problem: outputs and targets.
+        objective: what is maximised.
+        folds: (n,) integers in [0, K), by which starts and searches are chosen; -1: held out.
+        settings: of the searches.
+        prior: see `cross_fit`.
+    """
+    fitter = Fitter(objective, folds, settings, prior, starts_of(problem))
+    found = fitter.choose(problem, None)
+    both = torch.stack([found.start, found.bias])
+    judged = subset(problem, folds < 0)
+    final = judged.adjusted(both[:, None])
+    return CrossFit(
+        outputs=torch.cat([judged.outputs[None], final]),
+        final=final,
+        start=str(found.start_choice),
+        chosen=str(found.choice),
+        chosen_by_fold=(),
+        evaluations=fitter.evaluations,
+        biases=both,
+    )
+
+
 @dataclass(frozen=True)
 class _Chosen:
     """What was chosen without the judging fold."""
@@ -127,7 +175,7 @@ class _Chosen:
     start_choice: Choice
 
 
-class _Fitter:
+class Fitter:
     """Fits candidates on sets of examples, each set once, and chooses among them."""
 
     def __init__(
@@ -142,14 +190,14 @@ class _Fitter:
         self._settings, self._prior, self._simple = settings, prior, len(starts)
         self._stops = sorted({round(i * settings.generations / STOPS) for i in range(1, STOPS + 1)})
         # in the order of their simplicity: of equals the first is taken
-        self._choices = [Choice(name, None, 0) for name in starts]
-        self._choices += [
+        self.choices = [Choice(name, None, 0) for name in starts]
+        self.choices += [
             Choice(starts[-1], pull, stop) for stop in self._stops for pull in reversed(PULLS)
         ]
         self._fitted: dict[tuple[Problem, tuple[int, ...]], Tensor] = {}
         self.evaluations = 0
 
-    def _candidates(self, problem: Problem, gone: tuple[int, ...]) -> Tensor:
+    def candidates(self, problem: Problem, gone: tuple[int, ...]) -> Tensor:
         """Return all candidates, (N, P), fitted without the folds `gone`."""
         key = problem, gone
         if key not in self._fitted:
@@ -163,42 +211,64 @@ class _Fitter:
         return self._fitted[key]
 
     def _without(self, gone: tuple[int, ...]) -> Tensor:
-        return ~torch.isin(self._folds, torch.tensor(gone, dtype=torch.long))
+        return without(self._folds, gone)
 
     def choose(self, problem: Problem, judging: int | None) -> _Chosen:
-        """Choose on all folds but `judging`.
-
-        A search is chosen where it is better than the start by more than a standard error: of
-        many candidates the best on few examples is so by luck.
-        """
+        """Choose on all folds but `judging`."""
         own = () if judging is None else (judging,)
         rows = self._without(own)
         part, folds = subset(problem, rows), self._folds[rows]
         there = folds.unique()
         given = torch.stack(  # (K', N, P), for each fold by what has not seen it
-            [self._candidates(problem, tuple(sorted((*own, fold)))) for fold in there.tolist()]
+            [self.candidates(problem, tuple(sorted((*own, fold)))) for fold in there.tolist()]
         )
         place = torch.searchsorted(there, folds)
-        objective, several = self._objective, part.several
-
-        def outputs_of(candidate: int) -> Tensor:
-            return part.adjusted(given[place, candidate])
-
-        parent = objective.look(part, part.adjusted(part.unchanged))
-        inside = torch.stack(
-            [
-                objective.fitness(objective.look(part, outputs_of(c)), parent, several=several)
-                for c in range(len(self._choices))
-            ]
-        ).nan_to_num(nan=-torch.inf)
-        best, simple = int(inside.argmax()), int(inside[: self._simple].argmax())
-        if best >= self._simple:
-            both = torch.stack([outputs_of(best), outputs_of(simple)])
-            drawn = draw_values(part, objective, both, draws=_INNER_DRAWS)
-            error = (drawn[:, 0] - drawn[:, 1]).std()
-            best = best if inside[best] - inside[simple] > error else simple
-        candidates, choice = self._candidates(problem, own), self._choices[best]
+        objective = self._objective
+        best, simple = pick(
+            part,
+            objective,
+            lambda candidate: part.adjusted(given[place, candidate]),
+            len(self.choices),
+            self._simple,
+        )
+        candidates, choice = self.candidates(problem, own), self.choices[best]
         bias = candidates[best]
         if choice.pull is not None and not objective.of_outputs:  # in the middle of its plateau
             bias = center_on_plateau(problem, bias, rows)
-        return _Chosen(bias, candidates[simple], choice, self._choices[simple])
+        return _Chosen(bias, candidates[simple], choice, self.choices[simple])
+
+
+def pick(
+    part: Problem,
+    objective: Objective,
+    outputs_of: Callable[[int], Tensor],
+    candidates: int,
+    simple: int,
+) -> tuple[int, int]:
+    """Return which candidate is chosen, and which simple start.
+
+    What was evolved is chosen where it is better than the start by more than a standard error: of
+    many candidates the best on few examples is so by luck.
+
+    Args:
+        part: the examples to choose on.
+        objective: what is maximised.
+        outputs_of: candidate -> its outputs for the examples, (n, C).
+        candidates: how many there are; of equals the first is taken.
+        simple: how many of them, the first, are simple starts.
+    """
+    several = part.several
+    parent = objective.look(part, part.outputs)
+    inside = torch.stack(
+        [
+            objective.fitness(objective.look(part, outputs_of(c)), parent, several=several)
+            for c in range(candidates)
+        ]
+    ).nan_to_num(nan=-torch.inf)
+    best, start = int(inside.argmax()), int(inside[:simple].argmax())
+    if best >= simple:
+        both = torch.stack([outputs_of(best), outputs_of(start)])
+        drawn = draw_values(part, objective, both, draws=_INNER_DRAWS)
+        error = (drawn[:, 0] - drawn[:, 1]).std()
+        best = best if inside[best] - inside[start] > error else start
+    return best, start

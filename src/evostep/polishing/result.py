@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from evostep.polishing.bootstrap import Interval
-from evostep.polishing.decision import Decision, Folded
+from evostep.polishing.decision import Decision, Folded, Moved
 from evostep.scoring.metrics import METRICS
 
 IMPROVED = "improved"
@@ -89,15 +89,20 @@ class Polished:
     settings: Mapping[str, Any]
     decisions: Tensor = field(repr=False)
     notes: tuple[str, ...] = ()
-    folded: Folded | None = field(default=None, repr=False)
+    folded: Folded | Moved | None = field(default=None, repr=False)
 
     @property
     def applied(self) -> bool:
         """Whether the decision is in the network."""
         return self.folded is not None and self.folded.applied
 
+    @property
+    def evolved(self) -> bool:
+        """Whether it changes weights of the network, beyond the bias of its last layer."""
+        return isinstance(self.folded, Moved)
+
     def apply(self) -> None:
-        """Put the decision into the network's last layer.
+        """Put the decision into the network's last layer, or the evolved weights into the network.
 
         Raises:
             ValueError: there is no network, or no layer to put it in.
@@ -107,7 +112,7 @@ class Polished:
         self.folded.apply()
 
     def revert(self) -> None:
-        """Take the decision out of the network again, bit for bit."""
+        """Take it out of the network again, bit for bit."""
         if self.folded is not None:
             self.folded.revert()
 
@@ -188,6 +193,7 @@ class Polished:
             "decision": self.decision.as_dict(),
             "proposed": self.proposed.tolist(),
             "applied": self.applied,
+            "evolved": self.evolved,
             "settings": dict(self.settings),
             "notes": list(self.notes),
         }

@@ -16,7 +16,7 @@ from evostep.lab.storage import check_place, check_writable, read_json
 
 FORMAT = 1
 RESULTS = "results.json"
-_STAGE = ".evostep-"  # begins the name of a folder that a killed run has left
+STAGE = ".evostep-"  # begins the name of a folder that a killed run has left
 
 
 def read_finished(out: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -30,7 +30,7 @@ def read_finished(out: Path, identity: Mapping[str, Any]) -> dict[str, Any] | No
         InputError: results of other arguments; something else is there.
     """
     check_place(out)
-    if not out.exists() or not any(path.name[: len(_STAGE)] != _STAGE for path in out.iterdir()):
+    if not out.exists() or not any(path.name[: len(STAGE)] != STAGE for path in out.iterdir()):
         return None
     if not (out / RESULTS).is_file():
         raise InputError(f"--out {out} is not empty and holds no results: choose another")
@@ -39,16 +39,16 @@ def read_finished(out: Path, identity: Mapping[str, Any]) -> dict[str, Any] | No
         raise InputError(f"--out {out} holds results of something else: choose another")
     was, now = record.get("arguments"), json.loads(json.dumps(identity))
     if was != now:
-        was = was if isinstance(was, dict) else {}
-        differs = next((name for name in now if was.get(name, now) != now[name]), "command")
+        found = told(was if isinstance(was, dict) else {}, now)
         raise InputError(
-            f"--out {out} holds results of other arguments ({_told(differs, was, now)}): choose "
-            "another --out"
+            f"--out {out} holds results of other arguments ({found}): choose another --out"
         )
     return record
 
 
-def _told(name: str, was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def told(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Return in words which argument was another one."""
+    name = next((name for name in now if was.get(name, now) != now[name]), "command")
     before, after = was.get(name), now.get(name)
     if str(after).startswith("sha256:") and str(before).startswith("sha256:"):
         return f"the file of {flag(name)} has changed"
@@ -70,7 +70,7 @@ def staged(out: Path) -> Iterator[Path]:
     check_writable(out)
     there = check_place(out)
     try:
-        folder = Path(tempfile.mkdtemp(prefix=_STAGE, dir=there))
+        folder = Path(tempfile.mkdtemp(prefix=STAGE, dir=there))
     except OSError as error:
         raise InputError(f"--out {out} cannot be written ({reason(error)}): choose another") from (
             error

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from evostep.errors import InputError
 from evostep.lab.options import Options, check_type, flag
+from evostep.polishing.budget import parse_budget
 
 # Of a comparison's options those that a network and its examples are read by.
 NETWORK = (
@@ -19,7 +20,7 @@ NETWORK = (
 # What a finished directory may be asked for again with, whatever it was before.
 FREE = ("data_dir", "device", "threads")
 # What `evaluate` has no use for.
-ONLY_POLISH = ("space", "folds", "budget", "prior")
+ONLY_POLISH = ("space", "folds", "confirm", "share", "budget", "prior")
 
 Part = Literal["test", "accept", "fitness", "all"]
 
@@ -73,9 +74,23 @@ class PolishOptions:
         "seed of the training run, which parts the data; default: told by the weights' folder, "
         "else 0",
     ] = None
-    space: Annotated[str, "what is evolved: decision, the biases of the outputs"] = "decision"
+    space: Annotated[
+        Literal["decision", "head", "norm", "scales", "auto"],
+        "what is evolved: decision, the biases of the outputs; or weights: head, norm, scales; "
+        "auto chooses among them",
+    ] = "decision"
     folds: Annotated[int, "parts in which the examples are split to confirm the gain"] = 5
-    budget: Annotated[int | None, "decisions that may be scored; default: 40 generations"] = None
+    confirm: Annotated[
+        Literal["folds", "holdout"],
+        "what the gain is confirmed on: folds, each by what has not seen it; or a part that is "
+        "held out, by the very network that is written",
+    ] = "folds"
+    share: Annotated[float, "of the examples that --confirm holdout holds out"] = 0.3
+    budget: Annotated[
+        int | str | None,
+        "decisions that may be scored (forwards of an example where weights evolve), or a time "
+        "such as 90s, 2m or 1h; default: 40 generations",
+    ] = None
     seed: Annotated[int, "seed of folds, noise and bootstrap"] = 0
     network: Options = field(default_factory=Options)
     evaluates: bool = False
@@ -86,6 +101,7 @@ class PolishOptions:
         for name in ("seed", "split_seed"):
             if (getattr(self, name) or 0) < 0:
                 raise InputError(f"{flag(name)} must be at least 0, got {getattr(self, name)}")
+        parse_budget(self.budget)
         of_network = sorted(self.network.given - {"device", "threads"})
         if self.scores is not None and of_network:
             raise InputError(

@@ -23,6 +23,13 @@ from evostep.lab.storage import write_bytes
 from evostep.polishing.result import NO_GAIN
 
 Record = Mapping[str, Any]
+# What was chosen, by the space.
+_EVOLVED = {
+    "head": "The weights of the last layer",
+    "norm": "The weights of the normalisation layers",
+    "scales": "The scales of the layers",
+    "auto": "The space, and what moves in it,",
+}
 
 
 def write_page(folder: Path, record: Record) -> None:
@@ -41,7 +48,7 @@ def write_page(folder: Path, record: Record) -> None:
 
 def _context(record: Record) -> dict[str, Any]:
     """Return what both templates show, as text."""
-    environment = record["environment"]
+    environment, settings = record["environment"], record["settings"]
     labels = record["decision"]["kind"] == "labels"
     return {
         "model": record["model"],
@@ -60,6 +67,9 @@ def _context(record: Record) -> dict[str, Any]:
         "not_corrected": NOT_CORRECTED,
         "limits": limits(record),
         "weights": record["applied"],
+        "evolved": record["evolved"],
+        "what": _EVOLVED.get(settings["space"], "The biases of the outputs"),
+        "folds": settings["confirm"] == "folds",
         "outputs": len(record["decision"]["bias"]),
         "decided": "(n, labels) of 0 and 1" if labels else "(n,) classes",
         "probabilities": record["arguments"].get("scores_are") == "probabilities",
@@ -78,13 +88,25 @@ def _context(record: Record) -> dict[str, Any]:
 
 def limits(record: Record) -> list[str]:
     """Return what a reader has to know before believing the numbers."""
+    settings = record["settings"]
+    folds = settings["confirm"] == "folds"
+    if folds:
+        of_what = (
+            f"The intervals are of the procedure on {settings['folds'] - 1} of "
+            f"{settings['folds']} parts of the examples, not of what was chosen on all of them in "
+            f"the end; both decide {record['agreement']:.1%} of the examples alike."
+        )
+    else:
+        of_what = (
+            f"The intervals are of the very {'weights' if record['evolved'] else 'biases'} that "
+            f"were found, on {record['n']:,} examples that took no part in finding them."
+        )
     found = [
-        f"The intervals are of the procedure on {record['settings']['folds'] - 1} of "
-        f"{record['settings']['folds']} parts of the examples, not of the final biases, which were "
-        f"chosen on all of them; both decide {record['agreement']:.1%} of the examples alike.",
+        of_what,
         "95% percentile intervals of a bootstrap that draws "
         + ("whole groups" if record["groups"] else "examples")
-        + " within their class; the folds share data, so they are approximate.",
+        + " within their class"
+        + ("; the folds share data, so they are approximate." if folds else "."),
         "They hold for examples like these: not for those that the network was trained on, nor for "
         "other class frequencies.",
         f"Class frequencies of logit adjustment: {record['prior']}.",

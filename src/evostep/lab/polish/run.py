@@ -15,6 +15,7 @@ from evostep.lab.polish.directory import FORMAT, RESULTS, read_finished, staged
 from evostep.lab.polish.files import read_costs, read_prior
 from evostep.lab.polish.options import PolishOptions
 from evostep.lab.polish.page import write_page
+from evostep.lab.polish.partial import Partial
 from evostep.lab.polish.progress import show_search
 from evostep.lab.polish.subject import Subject, make_subject, warn_of_order
 from evostep.lab.storage import read_json, save_weights, write_json
@@ -41,7 +42,9 @@ def run_polish(options: PolishOptions, out: Path) -> tuple[Record, bool]:
     """
     identity = options.identity()
     finished = read_finished(out, identity)
+    partial = Partial(out, identity)
     if finished is not None:
+        partial.drop()  # killed between the last two steps
         return finished, True
     with staged(out) as folder:
         began = time.perf_counter()
@@ -60,6 +63,8 @@ def run_polish(options: PolishOptions, out: Path) -> tuple[Record, bool]:
                 options.metric,
                 space=options.space,
                 folds=options.folds,
+                confirm=options.confirm,
+                share=options.share,
                 budget=options.budget,
                 prior=prior,
                 costs=costs,
@@ -67,9 +72,11 @@ def run_polish(options: PolishOptions, out: Path) -> tuple[Record, bool]:
                 groups=subject.groups,
                 seed=options.seed,
                 watch=watch,
+                store=partial,
             )
         record = _record(options, subject, result, identity, time.perf_counter() - began)
         record = _write(folder, record, subject, result)
+    partial.drop()
     return record, False
 
 
@@ -124,6 +131,7 @@ def _record(
         "prior": "training part of the run" if _of_run(options, subject) else result.prior,
         "budget": {
             "asked": options.budget,
+            "is": result.settings["budget"],
             "evaluations": result.evaluations,
             "sample_forwards": result.sample_forwards,
         },
@@ -156,7 +164,8 @@ def _write(folder: Path, record: Record, subject: Subject, result: Polished) -> 
     """Write everything into the folder, and return the record as it can be read again."""
     if subject.model is not None and result.applied:
         save_weights(folder / "model.safetensors", subject.model)
-    write_json(folder / "decision.json", record["decision"])
+    if not result.evolved:  # else the network's outputs are decided as they are
+        write_json(folder / "decision.json", record["decision"])
     write_json(folder / RESULTS, record)
     plain: Record = read_json(folder / RESULTS)
     write_page(folder, plain)

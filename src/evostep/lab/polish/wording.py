@@ -91,6 +91,11 @@ def what_was_done(record: Record) -> str:
     """Return in one sentence what became of the model."""
     if record["verdict"] == NO_GAIN:
         return "Nothing was changed: no gain was confirmed, and the checkpoint stays as it is."
+    if record["evolved"]:
+        return (
+            f"Weights of the network were changed by {record['chosen']}; they are in "
+            "model.safetensors, and its outputs are decided as they are."
+        )
     what = record["start"] if record["verdict"] == BY_START else record["chosen"]
     where = "decision.json holds them: a black box cannot be changed"
     if record["applied"]:
