@@ -53,7 +53,7 @@ REFUSED: list[tuple[Any, str]] = [
     ({**CONTRAST, "controls": []}, "name an arm and other arms as its controls"),
     ({**CONTRAST, "controls": ["sgd", "sgd"]}, "contrast compares mutation, sgd, sgd"),
     ({**CONTRAST, "controls": ["mutation"]}, "contrast compares mutation, mutation"),
-    ({**CONTRAST, "controls": "sgd"}, "controls of contrast must be a list, got sgd"),
+    ({**CONTRAST, "controls": "sgd"}, "controls of contrast must be a list, got 'sgd'"),
     ({**CONTRAST, "metric": "auroc"}, "unknown metric of contrast 'auroc'"),
     ({**CONTRAST, "metric": "loss"}, "unknown metric of contrast 'loss'"),
     ({**CONTRAST, "n": 3}, "unknown setting of contrast 'n'"),
@@ -68,7 +68,7 @@ REFUSED: list[tuple[Any, str]] = [
     ({**CONTRAST, "trials": {"arm": 1.5}}, "must be a whole number, got 1.5"),
     ({**CONTRAST, "trials": {"arm": -1}}, "must be at least 0, got -1"),
     ({**CONTRAST, "trials": {"swa": 1}}, "unknown arm in the trials of contrast 'swa'"),
-    ("mutation", "--contrast must be a mapping or null, got mutation"),
+    ("mutation", "--contrast must be a mapping or null, got 'mutation'"),
 ]
 
 
