@@ -123,7 +123,7 @@ def describe_plan(plan: Plan, directory: Path, console: Console) -> None:
         say(f"  {arm.label}: {forwards(budget)}{more}, {duration(hours * 3600)} after the trunk")
     say(f"{counted(len(plan.trunks), 'trunk')}: {duration(guess.trunk_hours * 3600)}, each seed")
     say(f"in all: {duration(guess.hours * 3600)}, {guess.bytes / 1e6:.1f} MB on disk at most")
-    if len(budget := set(plan.budgets.values())) == 1 and (common := budget.pop()):
+    if len(shares := set(plan.budgets.values())) == 1 and (common := shares.pop()):
         most = max(PROCEDURES[arm.procedure].excess(arm, sizes) for arm in plan.arms)
         say(of_budget(common, "they may spend", common, common + most))
     check_room(directory, guess.bytes)
