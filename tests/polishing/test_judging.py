@@ -19,7 +19,7 @@ EIGHT = {
     (True, True, True): IMPROVED,
     (True, True, False): BY_START,
     (True, False, True): IMPROVED,
-    (True, False, False): BY_START,  # the start is applied, and its own interval is printed
+    (True, False, False): IMPROVED,  # nothing else is confirmed
     **{(False, *rest): NO_GAIN for rest in product((True, False), repeat=2)},
 }
 

@@ -89,7 +89,7 @@ def verdict_of(gain: Interval, of_start: Interval, over_start: Interval) -> str:
 
     One test decides whether anything is changed: the whole procedure against the checkpoint.
     Where what evolution added to the start is not confirmed, the start is applied, the simpler of
-    the two; not where the start itself is no better than the checkpoint on the judged examples.
+    the two, if it is confirmed itself: nothing is applied whose printed interval reaches zero.
 
     Args:
         gain: procedure - checkpoint.
@@ -98,11 +98,9 @@ def verdict_of(gain: Interval, of_start: Interval, over_start: Interval) -> str:
 
     Example:
         >>> sure, open = Interval(2.0, 1.0, 3.0, 0.01), Interval(1.0, -1.0, 3.0, 0.3)
-        >>> verdict_of(sure, open, open)
-        'improved by the start'
+        >>> verdict_of(sure, sure, open), verdict_of(sure, open, open)
+        ('improved by the start', 'improved')
     """
     if not gain.confirmed:
         return NO_GAIN
-    if over_start.confirmed or of_start.value <= 0:
-        return IMPROVED
-    return BY_START
+    return BY_START if of_start.confirmed and not over_start.confirmed else IMPROVED
