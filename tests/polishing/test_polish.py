@@ -150,7 +150,7 @@ def test_examples_that_it_was_trained_on_are_suspected() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"space": "heads"}, "space must be"),
+        ({"space": "heads"}, "did you mean head"),
         ({"population": 7}, "even number"),
         ({"budget": 10}, "budget must be at least 168"),
         ({"folds": 400}, "fewer than the 400 folds"),
