@@ -70,6 +70,7 @@ def scale_names(model: nn.Module) -> list[str]:
         InputError: there is no scale of a quantised layer; observers would overwrite it.
 
     Example:
+        >>> import torch
         >>> layer = nn.Linear(2, 2)
         >>> layer.register_buffer("weight_scale", torch.ones(1))
         >>> scale_names(nn.Sequential(layer, nn.LayerNorm(2)))
