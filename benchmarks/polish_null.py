@@ -42,7 +42,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import evostep
 from evostep.polishing.bootstrap import interval, resample
@@ -64,13 +64,13 @@ class Arm(NamedTuple):
         kind: ``"null"``, ``"planted"``, ``"oracle"``, or one of the first two out of fold.
         metric: one of `METRICS`.
         n: examples of five classes; where the pair is left out, three fifths of them.
-        count: data sets.
+        sets: how many data sets.
     """
 
     kind: str
     metric: str
     n: int
-    count: int
+    sets: int
 
     def __str__(self) -> str:
         return f"{self.kind}, {self.metric}" + (f", n = {self.n}" if self.n != 1_000 else "")
@@ -206,7 +206,7 @@ def trained(arm: Arm, seed: int) -> tuple[Polished, Problem]:
         return model
 
     def fit(model: nn.Module, part: Dataset[Any]) -> None:
-        inputs, targets = (torch.stack(column) for column in zip(*part, strict=True))
+        inputs, targets = next(iter(DataLoader(part, arm.n)))
         if not arm.without_pair:  # mirrored
             other = inputs.clone()
             other[:, :2] = inputs[:, [1, 0]]
@@ -262,7 +262,7 @@ def main() -> None:
         (arm, args.first + i)
         for arm in ARMS
         if str(arm).startswith(args.only)
-        for i in range(min(arm.count, args.most or arm.count))
+        for i in range(min(arm.sets, args.most or arm.sets))
     ]
     missing = [(arm, seed) for arm, seed in jobs if (*arm[:3], seed) not in seen]
     with ProcessPoolExecutor(args.workers) as pool, log.open("a") as file:

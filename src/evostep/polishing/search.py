@@ -3,7 +3,8 @@
 Separable natural evolution strategy (SNES; Schaul, Glasmachers, Schmidhuber 2011,
 https://doi.org/10.1145/2001576.2001692) on the biases, which starts at the tuned logit adjustment
 and is pulled back to it: of equal decisions the nearest to the start wins. The mean of the
-distribution is proposed, for one member's score on few examples is mostly luck.
+distribution is proposed, for one member's score on few examples is mostly luck; and averaged over
+generations (Polyak, Juditsky 1992, https://doi.org/10.1137/0330046), for it never comes to rest.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Search:
     Attributes:
         population: members of a generation, in mirrored pairs.
         generations: how many at most.
-        sigma: standard deviation at the start, in units of `spread`.
+        sigma: standard deviation at the start, in `units`.
         seed: of the noise, which is the same for all searches of a generation.
         watch: who is told of progress.
     """
@@ -45,19 +46,32 @@ class Search:
     watch: Watch | None = field(default=None, compare=False, repr=False)
 
 
-def spread(problem: Problem) -> float:
-    """Return the distance to the decision's border that a quarter of the examples is within.
+def units(problem: Problem) -> Tensor:
+    """Return the unit of each bias's steps, (C,).
 
-    It is the unit of steps: a bias of this size changes some decisions and leaves most.
+    For a class it is the distance to the decision's border that a quarter of the examples between
+    this class and another are within: a bias of this size changes some decisions and leaves most.
+    One unit for all would be that of two classes that outputs hardly tell apart, and no other bias
+    would get anywhere.
+
+    Example:
+        >>> outputs = torch.tensor([[0.0, 0.1, -9.0], [0.1, 0.0, -9.0], [-9.0, 0.0, 2.0]])
+        >>> units(Problem(outputs, torch.arange(3), "classes")).round(decimals=1).tolist()
+        [0.1, 0.1, 2.0]
     """
     outputs = problem.outputs.double()
-    if problem.kind == "classes":
-        top = outputs.topk(2, dim=1).values
-        margin = top[:, 0] - top[:, 1]
-    else:
-        margin = outputs.abs().flatten()
-    unit = float(margin.quantile(0.25)) if len(margin) < 2**24 else float(margin.median())
-    return unit if unit > 0 else float(margin.mean()) or 1.0
+    if problem.kind != "classes":
+        return torch.stack([_quarter(of_label) for of_label in outputs.abs().T])
+    top = outputs.topk(2, dim=1)
+    margin = top.values[:, 0] - top.values[:, 1]
+    between = [margin[(top.indices == c).any(1)] for c in range(problem.biases)]
+    return torch.stack([_quarter(some if len(some) else margin) for some in between])
+
+
+def _quarter(distances: Tensor) -> Tensor:
+    unit = distances.quantile(0.25) if len(distances) < 2**24 else distances.median()
+    unit = unit if unit > 0 else distances.mean()
+    return unit if unit > 0 else torch.ones_like(unit)
 
 
 @torch.no_grad()
@@ -76,13 +90,14 @@ def search(
         objective: what is maximised.
         rows: (R, n), how often each example counts in each set.
         start: (R, C) where each begins.
-        pulls: weights P of the squared distance to the start, in units of `spread`.
+        pulls: weights P of the squared distance to the start, in `units`.
         settings: population, generations, sigma, seed.
 
     Returns:
-        (G + 1, R, P, C): the means of the distributions, the start first.
+        (G + 1, R, P, C): what is proposed after each generation, the start first: the mean of the
+        distribution, averaged over the latter half of the generations so far.
     """
-    unit = spread(problem)
+    unit = units(problem)
     center = start.double()[:, None].repeat(1, len(pulls), 1)  # (R, P, C)
     origin, pull = center.clone(), torch.tensor(pulls, dtype=torch.float64)[:, None]
     log_sigma = torch.zeros_like(center)
@@ -105,7 +120,7 @@ def search(
         path.append(center.clone())
         if watch:
             watch(fitness.numel(), float(fitness[0].mean(-1).max()) - parent)
-    return torch.stack(path)
+    return torch.stack([torch.stack(path[(g + 1) // 2 : g + 1]).mean(0) for g in range(len(path))])
 
 
 def largest(outputs: Tensor, biases: Tensor) -> Tensor:
