@@ -256,12 +256,14 @@ def _judge(
         seed=settings.seed,
     )
     sign = 1.0 if objective.higher_is_better else -1.0
-    # only what flatters is taken off
-    shift = sign * torch.cat([torch.zeros(1), overstated.clamp(min=0)]).double()
-    values, drawn = values - shift, drawn - shift
+    flattery = torch.cat([torch.zeros(1), overstated]).clamp(min=0).double()  # alone is taken off
 
     def contrast(a: int, b: int) -> Interval:
-        return interval(sign * float(values[a] - values[b]), sign * (drawn[:, a] - drawn[:, b]))
+        return interval(
+            sign * float(values[a] - values[b]),
+            sign * (drawn[:, a] - drawn[:, b]),
+            float(flattery[a] - flattery[b]),
+        )
 
     gain, of_start, over_start = contrast(2, 0), contrast(1, 0), contrast(2, 1)
     verdict = NO_GAIN
@@ -278,7 +280,13 @@ def _judge(
         fraction=objective.fraction,
         n=len(problem),
         groups=problem.group_count,
-        values=dict(zip(("checkpoint", "start", "polished"), values.tolist(), strict=True)),
+        values=dict(
+            zip(
+                ("checkpoint", "start", "polished"),
+                (values - sign * flattery).tolist(),
+                strict=True,
+            )
+        ),
         gain=gain,
         gain_of_start=of_start,
         gain_over_start=over_start,
@@ -287,7 +295,7 @@ def _judge(
         chosen=str(found.choice),
         chosen_by_fold=tuple(map(str, found.choices)),
         agreement=float((final == judged).double().mean()),
-        optimism=tuple(shift[1:].tolist()),
+        optimism=tuple((sign * flattery[1:]).tolist()),
         metrics={
             name: tuple(metric(counts, several=several).tolist())
             for name, metric in CONFUSION_METRICS.items()

@@ -3,8 +3,7 @@
 Separable natural evolution strategy (SNES; Schaul, Glasmachers, Schmidhuber 2011,
 https://doi.org/10.1145/2001576.2001692) on the biases, which starts at the tuned logit adjustment
 and is pulled back to it: of equal decisions the nearest to the start wins. The mean of the
-distribution is proposed, for one member's score on few examples is mostly luck; and averaged over
-generations (Polyak, Juditsky 1992, https://doi.org/10.1137/0330046), for it never comes to rest.
+distribution is proposed, for one member's score on few examples is mostly luck.
 """
 
 from __future__ import annotations
@@ -94,8 +93,7 @@ def search(
         settings: population, generations, sigma, seed.
 
     Returns:
-        (G + 1, R, P, C): what is proposed after each generation, the start first: the mean of the
-        distribution, averaged over the latter half of the generations so far.
+        (G + 1, R, P, C): the means of the distributions, the start first.
     """
     unit = units(problem)
     center = start.double()[:, None].repeat(1, len(pulls), 1)  # (R, P, C)
@@ -120,7 +118,7 @@ def search(
         path.append(center.clone())
         if watch:
             watch(fitness.numel(), float(fitness[0].mean(-1).max()) - parent)
-    return torch.stack([torch.stack(path[(g + 1) // 2 : g + 1]).mean(0) for g in range(len(path))])
+    return torch.stack(path)
 
 
 def largest(outputs: Tensor, biases: Tensor) -> Tensor:
