@@ -40,6 +40,7 @@ import math
 import platform
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
+from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -253,7 +254,7 @@ def main() -> None:
     """Run what is missing, and print the counts."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--only", default="", help="arms whose names begin so")
+    parser.add_argument("--only", default="*", help="arms whose names match")
     parser.add_argument("--first", type=int, default=0, help="first data set, by its seed")
     parser.add_argument("--most", type=int, help="data sets of an arm")
     parser.add_argument("--workers", type=int, default=2)
@@ -265,7 +266,7 @@ def main() -> None:
     jobs = [
         (arm, args.first + i)
         for arm in ARMS
-        if str(arm).startswith(args.only)
+        if fnmatch(str(arm), args.only)
         for i in range(min(arm.sets, args.most or arm.sets))
     ]
     missing = [(arm, seed) for arm, seed in jobs if (*arm[:3], seed) not in seen]
