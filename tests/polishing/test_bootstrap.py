@@ -87,3 +87,14 @@ def test_p_is_below_five_percent_where_the_interval_leaves_zero_out() -> None:
     assert not interval(1.0, draws).confirmed
     assert interval(1.0, draws).p > 0.05
     assert interval(0.0, torch.zeros(100)).p == 1.0
+
+
+@pytest.mark.parametrize("flattery", [0.6, -0.6])
+def test_what_is_taken_off_moves_the_end_that_it_flatters_alone(flattery: float) -> None:
+    drawn = torch.randn(4000, generator=torch.Generator().manual_seed(0)) + 2.2
+    plain, less = interval(2.2, drawn), interval(2.2, drawn, flattery)
+    assert less.value == pytest.approx(plain.value - flattery)
+    assert less.low == pytest.approx(plain.low - max(flattery, 0), abs=1e-9)
+    assert less.high == pytest.approx(plain.high - min(flattery, 0), abs=1e-9)
+    assert less.confirmed == (less.p <= 0.05)
+    assert (less.p > plain.p) == (flattery > 0)

@@ -7,7 +7,7 @@ from torch import Tensor
 from evostep.noise import derive_seed, make_generator
 from evostep.polishing.objective import Objective, parse_objective
 from evostep.polishing.problem import Problem, make_problem
-from evostep.polishing.search import Search, center_on_plateau, largest, search, spread
+from evostep.polishing.search import Search, center_on_plateau, largest, search, units
 from evostep.strategies.shaping import log_rank
 from evostep.strategies.snes import default_lr_sigma
 
@@ -22,8 +22,8 @@ def one_search(
     problem: Problem, objective: Objective, row: Tensor, start: Tensor, pull: float
 ) -> list[Tensor]:
     """SNES on one set of examples, member by member."""
-    unit, mean = spread(problem), start.clone()
-    deviation = torch.full_like(mean, SETTINGS.sigma * unit)
+    unit, mean = units(problem), start.clone()
+    deviation = SETTINGS.sigma * unit
     path = [mean.clone()]
     for generation in range(SETTINGS.generations):
         generator = make_generator(derive_seed(SETTINGS.seed, "decision", generation))
@@ -95,7 +95,35 @@ def test_a_metric_that_nothing_changes_moves_nothing_beyond_the_pull() -> None:
         (0.01,),
         Search(sigma=0.01, generations=5),
     )
-    assert path[-1].abs().max() < 0.01 * spread(wide)
+    assert (path[-1].abs() < 0.01 * units(wide)).all()
+
+
+@pytest.mark.parametrize("kind", ["classes", "labels"])
+def test_what_is_hardly_told_apart_does_not_hold_the_others_back(kind: str) -> None:
+    """Two classes (a label) with outputs that are nearly equal, and another that is biased."""
+    drawn = torch.Generator().manual_seed(1)
+    if kind == "classes":
+        truth = torch.arange(300) % 4
+        outputs = 2.0 * torch.nn.functional.one_hot(truth // 2 + truth % 2 * (truth > 1), 3)
+        outputs = outputs[:, [0, 0, 1, 2]] + torch.randn(300, 4, generator=drawn)
+        outputs[:, 1] = outputs[:, 0] + 1e-3 * torch.randn(300, generator=drawn)
+        problem, spoilt = make_problem(outputs + torch.tensor([0, 0, 2.0, 0]), truth), 2
+    else:
+        both = torch.randint(2, (300, 2), generator=drawn)
+        outputs = (2.0 * both - 1 + torch.randn(300, 2, generator=drawn)) * torch.tensor([1e-3, 1])
+        problem, spoilt = make_problem(outputs + torch.tensor([0, 2.0]), both), 1
+    start = torch.zeros(1, problem.biases).double()
+    rows = torch.ones(1, 300).double()
+    found = search(problem, parse_objective("accuracy"), rows, start, (0.001,), Search())[-1, 0, 0]
+    others = torch.cat([found[:spoilt], found[spoilt + 1 :]])
+    assert found[spoilt] - (others.mean() if kind == "classes" else 0) < -1
+
+
+def test_a_class_that_is_never_among_the_first_two_has_a_unit() -> None:
+    outputs = torch.tensor([[3.0, 0.0, -50.0], [0.0, 4.0, -50.0]])
+    assert units(Problem(outputs, torch.tensor([0, 1]), "classes")).tolist() == [3.25, 3.25, 3.25]
+    same = torch.zeros(2, 3)
+    assert units(Problem(same, torch.tensor([0, 1]), "classes")).tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize("bias", [[0.3, -0.2, 0.1], [0.0, 0.0, 0.0]])

@@ -32,12 +32,15 @@ def judge(problem: Problem, objective: Objective, found: CrossFit, settings: Set
     draws = settings.draws or draws_of(objective)
     drawn = draw_values(problem, objective, found.outputs, draws=draws, seed=settings.seed)
     sign = 1.0 if objective.higher_is_better else -1.0
-    # only what flatters is taken off
-    shift = sign * torch.cat([torch.zeros(1), found.overstated.clamp(min=0)]).double()
-    values, drawn = values - shift, drawn - shift
+    flattery = torch.cat([torch.zeros(1), found.overstated.clamp(min=0)]).double()
+    reported = values - sign * flattery
 
     def contrast(a: int, b: int) -> Interval:
-        return interval(sign * float(values[a] - values[b]), sign * (drawn[:, a] - drawn[:, b]))
+        return interval(
+            sign * float(values[a] - values[b]),
+            sign * (drawn[:, a] - drawn[:, b]),
+            float(flattery[a] - flattery[b]),
+        )
 
     gain, of_start, over_start = contrast(2, 0), contrast(1, 0), contrast(2, 1)
     verdict = verdict_of(gain, of_start, over_start)
@@ -51,7 +54,7 @@ def judge(problem: Problem, objective: Objective, found: CrossFit, settings: Set
         fraction=objective.fraction,
         n=len(problem),
         groups=problem.group_count,
-        values=dict(zip(("checkpoint", "start", "polished"), values.tolist(), strict=True)),
+        values=dict(zip(("checkpoint", "start", "polished"), reported.tolist(), strict=True)),
         gain=gain,
         gain_of_start=of_start,
         gain_over_start=over_start,
@@ -60,7 +63,7 @@ def judge(problem: Problem, objective: Objective, found: CrossFit, settings: Set
         chosen=found.chosen,
         chosen_by_fold=found.chosen_by_fold,
         agreement=float(agree.double().mean()),
-        optimism=tuple(shift[1:].tolist()),
+        optimism=tuple((sign * flattery[1:]).tolist()),
         metrics=_shown(problem, found, counts),
         classes=tuple(map(tuple, problem.recalls(counts).T.tolist())),
         decision=make_decision(problem, proposed * (verdict != NO_GAIN), objective.text),

@@ -33,7 +33,7 @@ class Search:
     Attributes:
         population: members of a generation, in mirrored pairs.
         generations: how many at most.
-        sigma: standard deviation at the start, in units of `spread`.
+        sigma: standard deviation at the start, in `units`.
         seed: of the noise, which is the same for all searches of a generation.
         watch: who is told of progress.
     """
@@ -45,27 +45,33 @@ class Search:
     watch: Watch | None = field(default=None, compare=False, repr=False)
 
 
-def spread(problem: Problem) -> float:
-    """Return the distance to the decision's border that a quarter of the examples is within.
+def units(problem: Problem) -> Tensor:
+    """Return the unit of the steps of each of a decision's numbers, (P,).
 
-    It is the unit of steps: a bias of this size changes some decisions and leaves most.
+    For a class it is the distance to the decision's border that a quarter of the examples between
+    this class and another are within: a bias of this size changes some decisions and leaves most.
+    One unit for all would be that of two classes that outputs hardly tell apart, and no other bias
+    would get anywhere.
+
+    Example:
+        >>> outputs = torch.tensor([[0.0, 0.1, -9.0], [0.1, 0.0, -9.0], [-9.0, 0.0, 2.0]])
+        >>> units(Problem(outputs, torch.arange(3), "classes")).round(decimals=1).tolist()
+        [0.1, 0.1, 2.0]
     """
     outputs = problem.outputs.double()
     if problem.kind == "classes":
-        top = outputs.topk(2, dim=1).values
-        margin = top[:, 0] - top[:, 1]
+        top = outputs.topk(2, dim=1)
+        margin = top.values[:, 0] - top.values[:, 1]
+        between = [margin[(top.indices == c).any(1)] for c in range(problem.biases)]
+        unit = [_quarter(some if len(some) else margin) for some in between]
     else:
-        margin = outputs.abs().flatten()
-    unit = float(margin.quantile(0.25)) if len(margin) < 2**24 else float(margin.median())
-    return unit if unit > 0 else float(margin.mean()) or 1.0
+        unit = [_quarter(of_label) for of_label in outputs.abs().T]
+    return torch.tensor([*unit, SCALE_UNIT] if problem.scaled else unit, dtype=torch.float64)
 
 
-def units(problem: Problem) -> Tensor:
-    """Return the unit of each of a decision's numbers, (P,)."""
-    unit = torch.full_like(problem.unchanged, spread(problem))
-    if problem.scaled:
-        unit[-1] = SCALE_UNIT
-    return unit
+def _quarter(distances: Tensor) -> float:
+    near = distances.quantile(0.25) if len(distances) < 2**24 else distances.median()
+    return float(near) or float(distances.mean()) or 1.0
 
 
 @torch.no_grad()
@@ -84,7 +90,7 @@ def search(
         objective: what is maximised.
         rows: (R, n), how often each example counts in each set.
         start: (R, P) where each begins.
-        pulls: weights P of the squared distance to the start, in units of `spread`.
+        pulls: weights P of the squared distance to the start, in `units`.
         settings: population, generations, sigma, seed.
 
     Returns:
