@@ -55,7 +55,7 @@ def coordinate_search(
         >>> from evostep.polishing.objective import parse_objective
         >>> from evostep.polishing.problem import make_problem
         >>> targets = torch.arange(90) % 3
-        >>> outputs = torch.nn.functional.one_hot(targets, 3) + torch.tensor([3.0, 0.0, 0.0])
+        >>> outputs = torch.nn.functional.one_hot(targets, 3) + torch.tensor([3.0, 0.0, 2.0])
         >>> problem, accuracy = make_problem(outputs, targets), parse_objective("accuracy")
         >>> found = coordinate_search(problem, accuracy, torch.ones(90), torch.zeros(3), 0)[-1]
         >>> (problem.decide(found) == targets).all().item()
