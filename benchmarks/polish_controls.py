@@ -3,7 +3,8 @@
 Coordinate search on the metric itself, and Adam on a soft form of it. Both begin where evolution
 does (the tuned logit adjustment), may spend as many evaluations of the metric on a set of examples,
 and hand out candidates among which is chosen as polishing chooses. `evolution` is polishing's own
-search in the same harness: what `select` takes from it is what `evostep.polish` proposes.
+search in the same harness: what `select` takes from it is what the procedure of `evostep.polish`
+chooses on all examples, and proposes but where its verdict is for the start.
 """
 
 from __future__ import annotations
