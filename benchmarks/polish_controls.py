@@ -18,16 +18,16 @@ from torch import Tensor
 from evostep.polishing.bootstrap import resample
 from evostep.polishing.objective import Objective
 from evostep.polishing.problem import Problem
-from evostep.polishing.procedure import _INNER_DRAWS, PULLS, STOPS
-from evostep.polishing.search import Scorer, Search, center_on_plateau, search, spread
+from evostep.polishing.procedure import INNER_DRAWS, PULLS, STOPS
+from evostep.polishing.search import Scorer, Search, center_on_plateau, search, units
 from evostep.polishing.starts import STARTS, fit_starts, subset
 from evostep.scoring.confusion import CONFUSION_METRICS, recalls
 
 EVALUATIONS = Search().generations * Search().population * len(PULLS)  # of a set of examples
-OFFSETS = 2.0 ** torch.arange(-5, 3, dtype=torch.float64)  # in units of `spread`, both ways
+OFFSETS = 2.0 ** torch.arange(-5, 3, dtype=torch.float64)  # in `units`, both ways
 TEMPERATURES = (0.25, 0.5, 1.0, 2.0)  # that logits are divided by
 STEP_COST = 3  # a gradient step in evaluations: a forward, and a backward for two
-LEARNING_RATE = 0.05  # in units of `spread`
+LEARNING_RATE = 0.05  # in `units`
 SOFTNESS = 0.05  # of the soft minimum of recalls
 
 Searcher = Callable[[Problem, Objective, Tensor, Tensor, int], Tensor]
@@ -48,7 +48,7 @@ def coordinate_search(
 ) -> Tensor:
     """Return what a search of one bias after the other passes through, at `STOPS` times.
 
-    Each bias in turn is tried at 16 distances from where it stands, from a 32nd of `spread` to four
+    Each bias in turn is tried at 16 distances from where it stands, from a 32nd of its unit to four
     times it, both ways; the best is taken where it is better, of equals the nearest. It ends
     where a round changes nothing.
 
@@ -62,13 +62,13 @@ def coordinate_search(
         >>> (problem.decide(found) == targets).all().item()
         True
     """
-    scorer, offsets = Scorer(problem, objective, rows), OFFSETS * spread(problem)
-    tries = torch.stack([offsets, -offsets], 1).flatten()  # the nearest first
+    scorer, unit = Scorer(problem, objective, rows), units(problem)
+    tries = torch.stack([OFFSETS, -OFFSETS], 1).flatten()  # the nearest first
     bias, best = start.double().clone(), float(scorer.fitness(start[None].double()))
     path, idle, c = [bias.clone()], 0, 0
     while (len(path) * len(tries)) <= EVALUATIONS and idle < len(bias):
         members = bias.repeat(len(tries), 1)
-        members[:, c] += tries
+        members[:, c] += tries * unit[c]
         fitness = scorer.fitness(members)
         top = int(fitness.argmax())
         better = float(fitness[top]) > best
@@ -104,14 +104,14 @@ def adam_on_soft_form(
     likelihood = ((there.outputs.double() + start) / temperature[:, None]).softmax(-1)  # (T, n, C)
     by_class = [likelihood[:, there.targets == c] for c in range(problem.classes)]
     moved = torch.zeros(len(temperature), len(start), dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.Adam([moved], lr=LEARNING_RATE * spread(problem))
-    path = [start + moved.detach()]
+    optimizer, unit = torch.optim.Adam([moved], lr=LEARNING_RATE), units(problem)
+    path = [start + unit * moved.detach()]
     for _ in range(steps):  # of all temperatures at once: Adam moves each number by itself
         optimizer.zero_grad()
-        counts = soft_counts(by_class, moved / temperature)
+        counts = soft_counts(by_class, unit * moved / temperature)
         (-soft_value(objective, counts).sum()).backward()
         optimizer.step()
-        path.append(start + moved.detach())
+        path.append(start + unit * moved.detach())
     return torch.stack(path)[_stops(steps)].transpose(0, 1).flatten(0, 1)
 
 
@@ -214,7 +214,7 @@ def select(problem: Problem, objective: Objective, fitted: Fitted, *, careful: b
             problem,
             fitted.decisions[[best, simple]],
             lambda counts: objective.value(counts, several=False),
-            draws=_INNER_DRAWS,
+            draws=INNER_DRAWS,
         )
         error = (drawn[:, 0] - drawn[:, 1]).std()
         best = best if fitness[best] - fitness[simple] > error else simple

@@ -55,3 +55,24 @@ def test_outputs_of_other_networks_are_judged_as_they_are() -> None:
     assert result.values == {"checkpoint": 0.5, "start": 0.5, "polished": 1.0}
     assert result.agreement == 1.0
     assert not result.decision.bias.any()
+
+
+def test_what_is_proposed_is_the_procedure_s_also_where_the_start_is_applied() -> None:
+    labels = torch.arange(200) % 2
+    checkpoint = torch.stack([torch.ones(200), torch.zeros(200)], 1)
+    right = torch.nn.functional.one_hot(labels, 2).float() * 3
+    biases = torch.tensor([[0.0, 1.0], [0.0, 2.0]], dtype=torch.float64)
+    found = CrossFit(
+        outputs=torch.stack([checkpoint, right, right]),
+        final=torch.stack([right, right]),
+        start="logit adjustment",
+        chosen="evolution",
+        chosen_by_fold=("evolution",) * 3,
+        evaluations=7,
+        biases=biases,
+    )
+    settings = Settings("balanced-accuracy", folds=3, draws=200)
+    result = judge(make_problem(checkpoint, labels), settings.objective, found, settings)
+    assert result.verdict == BY_START
+    assert result.decision.bias.tolist() == [0.0, 1.0]
+    assert result.proposed.tolist() == [0.0, 2.0]

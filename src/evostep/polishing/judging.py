@@ -45,7 +45,8 @@ def judge(problem: Problem, objective: Objective, found: CrossFit, settings: Set
     gain, of_start, over_start = contrast(2, 0), contrast(1, 0), contrast(2, 1)
     verdict = verdict_of(gain, of_start, over_start)
     which = 1 if verdict == BY_START else 2  # of checkpoint, start, procedure
-    proposed = problem.unchanged if found.biases is None else found.biases[which - 1]
+    biases = [problem.unchanged] * 2 if found.biases is None else found.biases
+    applied = biases[which - 1] * (verdict != NO_GAIN)
     agree = problem.decided(found.final[which - 1]) == decisions[which]
     return Polished(
         verdict=verdict,
@@ -66,8 +67,8 @@ def judge(problem: Problem, objective: Objective, found: CrossFit, settings: Set
         optimism=tuple((sign * flattery[1:]).tolist()),
         metrics=_shown(problem, found, counts),
         classes=tuple(map(tuple, problem.recalls(counts).T.tolist())),
-        decision=make_decision(problem, proposed * (verdict != NO_GAIN), objective.text),
-        proposed=proposed,
+        decision=make_decision(problem, applied, objective.text),
+        proposed=biases[1],
         evaluations=found.evaluations,
         sample_forwards=0,
         settings=settings.as_dict(),

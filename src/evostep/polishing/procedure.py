@@ -26,7 +26,7 @@ from evostep.polishing.search import Search, center_on_plateau, search
 from evostep.polishing.starts import fit_starts, starts_of, subset
 
 PULLS = (0.001, 0.01, 0.1)
-_INNER_DRAWS = 200
+INNER_DRAWS = 200
 STOPS = 8  # so many times of a search at which it may be stopped, beside its start
 
 
@@ -268,7 +268,7 @@ def pick(
     best, start = int(inside.argmax()), int(inside[:simple].argmax())
     if best >= simple:
         both = torch.stack([outputs_of(best), outputs_of(start)])
-        drawn = draw_values(part, objective, both, draws=_INNER_DRAWS)
+        drawn = draw_values(part, objective, both, draws=INNER_DRAWS)
         error = (drawn[:, 0] - drawn[:, 1]).std()
         best = best if inside[best] - inside[start] > error else start
     return best, start
