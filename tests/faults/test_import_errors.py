@@ -9,15 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from evostep import CMAES, Evolution, Fitness, Span
+from evostep import CMAES, Evolution, Span
 from evostep.cli import main
 from evostep.errors import needs_package
-
-
-def fitness() -> object:
-    model = torch.nn.Linear(2, 3)
-    batch = torch.randn(6, 2), torch.arange(6) % 3
-    return Fitness(model, [batch], "macro-f1")()
 
 
 def span(folder: Path) -> object:
@@ -29,7 +23,6 @@ def span(folder: Path) -> object:
 
 NEEDS: dict[str, Callable[[Path], object]] = {
     "cma": lambda _: Evolution({"w": torch.ones(2)}, CMAES(0.1)).evolve(lambda: 0.0),
-    "torchmetrics": lambda _: fitness(),
     "safetensors": span,
 }
 

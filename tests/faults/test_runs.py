@@ -315,7 +315,7 @@ def test_a_label_too_long_for_a_folder() -> None:
 
 
 def test_a_metric_that_is_none_is_told_before_anything_is_trained() -> None:
-    with pytest.raises(InputError, match=r"--metric math:sin fails on outputs \(20, 10\)"):
+    with pytest.raises(InputError, match=r"--metric math:sin fails on outputs \(40, 10\)"):
         make_plan(options_of(metric="math:sin"))
 
 

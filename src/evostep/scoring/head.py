@@ -66,7 +66,8 @@ def find_head(
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2), nn.Softmax(1))
-        >>> head = find_head(model, lambda: model(torch.zeros(1, 4)))
+        >>> x = torch.zeros(1, 4)  # made beforehand: what a forward makes itself is no data
+        >>> head = find_head(model, lambda: model(x))
         >>> head.layer is model[1], head.is_last
         (True, False)
     """

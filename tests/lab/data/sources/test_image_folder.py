@@ -64,7 +64,7 @@ def test_bad_image_folders_are_refused(refused: Refused, pictures: Path, tmp_pat
     refused("needs an image size: give --image-size", name)
     refused("no folder .*nowhere", f"folder:{tmp_path / 'nowhere'}", image_size=8)
     (tmp_path / "bare").mkdir()
-    refused("is no image folder", f"folder:{tmp_path / 'bare'}", image_size=8)
+    refused("holds no folder of a class", f"folder:{tmp_path / 'bare'}", image_size=8)
 
     broken = pictures / "train" / "dog" / "1.png"
     broken.write_bytes(broken.read_bytes()[:40])
