@@ -561,7 +561,7 @@ def test_a_directory_with_something_else_in_it_is_refused(tmp_path: Path) -> Non
         check_directory(plan_of(), tmp_path)
     with pytest.raises(InputError, match="is a file: choose a directory"):
         check_directory(plan_of(), tmp_path / "thesis.tex")
-    with pytest.raises(InputError, match="cannot be made: .* is a file: choose a directory"):
+    with pytest.raises(InputError, match=r"cannot be made: .* is a file: choose a directory"):
         run(plan_of(), tmp_path / "thesis.tex" / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
