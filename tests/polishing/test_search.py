@@ -7,7 +7,15 @@ from torch import Tensor
 from evostep.noise import derive_seed, make_generator
 from evostep.polishing.objective import Objective, parse_objective
 from evostep.polishing.problem import Problem, make_problem
-from evostep.polishing.search import Search, center_on_plateau, largest, search, units
+from evostep.polishing.search import (
+    Scorer,
+    Search,
+    center_on_plateau,
+    largest,
+    search,
+    undecided,
+    units,
+)
 from evostep.strategies.shaping import log_rank
 from evostep.strategies.snes import default_lr_sigma
 
@@ -145,3 +153,27 @@ def test_the_middle_of_a_threshold_is_between_its_neighbours() -> None:
     assert only.tolist() == [0.5]
     beyond = torch.tensor([5.0])
     assert center_on_plateau(problem, beyond).tolist() == [5.0]
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-7, 0.1, 3.0])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_only_what_members_may_decide_otherwise_is_decided_for_each(
+    spread: float, weighted: bool
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    outputs = torch.randn(300, 5, generator=generator).round(decimals=1)  # with ties
+    targets = torch.arange(300) % 5
+    biases = 0.3 + spread * torch.randn(20, 5, generator=generator).double()
+    weights = torch.rand(300, generator=generator) if weighted else None
+    problem = make_problem(outputs, targets, weights=weights)
+    each = torch.stack([problem.decide(bias) for bias in biases])
+    differ = (each != each[0]).any(0)
+    torn = undecided(outputs.T.contiguous(), biases)
+    assert bool((torn | ~differ).all())
+    if spread <= 0.1:  # and few others are looked at
+        assert int(torn.sum()) <= int(differ.sum()) + 120
+    objective = parse_objective("macro-f1")
+    row = torch.arange(300).double() % 3  # some not at all, some twice
+    slow = objective.value(problem.counts(each, row), several=False)
+    fast = Scorer(problem, objective, row).fitness(biases)
+    torch.testing.assert_close(fast, slow, rtol=1e-12, atol=1e-12)

@@ -143,7 +143,7 @@ def largest(outputs: Tensor, biases: Tensor) -> Tensor:
     classes, n = outputs.shape
     dtype = torch.int16 if classes < 2**15 else torch.int64
     parts = []
-    for some in biases.to(outputs).split(max(1, _BLOCK // n)):
+    for some in biases.to(outputs).split(max(1, _BLOCK // max(n, 1))):
         best = outputs[0] + some[:, 0, None]
         index = torch.zeros_like(best, dtype=dtype)
         other = torch.empty_like(best)
@@ -156,6 +156,27 @@ def largest(outputs: Tensor, biases: Tensor) -> Tensor:
 
 
 _BLOCK = 40_000  # numbers of a block
+
+
+def undecided(outputs: Tensor, biases: Tensor) -> Tensor:
+    """Return the examples about which not all biases decide alike, and maybe more: (n,).
+
+    Within the range of each bias a class is the largest only where its most reaches the most that
+    a class has at least. Rounding keeps the order, so no example is missed. In a search, where
+    members lie close together, most examples are decided.
+
+    Args:
+        outputs: (C, n).
+        biases: (M, C).
+
+    Example:
+        >>> outputs = torch.tensor([[0.0, 2.0], [1.0, 0.0]])
+        >>> undecided(outputs, torch.tensor([[0.0, 0.0], [1.5, 0.0]])).tolist()
+        [True, False]
+    """
+    some = biases.to(outputs)
+    least = (outputs + some.amin(0)[:, None]).amax(0)
+    return (outputs + some.amax(0)[:, None] >= least).sum(0) > 1
 
 
 class Scorer:
@@ -182,12 +203,16 @@ class Scorer:
         part = self._part
         if self._objective.of_outputs:
             return part.seen(part.adjusted(biases[:, None, :]), self._row)
-        return part.counts(self._decide(biases), self._row)
+        if part.kind != "classes":
+            return part.counts(part.decide(biases[:, None, :]), self._row)
+        torn = undecided(self._by_class, biases)
+        return self._counts(biases[:1], ~torn) + self._counts(biases, torn)
 
-    def _decide(self, biases: Tensor) -> Tensor:
-        if self._part.kind == "classes":
-            return largest(self._by_class, biases)
-        return self._part.decide(biases[:, None, :])
+    def _counts(self, biases: Tensor, rows: Tensor) -> Tensor:
+        """Count the decisions about some of the examples."""
+        some = subset(self._part, rows)
+        row = None if self._row is None else self._row[rows]
+        return some.counts(largest(self._by_class[:, rows], biases), row)
 
     def fitness(self, members: Tensor) -> Tensor:
         """Return the fitness of biases (..., P): (...)."""

@@ -64,7 +64,7 @@ def count(
         cell = cell + torch.arange(labels, device=cell.device) * classes**2
     lead = cell.shape[: -targets.ndim]
     size = labels * classes**2
-    rows = cell.reshape(-1, *targets.shape)
+    rows = cell.reshape(lead.numel(), *targets.shape)
     start = torch.arange(len(rows), device=cell.device).view(-1, *[1] * targets.ndim) * size
     weight = None
     if weights is not None:
