@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from evostep.cli.output import answer, manner
+from evostep.errors import counted
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -39,7 +40,8 @@ def describe(found: dict[str, Any], *, everything: bool = False) -> Iterator[str
     yield f"evostep {found['evostep']}, torch {torch}, Python {found['python']}"
     yield f"  on {found['platform']}"
     if devices:
-        yield f"cpu      {devices['cpu']}: {devices['cores']} cores, {devices['threads']} threads"
+        cores, threads = devices["cores"], devices["threads"]
+        yield f"cpu      {devices['cpu']}: {counted(cores, 'core')}, {counted(threads, 'thread')}"
         yield f"gpu      {'; '.join(devices['gpus']) or 'none'} (torch for {devices['built for']})"
     for name, data in found["data"].items():
         yield f"data     {name}: {data['found'] or 'not found: ' + data['cure']}"

@@ -79,8 +79,11 @@ def parse(arguments: list[str]) -> Namespace:
     except UnicodeDecodeError as error:
         fail(f"the configuration is no text ({error}): give a YAML file in UTF-8")
     own = parsed[parsed.command]
-    if parsed.command in WITH_DEFAULT_OUT and own.get("out") is None:
-        own.out = default_out(parsed.command, own)
+    if parsed.command in WITH_DEFAULT_OUT:
+        if "out" not in own:
+            own.out = default_out(parsed.command, own)
+        elif own.out is None:
+            fail("--out must be a path, got null")
     return parsed
 
 
