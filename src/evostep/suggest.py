@@ -108,7 +108,7 @@ def suggest_sigma(
     Warns where the share is reached at no sigma.
 
     Raises:
-        InputError: a share outside (0, 1), no sigmas, fewer than one draw; targets of a regression
+        ValueError: a share outside (0, 1), no sigmas, fewer than one draw; targets of a regression
             that are all the same.
 
     Example:
@@ -119,11 +119,11 @@ def suggest_sigma(
         True
     """
     if not 0 < share < 1:
-        raise InputError(f"share must lie between 0 and 1, got {share}")
+        raise ValueError(f"share must lie between 0 and 1, got {share}")
     if draws < 1:
-        raise InputError(f"draws must be at least 1, got {draws}")
+        raise ValueError(f"draws must be at least 1, got {draws}")
     if not sigmas or sorted(sigmas) != list(sigmas) or sigmas[0] <= 0:
-        raise InputError(f"sigmas must be positive and rising, got {list(sigmas)}")
+        raise ValueError(f"sigmas must be positive and rising, got {list(sigmas)}")
     space = space or AllWeights()
     predict = _Predictions(model, batches)
     slots = slots_of_module(model)

@@ -53,7 +53,7 @@ def test_every_command_answers_by_one_json_object(
 
     scores = ["--scores=s.csv", "--scores-are=logits"]
     assert told("evaluate", *scores)["class_names"] == ["né−", "ja"]
-    polish = ["polish", *scores, "--budget=256", "--folds=3"]
+    polish = ["polish", *scores, "--budget=672", "--folds=3"]
     polished = told(*polish)
     out = Path(polished["out"])
     assert out.parent == Path("runs")
@@ -102,8 +102,9 @@ def test_quiet_leaves_answer_and_warnings(capsys: pytest.CaptureFixture[str]) ->
     assert main(["-q", *command]) == 0
     captured = capsys.readouterr()
     assert captured.out.endswith("page:  out/report.html\n")
-    (line,) = captured.err.splitlines()
-    assert line.startswith("evostep: warning: the data folder 'x' has no effect")
+    lines = captured.err.splitlines()
+    assert all(line.startswith("evostep: warning: ") for line in lines)
+    assert any("the data folder 'x' has no effect" in line for line in lines)
 
 
 def test_what_a_quiet_run_warns_of_is_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,7 +122,7 @@ def test_verbose_tells_each_step_and_where_things_are_from(
 ) -> None:
     command = ["compare", *TINY, "--arms=mutation", "--seeds=1", "--out=out"]
     assert main(["--verbose", *command]) == 0
-    assert len(capsys.readouterr().err.splitlines()) >= 4
+    assert len(capsys.readouterr().err.splitlines()) >= 3  # one in ten seconds else
     with pytest.raises(SystemExit):
         main(["list", "metods", "-v"])
     *trace, line = capsys.readouterr().err.splitlines()
@@ -190,5 +191,5 @@ def test_colours_are_for_terminals_and_never_with_no_color(
     assert "\x1b" not in shown(monkeypatch, terminal=False)
     monkeypatch.setenv("NO_COLOR", "1")
     text = shown(monkeypatch, terminal=True)
-    assert "step" in text
+    assert "polishing" in text
     assert not COLOUR.search(text)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from evostep import Only
 from evostep.cli import main
 from evostep.cli.parser import parse
 from evostep.cli.sigma import suggest
@@ -15,7 +16,6 @@ from evostep.lab.data.splits import splits_of
 from evostep.lab.models import build_model
 from evostep.lab.options import Options
 from evostep.lab.storage import save_weights
-from evostep.spaces import Only
 from evostep.suggest import suggest_sigma
 
 CPU = torch.device("cpu")
@@ -38,7 +38,7 @@ def test_it_says_what_the_function_says(weights: Path, capsys: pytest.CaptureFix
     parts = cut(data, splits_of(Options(), data, 4), CPU)
     expected = suggest_sigma(
         model.eval(),
-        parts.test.batches(data),
+        parts.test.batches(parts.data),
         share=0.1,
         draws=2,
         space=Only("head"),
@@ -64,7 +64,7 @@ def test_it_says_what_the_function_says(weights: Path, capsys: pytest.CaptureFix
         (["--space=hed"], "'hed'"),
         (["--noise=pink"], "--noise 'pink': expected normal or uniform"),
         (["--part=train"], "--part 'train': expected test or accept or fitness or all"),
-        (["--seed=-1"], "seed must be"),
+        (["--seed=-1"], "--seed must be at least 0"),
     ],
 )
 def test_bad_input_is_one_line(

@@ -69,6 +69,7 @@ def suggest(parsed: Any) -> SigmaSuggestion:
         network=Options(**given, given=frozenset(given)),
         split_seed=own.pop("split_seed"),
         part=own.pop("part"),
+        seed=own["seed"],
         evaluates=True,
     )
     if options.onnx is not None:
@@ -82,4 +83,7 @@ def suggest(parsed: Any) -> SigmaSuggestion:
 
     subject = make_subject(options)
     assert subject.model is not None, "it is not of ONNX"
-    return suggest_sigma(subject.model, subject.examples, space=make_space(space), **own)
+    try:
+        return suggest_sigma(subject.model, subject.examples, space=make_space(space), **own)
+    except ValueError as error:  # a share, a number of draws or a space that cannot be
+        raise InputError(str(error)) from error
