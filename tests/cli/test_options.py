@@ -273,7 +273,7 @@ def test_a_direction_may_be_denied_and_is_unknown_by_default() -> None:
     [
         ("--no-pretrained=true", "says no, and 'true' besides: write --pretrained=true"),
         ("--no-epochs", "unknown option --no-epochs"),
-        ("--no-openai-es.antithetic", "did you mean --openai-es.no-antithetic"),
+        ("--no-openai-es.antithetic", "or --openai-es.no-antithetic"),
         ("--json=maybe", "--json"),
     ],
 )
