@@ -1,16 +1,22 @@
 """The package as it is installed: what it imports, what it ships, what it pins."""
 
+import compileall
+import contextlib
 import importlib
 import importlib.metadata
 import json
+import os
 import re
 import subprocess
 import sys
+import tarfile
 import tomllib
+import venv
 import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -160,3 +166,162 @@ def test_constraints_pin_every_requirement_within_its_range() -> None:
         name = canonicalize_name(requirement.name)
         assert name in pins, f"{name} has no line in constraints.txt"
         assert pins[name] in requirement.specifier, f"{name}=={pins[name]} is not {requirement}"
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the source distribution, and the wheel that is built from what it holds."""
+    folder = tmp_path_factory.mktemp("built")
+    build = [sys.executable, "-m", "hatchling", "build", "-d", str(folder)]
+    subprocess.run([*build, "-t", "sdist"], cwd=ROOT, capture_output=True, check=True)
+    (source,) = folder.glob("*.tar.gz")
+    with tarfile.open(source) as files:
+        files.extractall(folder / "unpacked", filter="data")
+    (unpacked,) = (folder / "unpacked").iterdir()
+    subprocess.run([*build, "-t", "wheel"], cwd=unpacked, capture_output=True, check=True)
+    return folder
+
+
+def test_the_source_holds_what_a_wheel_is_built_from(built: Path, wheel: zipfile.ZipFile) -> None:
+    (again,) = built.glob("*.whl")
+    assert set(zipfile.ZipFile(again).namelist()) == set(wheel.namelist())
+    (unpacked,) = (built / "unpacked").iterdir()
+    assert unpacked.name == f"evostep-{evostep.__version__}"
+    for name in ("README.md", "LICENSE", "CITATION.cff", "SECURITY.md", "tests/test_packaging.py"):
+        assert (unpacked / name).is_file(), name
+
+
+def test_one_version_is_told_everywhere() -> None:
+    assert f"\nversion: {evostep.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## [{evostep.__version__}] - " in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_matrix_is_that_of_the_project() -> None:
+    """Every Python of the classifiers, and the oldest torch that the requirement admits."""
+    text = (ROOT / ".github/workflows/test.yml").read_text()
+    matrix = yaml.safe_load(text)["jobs"]["versions"]["strategy"]["matrix"]
+    told = [c.rpartition(" ")[2] for c in PROJECT["classifiers"] if ":: Python :: 3." in c]
+    assert matrix["python"] == told
+    assert PROJECT["requires-python"] == f">={told[0]}"
+    (torch,) = PROJECT["dependencies"]
+    oldest = {one["torch"] for one in matrix["include"]} - {"newest"}
+    assert {f"torch>={version.removesuffix('.0')}" for version in oldest} == {torch}
+
+
+# Installed with nothing else: packages of this environment are linked into an empty one
+
+
+def needed(name: str, extras: frozenset[str], found: set[str]) -> set[str]:
+    """Add a package that is installed here, with all that it requires, to what was found."""
+    name = canonicalize_name(name)
+    if name not in found:
+        found.add(name)
+        for line in importlib.metadata.requires(name) or ():
+            requirement = Requirement(line)
+            marker = requirement.marker
+            wanted = [{"extra": extra} for extra in (*extras, "")]
+            if marker is None or any(marker.evaluate(one) for one in wanted):
+                with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                    needed(requirement.name, frozenset(requirement.extras), found)
+    return found
+
+
+def link(name: str, site: Path) -> None:
+    files = importlib.metadata.files(name) or []
+    for top in {file.parts[0] for file in files} - {"..", "__pycache__", "bin"}:
+        here = Path(str(importlib.metadata.distribution(name).locate_file(top)))
+        if not (site / top).exists():
+            (site / top).symlink_to(here)
+
+
+def environment(folder: Path, wheel: Path, extra: str | None) -> Path:
+    """Make an environment with the wheel, torch, and what an extra asks for; return its Python."""
+    venv.create(folder, with_pip=False, symlinks=True)
+    python = folder / "bin" / "python"
+    site = folder / "lib" / f"python3.{sys.version_info[1]}" / "site-packages"
+    groups = PROJECT["optional-dependencies"]
+    lines = [*PROJECT["dependencies"], *(groups[extra] if extra else ())]
+    found: set[str] = set()
+    while lines:
+        requirement = Requirement(lines.pop())
+        if requirement.name == "evostep":
+            lines += [line for name in requirement.extras for line in groups[name]]
+        else:
+            needed(requirement.name, frozenset(requirement.extras), found)
+    for name in found:
+        link(name, site)
+    zipfile.ZipFile(wheel).extractall(site)
+    compileall.compile_dir(site / "evostep", quiet=1)  # as an installer does
+    return python
+
+
+ALONE = {  # extra -> what it is for, done where nothing else is
+    None: """
+import time, torch
+began = time.process_time()
+from evostep import *
+import evostep
+beyond = time.process_time() - began
+model = torch.nn.Linear(3, 2)
+batches = [(torch.randn(20, 3), torch.arange(20) % 2)]
+optimizer = Evolved(torch.optim.SGD(model.parameters(), lr=0.1), OpenAIES(0.1), model=model)
+optimizer.evolve(Fitness(model, batches, "neg-loss"), generations=2)
+try:
+    import numpy
+except ImportError:
+    pass
+else:
+    raise SystemExit("it is not empty")
+assert beyond < 1, f"import evostep takes {beyond:.2f} s beyond torch"
+""",
+    "metrics": """
+import torch, torchmetrics
+from evostep import *
+model = torch.nn.Linear(3, 2)
+metric = torchmetrics.F1Score("multiclass", num_classes=2)
+assert 0 <= Fitness(model, [(torch.randn(20, 3), torch.arange(20) % 2)], metric)() <= 1
+""",
+    "cma": """
+import torch
+from evostep import *
+Evolution({"w": torch.ones(2)}, CMAES(0.1)).evolve(lambda: 0.0)
+""",
+    "lab": """
+from pathlib import Path
+from evostep.cli import main
+rows = [f"{-1 if i % 5 else 2},{i % 3},{'ab'[i % 2]}" for i in range(60)]
+Path("s.csv").write_text("score_a,score_b,label\\n" + "\\n".join(rows))
+assert main("polish --scores=s.csv --scores-are=logits --budget=1000 --out=o".split()) == 0
+assert main("compare --dry-run --epochs=1 --evolve-from=0 --model=mlp".split()) == 0
+""",
+}
+
+
+@pytest.mark.slow  # links thousands of files, and imports torch in five processes
+@pytest.mark.skipif(sys.platform == "win32", reason="links files")
+@pytest.mark.parametrize("extra", ALONE)
+def test_each_extra_alone_brings_what_it_is_for(
+    extra: str | None, built: Path, tmp_path: Path
+) -> None:
+    (wheel,) = built.glob("*.whl")
+    python = environment(tmp_path / "environment", wheel, extra)
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [str(python), *arguments]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=False, cwd=tmp_path, env=clean
+        )
+
+    done = run("-c", ALONE[extra])
+    assert done.returncode == 0, done.stderr
+    done = run("-m", "evostep", "doctor", "--json")
+    assert done.returncode == 0, done.stderr
+    packages = json.loads(done.stdout)["packages"]
+    missing = {name for name, facts in packages.items() if facts["state"] == "missing"}
+    wanted = {name for name, facts in packages.items() if extra in facts["extras"]}
+    assert not missing & wanted
+    assert ("rich" in missing) is (extra != "lab")
+    done = run("-m", "evostep", "evaluate", "--scores=s.csv", "--scores-are=logits")
+    assert done.returncode == (0 if extra == "lab" else 2)
+    assert ("pip install 'evostep[lab]'" in done.stderr) is (extra != "lab")

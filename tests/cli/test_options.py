@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -236,3 +237,82 @@ def test_population_by_both_names_is_refused(capsys: pytest.CaptureFixture[str])
         main(given)
     told = "--mutation.population and --mutation.children, its old name, are both given"
     assert told in capsys.readouterr().err
+
+
+# What is true or false, and where results go
+
+
+@pytest.mark.parametrize(
+    ("given", "budget", "antithetic"),
+    [
+        ([], True, None),
+        (["--no-equal-budget", "--openai-es.no-antithetic"], False, False),
+        (["--equal-budget", "--openai-es.antithetic"], True, True),
+        (["--equal-budget=false", "--openai-es.antithetic", "false"], False, False),
+        (["--equal-budget", "true", "--openai-es.antithetic=true"], True, True),
+        (["--config=c.yaml", "--no-equal-budget"], False, None),
+    ],
+)
+def test_a_switch_may_stand_alone_or_say_no(
+    given: list[str], budget: bool, antithetic: bool | None
+) -> None:
+    Path("c.yaml").write_text("equal_budget: true\n")
+    options = options_of(*given)
+    assert options.equal_budget is budget
+    assert options.strategies.get("openai-es", {}).get("antithetic") is antithetic
+
+
+def test_a_direction_may_be_denied_and_is_unknown_by_default() -> None:
+    found = [options_of(*given).higher_is_better for given in ([], ["--no-higher-is-better"])]
+    assert found == [None, False]
+    assert options_of("--higher-is-better").higher_is_better is True
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("--no-pretrained=true", "says no, and 'true' besides: write --pretrained=true"),
+        ("--no-epochs", "unknown option --no-epochs"),
+        ("--no-openai-es.antithetic", "or --openai-es.no-antithetic"),
+        ("--json=maybe", "--json"),
+    ],
+)
+def test_other_ways_to_say_no_are_refused(
+    given: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        options_of(given)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line
+
+
+def test_by_default_the_same_options_have_the_same_place() -> None:
+    def place(*arguments: str) -> Path:
+        parsed = parse([*arguments])
+        return Path(parsed[parsed.command].out)
+
+    Path("c.yaml").write_text("lr: 0.5\n")
+    first = place("compare", "--lr=0.5")
+    assert re.fullmatch(r"runs/compare-digits-[0-9a-f]{8}", first.as_posix())
+    same = (
+        ["--config=c.yaml"],
+        ["--lr", "5e-1", "--seeds=9"],
+        ["--lr=0.5", "--device=cpu", "--threads=1", "-v", "--dry-run"],
+    )
+    assert {place("compare", *arguments) for arguments in same} == {first}
+    others = [
+        *(place("compare", *more) for more in ([], ["--lr=0.4"], ["--lr=0.5", "--arms=sgd"])),
+        *(place("train", *more) for more in (["--seed=1"], ["--seed=2"], ["--arm=sgd"])),
+        *(place("polish", f"--scores={name}") for name in ("a.csv", "b.csv")),
+    ]
+    assert len({first, *others}) == len(others) + 1
+    assert others[-1].name.startswith("polish-b-")
+    assert place("compare", "--data=folder:/my/own pets").name.startswith("compare-own-pets-")
+    assert place("compare", "--lr=0.5", "--out=here") == Path("here")
+
+
+@pytest.mark.parametrize("shared", ["-v", "--quiet", "--json"])
+def test_what_commands_share_may_stand_before_their_name(shared: str) -> None:
+    before, behind = parse([shared, "list", "data"]), parse(["list", "data", shared])
+    assert before == behind
+    assert before.list.what == "data"

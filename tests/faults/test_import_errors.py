@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -76,7 +78,11 @@ def test_what_is_told(
         assert "cannot be imported (ImportError: libx.so.1: gone)" in text
 
 
-def test_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What needs its parser says so; what needs nothing is answered."""
+
     def broken(name: str, *_: object, **__: object) -> object:
         if name == "evostep.cli.parser":
             raise ImportError("libyaml.so: gone", name="yaml._yaml")
@@ -84,8 +90,18 @@ def test_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
     imported = __import__
     monkeypatch.setattr("builtins.__import__", broken)
-    with pytest.raises(SystemExit, match=r"needs the package yaml, .*libyaml\.so: gone"):
-        main(["methods"])
+    with pytest.raises(SystemExit, match="2"):
+        main(["compare"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(r"needs the package yaml, .*libyaml\.so: gone", line)
+    for command in (["methods"], ["list", "-v"], ["--json", "list", "data"]):
+        assert main(command) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["data"]["digits"]
+    for wrong, told in ((["list", "metods"], "did you mean methods"), (["list", "--x"], "--x")):
+        with pytest.raises(SystemExit, match="2"):
+            main(wrong)
+        (line,) = capsys.readouterr().err.splitlines()
+        assert told in line
 
 
 @pytest.mark.parametrize("package", ["pyarrow", "matplotlib"])

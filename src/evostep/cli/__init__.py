@@ -25,9 +25,11 @@ def main(arguments: list[str] | None = None) -> int:
         from evostep.cli.terminal import steady_streams
 
         with steady_streams() as (out, _), warnings.catch_warnings():
-            warnings.showwarning = _show_warning  # type: ignore[assignment]
+            from evostep.cli.output import show_warning
+
+            warnings.showwarning = show_warning  # type: ignore[assignment]
             try:
-                parsed = _parse(arguments)
+                parsed = _parse(sys.argv[1:] if arguments is None else arguments)
                 _run(parsed)
             except KeyboardInterrupt:
                 return _stopped(parsed)
@@ -39,12 +41,16 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _parse(arguments: list[str] | None) -> Any:
+def _parse(arguments: list[str]) -> Any:
     try:
         from evostep.cli.parser import parse
     except ImportError as error:
-        raise SystemExit(f"evostep: error: {_lacking('the command line', error)}") from error
-    return parse(sys.argv[1:] if arguments is None else arguments)
+        from evostep.cli.bare import parse_bare
+        from evostep.cli.output import fail
+
+        parsed = parse_bare(arguments)
+        return parsed or fail(f"{_lacking('the command line', error)}")
+    return parse(arguments)
 
 
 def _lacking(what: str, error: ImportError) -> Exception:
@@ -56,20 +62,34 @@ def _lacking(what: str, error: ImportError) -> Exception:
 
 
 def _run(parsed: Any) -> None:
-    from evostep.cli.parser import COMMANDS, fail
+    from evostep.cli.commands import COMMANDS
+    from evostep.cli.output import speaking
     from evostep.errors import InputError
 
+    own = parsed[parsed.command]
     try:
-        COMMANDS[parsed.command].run(parsed[parsed.command])
-    except InputError as error:
+        with speaking(own):
+            try:
+                COMMANDS[parsed.command].run(own)
+            except (InputError, OSError, ImportError) as error:
+                _refuse(parsed.command, error)
+    except InputError as error:  # of how it is to speak
+        _refuse(parsed.command, error)
+
+
+def _refuse(command: str, error: Exception) -> None:
+    from evostep.cli.output import fail
+    from evostep.errors import InputError
+
+    if isinstance(error, InputError):
         fail(str(error), error.exit_code)
-    except OSError as error:  # most are told where they are met, with what to do
+    elif isinstance(error, OSError):  # most are told where they are met, with what to do
         where = f" ({error.filename!s:.80})" if error.filename else ""
         of_path = error.errno in (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP)
         cure = "choose another path" if of_path else "free some space, or choose another --out"
         fail(f"{error.strerror or error}{where}: {cure}", 2 if of_path else 1)
-    except ImportError as error:
-        fail(str(_lacking(f"evostep {parsed.command}", error)))
+    elif isinstance(error, ImportError):
+        fail(str(_lacking(f"evostep {command}", error)))
 
 
 def _stopped(parsed: Any) -> int:
@@ -90,10 +110,3 @@ def _stopped(parsed: Any) -> int:
 def _lost(error: OSError) -> int:
     print(f"evostep: error: the output was cut off ({error.strerror})", file=sys.stderr)
     return 1
-
-
-def _show_warning(message: Warning | str, *_: Any) -> None:
-    """Show a warning as one plain line, without the place in the source."""
-    from evostep.cli.wording import plain
-
-    print(f"evostep: warning: {plain(str(message))}", file=sys.stderr)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evostep.cli.options import add_options, make_options
+from evostep.cli.options import add_option, add_options, make_options
+from evostep.cli.output import answer, manner, note, progress_console
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -18,57 +19,59 @@ DESCRIPTION = (
     "Compare arms on equal data and equal compute, over seeds. The same command on a directory "
     "with finished runs continues with the missing ones."
 )
-USAGE = "evostep compare --out DIR [option ...]"
+USAGE = "evostep compare [--out DIR] [option ...]"
 
 
 def add_arguments(parser: ArgumentParser, *, everything: bool = True) -> None:
     """Add the command's arguments."""
     add_options(parser, everything=everything)
-    parser.add_argument(
-        "--dry-run",
-        type=bool,
-        nargs="?",
-        const=True,
-        default=False,
-        help="print arms, budgets, expected hours and disk; run nothing",
-    )
+    text = "print arms, budgets, expected hours and disk; run nothing"
+    add_option(parser, "dry_run", bool, False, text)
 
 
 def run(parsed: Any) -> None:
     """Run the command."""
     options = make_options(parsed)
-    from rich.console import Console
-
-    from evostep.lab.comparison.compare import describe_plan
+    from evostep.lab.comparison.compare import describe_plan, plan_facts
     from evostep.lab.comparison.directory import check_directory, is_complete
+    from evostep.lab.comparison.estimate import estimate
     from evostep.lab.comparison.plan import make_plan
-    from evostep.lab.storage import check_writable
+    from evostep.lab.storage import check_room, check_writable
 
     check_writable(parsed.out)  # before data are read, which may take long
     if is_complete(options, parsed.out):
         from evostep.lab.report.page import write_report
 
-        print(f"{parsed.out} holds every run of this comparison: nothing is run")
-        if not parsed.get("dry_run"):
+        told = f"{parsed.out} holds every run of this comparison: nothing is run"
+        if parsed.get("dry_run"):
+            answer(told, {"out": parsed.out, "finished": True})
+        else:
+            note(told)
             show(write_report(parsed.out))
         return
     plan = make_plan(options)
     check_directory(plan, parsed.out)
     if parsed.get("dry_run"):
-        describe_plan(plan, parsed.out, Console())
+        guess = estimate(plan)
+        answer(describe_plan(plan, guess), {"out": parsed.out, **plan_facts(plan, guess)})
+        check_room(parsed.out, guess.bytes)
     else:
         run_plan(plan, parsed.out)
 
 
 def run_plan(plan: Plan, out: Path) -> None:
     """Run what is missing of a plan, and print its table; progress goes to stderr."""
-    from rich.console import Console
-
     from evostep.lab.comparison.compare import compare
 
-    show(compare(plan, out, Console(stderr=True)))
+    show(compare(plan, out, progress_console(), every_step=manner().verbose))
 
 
 def show(paths: ReportPaths) -> None:
-    """Print the short table of a report, and where the whole is."""
-    print(f"{paths.summary}\n\ntable: {paths.table}\npage:  {paths.page}")
+    """Answer by the short table of a report, and where the whole is; or by its results."""
+    from evostep.lab.storage import read_json
+
+    out = paths.page.parent
+    answer(
+        f"{paths.summary}\n\ntable: {paths.table}\npage:  {paths.page}",
+        {"out": out, "table": paths.table, "page": paths.page, **read_json(out / "results.json")},
+    )

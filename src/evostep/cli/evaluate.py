@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evostep.cli.output import answer
 from evostep.cli.polish import add_subject, make_polish_options
 from evostep.lab.polish.options import ONLY_POLISH
 
@@ -32,4 +33,4 @@ def run(parsed: Any) -> None:
     from evostep.lab.polish.wording import summarise_evaluation
 
     record, _ = run_evaluate(options, parsed.get("out"))
-    print(summarise_evaluation(record))
+    answer(summarise_evaluation(record), record)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from evostep.cli.schema import read_schema
+from evostep.cli.listing import list_kind
+from evostep.cli.output import answer
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -20,13 +21,13 @@ def add_arguments(parser: ArgumentParser, **_: Any) -> None:
 
 def run(_: Any) -> None:
     """Run the command."""
-    print(list_methods())
+    answer(list_methods(), list_kind("methods"))
 
 
 def list_methods() -> str:
     """Return every method: one line, then its source and defaults."""
     lines = []
-    for name, method in read_schema()["methods"].items():
+    for name, method in list_kind("methods").items():
         lines += [f"{name}: {method['summary']}", f"    source: {method['source']}"]
         defaults = []
         if method["strategy"]:

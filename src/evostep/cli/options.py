@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import hashlib
+import json
+import re
+from pathlib import Path
+from types import NoneType
+from typing import TYPE_CHECKING, Any, get_args
 
 from evostep.cli.schema import kind_of, read_schema
 from evostep.errors import InputError, unknown_name, warn_renamed
@@ -36,7 +41,6 @@ def add_options(
         everything: whether its help tells them all, or those of every day.
     """
     from argparse import SUPPRESS
-    from pathlib import Path
 
     def told(text: str) -> str:
         return text if everything else SUPPRESS
@@ -46,7 +50,7 @@ def add_options(
     parser.add_argument(
         "--help-all", action="help", help="tell all options, settings of methods too"
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for the results")
+    add_out(parser)
     parser.add_argument("--config", action="config", metavar="FILE", help="YAML file with options")
     for action in parser._actions:  # jsonargparse adds it to --config, with a help of its own
         if "--print_config" in action.option_strings:
@@ -56,29 +60,71 @@ def add_options(
         if name not in skip:
             option = schema["options"][name]
             text = option["help"] + _default(option)
-            kind, settings = kind_of(option), _metavar(option)
-            if kind is bool:  # "--pretrained" alone means true
-                settings |= {"nargs": "?", "const": True}
-            parser.add_argument(
-                flag(name),
-                type=kind,
-                default=option["default"],
-                help=text if name in EVERYDAY else told(text),
-                **settings,
-            )
+            text = text if name in EVERYDAY else told(text)
+            add_option(parser, name, kind_of(option), option["default"], text, **_metavar(option))
     for name, method in schema["methods"].items():
         # no defaults: a printed configuration would set them, and --sigma have no effect any more
         for setting, described in method["settings"].items():
-            parser.add_argument(
-                f"--{name}.{setting}",
-                type=kind_of(described),
-                default=SUPPRESS,
-                help=told(f"of {name}{_default(described)}"),
+            add_option(
+                parser,
+                f"{name}.{setting}",
+                kind_of(described),
+                SUPPRESS,
+                told(f"of {name}{_default(described)}"),
                 **_metavar(described),
             )
         for old, new in method["renamed"].items():
             kind = kind_of(method["settings"][new])
             parser.add_argument(f"--{name}.{old}", type=kind, default=SUPPRESS, help=SUPPRESS)
+
+
+def add_option(
+    parser: ArgumentParser, name: str, kind: Any, default: Any, text: str, **settings: Any
+) -> None:
+    """Add an option by its name; one that is true or false may stand alone, or begin with no."""
+    names = [flag(name)]
+    if is_switch(kind):
+        settings |= {"nargs": "?", "const": True, "metavar": "{true,false}"}
+        *method, own = name.split(".")
+        names.append(flag(".".join([*method, f"no-{own}"])))
+    parser.add_argument(*names, type=kind, default=default, help=text, **settings)
+
+
+def is_switch(kind: Any) -> bool:
+    """Return whether a value is true or false, or null.
+
+    Example:
+        >>> is_switch(bool), is_switch(bool | None), is_switch(bool | str)
+        (True, True, False)
+    """
+    return kind is bool or set(get_args(kind)) == {bool, NoneType}
+
+
+def add_out(parser: ArgumentParser) -> None:
+    """Add ``--out``, which `default_out` stands for where it is not given."""
+    from argparse import SUPPRESS
+
+    text = "for the results (default: a directory in runs/ that the options tell)"
+    parser.add_argument("--out", type=Path, default=SUPPRESS, metavar="DIR", help=text)
+
+
+def default_out(command: str, parsed: Any) -> Path:
+    """Return where the results of a command go by default: the same place for the same options.
+
+    Seeds, and what does not change a result, have no part in it: a comparison goes on there.
+
+    Example:
+        >>> default_out("compare", {"data": "cifar10", "seeds": 3}).name.rpartition("-")[0]
+        'compare-cifar10'
+    """
+    free = ("config", "data_dir", "device", "threads", "seeds", "dry_run", "resume")
+    given = {key: _plain(value) for key, value in dict(parsed).items() if key not in free}
+    for key in ("quiet", "verbose", "json"):
+        given.pop(key, None)
+    digest = hashlib.sha256(json.dumps(given, sort_keys=True, default=str).encode())
+    about = given.get("scores") or given.get("init_from") or given.get("data") or "digits"
+    word = re.sub(r"[^\w.-]+", "-", Path(str(about)).stem).strip("-")[:40]
+    return Path("runs") / f"{command}-{word}-{digest.hexdigest()[:8]}"
 
 
 def _default(option: dict[str, Any]) -> str:

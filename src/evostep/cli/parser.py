@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import functools
-import sys
+import re
 from argparse import Action
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NoReturn
 
 import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_loader
 
 from evostep._version import __version__
-from evostep.cli import compare, evaluate, methods, polish, report, train
+from evostep.cli.commands import COMMANDS
 from evostep.cli.configuration import load
-from evostep.cli.wording import plain, reword
+from evostep.cli.options import default_out, is_switch
+from evostep.cli.output import FLAGS, add_manner, fail
+from evostep.cli.wording import reword
 
-COMMANDS: dict[str, ModuleType] = {
-    "polish": polish,
-    "evaluate": evaluate,
-    "compare": compare,
-    "train": train,
-    "report": report,
-    "methods": methods,
-}
+WITH_DEFAULT_OUT = ("polish", "compare", "train")
 set_loader("evostep", load, exceptions=(yaml.YAMLError,))
 
 
@@ -32,16 +26,16 @@ class _Parser(ArgumentParser):
     """A parser whose errors are one line that names the option, the value and what is expected."""
 
     def __init__(self, kinds: dict[str, Any], **settings: Any) -> None:
-        self._kinds = kinds
+        self.kinds = kinds
         super().__init__(allow_abbrev=False, parser_mode="evostep", **settings)
 
     def add_argument(self, *names: Any, **settings: Any) -> Any:
         """Add an argument, and keep what an error has to know of it."""
-        self._kinds.update({name: settings.get("type") for name in names if name[:2] == "--"})
+        self.kinds.update({name: settings.get("type") for name in names if name[:2] == "--"})
         return super().add_argument(*names, **settings)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        fail(reword(message, self._kinds))
+        fail(reword(message, self.kinds))
 
 
 class _Formatter(DefaultHelpFormatter):
@@ -51,14 +45,8 @@ class _Formatter(DefaultHelpFormatter):
         return action.help or ""
 
 
-def fail(message: str, exit_code: int = 2) -> NoReturn:
-    """Print in one line what is wrong, and leave with an exit code: 2 for bad input."""
-    print(f"evostep: error: {plain(message)}", file=sys.stderr)
-    raise SystemExit(exit_code)
-
-
 @functools.cache
-def make_parser(*, everything: bool = True) -> ArgumentParser:
+def make_parser(*, everything: bool = True) -> _Parser:
     """Make the parser, whose help tells everything, or what is needed every day."""
     kinds: dict[str, Any] = {}  # flag -> type of its value
     parser = _Parser(
@@ -72,6 +60,7 @@ def make_parser(*, everything: bool = True) -> ArgumentParser:
     for name, command in COMMANDS.items():
         own = _Parser(kinds, description=command.DESCRIPTION, usage=command.USAGE)
         command.add_arguments(own, everything=everything)
+        add_manner(own)
         commands.add_subcommand(name, own, help=command.SUMMARY)
     return parser
 
@@ -85,9 +74,37 @@ def parse(arguments: list[str]) -> Namespace:
     short = not shown and "--help-all" not in arguments
     try:
         parser = make_parser(everything=not short)
-        return parser.parse_args(_files_first(arguments), defaults=shown)
+        arguments = _without_no(_files_first(_command_first(arguments)), parser.kinds)
+        parsed = parser.parse_args(arguments, defaults=shown)
     except UnicodeDecodeError as error:
         fail(f"the configuration is no text ({error}): give a YAML file in UTF-8")
+    own = parsed[parsed.command]
+    if parsed.command in WITH_DEFAULT_OUT:
+        if "out" not in own:
+            own.out = default_out(parsed.command, own)
+        elif own.out is None:
+            fail("--out must be a path, got null")
+    return parsed
+
+
+def _command_first(arguments: list[str]) -> list[str]:
+    """Move what a command shares with all others behind its name: `evostep -v compare`."""
+    n = next((i for i, argument in enumerate(arguments) if argument not in FLAGS), 0)
+    return [*arguments[n : n + 1], *arguments[:n], *arguments[n + 1 :]]
+
+
+def _without_no(arguments: list[str], kinds: dict[str, Any]) -> list[str]:
+    """Write `--no-pretrained` as `--pretrained=false`, and so for all that is true or false."""
+    found = []
+    for argument in arguments:
+        name, has_value, value = argument.partition("=")
+        if re.match(r"--(?:[\w-]+\.)?no-", name) and is_switch(kinds.get(name)):
+            name = name.replace("no-", "", 1)
+            if has_value:
+                fail(f"{argument} says no, and {value!r} besides: write {name}={value}")
+            argument = f"{name}=false"
+        found.append(argument)
+    return found
 
 
 def _files_first(arguments: list[str]) -> list[str]:

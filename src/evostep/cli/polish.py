@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evostep.cli.options import add_option, add_out
+from evostep.cli.output import answer, note
 from evostep.cli.schema import kind_of, read_schema
-from evostep.lab.options import Options, flag
+from evostep.lab.options import Options
 from evostep.lab.polish.options import NETWORK, PolishOptions, own_help, own_kinds
 
 if TYPE_CHECKING:
@@ -18,13 +19,13 @@ DESCRIPTION = (
     "that it was not trained on, and confirm the gain by cross-fitting. Writes decision, results, "
     "card and page, and the polished weights."
 )
-USAGE = "evostep polish (--model M --init-from W --data D | --scores FILE) --out DIR [option ...]"
+USAGE = "evostep polish (--model M --init-from W --data D | --scores FILE) [--out DIR] [option ...]"
 
 
 def add_arguments(parser: ArgumentParser, **_: Any) -> None:
     """Add the command's arguments."""
     add_subject(parser)
-    parser.add_argument("--out", type=Path, required=True, help="directory for the results")
+    add_out(parser)
 
 
 def run(parsed: Any) -> None:
@@ -35,9 +36,9 @@ def run(parsed: Any) -> None:
 
     record, finished = run_polish(options, parsed.out)
     if finished:
-        print(f"{parsed.out} holds the result of this command:")
-    print(summarise(record))
-    print(f"page: {parsed.out / 'report.html'}")
+        note(f"{parsed.out} holds the result of this command:")
+    page = parsed.out / "report.html"
+    answer(f"{summarise(record)}\npage: {page}", {"out": parsed.out, "page": page, **record})
 
 
 def add_subject(parser: ArgumentParser, skip: tuple[str, ...] = ()) -> None:
@@ -48,13 +49,18 @@ def add_subject(parser: ArgumentParser, skip: tuple[str, ...] = ()) -> None:
     metrics = ", ".join(schema["names"]["polish"])
     own = [name for name in kinds if name not in skip]
     for name in own[:3]:
-        _add(parser, name, kinds[name], _default(name), told[name].format(metrics=metrics))
-    for name in NETWORK:
-        option = schema["options"][name]
-        text = "an ONNX file; " + option["help"] if name == "model" else option["help"]
-        _add(parser, name, kind_of(option), option["default"], text)
+        add_option(parser, name, kinds[name], _default(name), told[name].format(metrics=metrics))
+    add_network(parser, "an ONNX file; ")
     for name in own[3:]:
-        _add(parser, name, kinds[name], _default(name), told[name])
+        add_option(parser, name, kinds[name], _default(name), told[name])
+
+
+def add_network(parser: ArgumentParser, models: str = "") -> None:
+    """Add what tells a network and its examples; `models`: what else may be one."""
+    for name in NETWORK:
+        option = read_schema()["options"][name]
+        text = models + option["help"] if name == "model" else option["help"]
+        add_option(parser, name, kind_of(option), option["default"], text)
 
 
 def make_polish_options(parsed: Any, **fixed: Any) -> PolishOptions:
@@ -66,8 +72,3 @@ def make_polish_options(parsed: Any, **fixed: Any) -> PolishOptions:
 
 def _default(name: str) -> Any:
     return getattr(PolishOptions, name)
-
-
-def _add(parser: ArgumentParser, name: str, kind: Any, default: Any, text: str) -> None:
-    alone: dict[str, Any] = {"nargs": "?", "const": True} if kind is bool else {}
-    parser.add_argument(flag(name), type=kind, default=default, help=text, **alone)

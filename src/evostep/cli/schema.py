@@ -37,7 +37,7 @@ _TYPES = {
 @functools.cache
 def read_schema() -> dict[str, Any]:
     """Return the schema as it was written."""
-    schema: dict[str, Any] = json.loads(FILE.read_text())
+    schema: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
     return schema
 
 
@@ -46,13 +46,13 @@ def make_schema() -> dict[str, Any]:
     from evostep.lab.arms.methods import METHODS, strategy_settings
     from evostep.lab.arms.precedence import OLD_NAMES
     from evostep.lab.data.sources import SOURCES
-    from evostep.lab.models import MODEL_NAMES
+    from evostep.lab.models import MODELS, OTHER_MODELS
     from evostep.scoring.confusion import CONFUSION_METRICS
     from evostep.scoring.metrics import METRICS
 
     names = {
         "data": list(SOURCES),
-        "model": list(MODEL_NAMES),
+        "model": list(MODELS),
         "metric": list(METRICS),
         "polish": list(CONFUSION_METRICS),
     }
@@ -87,7 +87,21 @@ def make_schema() -> dict[str, Any]:
         }
         for name, method in METHODS.items()
     }
-    return {"options": options, "methods": methods, "names": names}
+    return {
+        "options": options,
+        "methods": methods,
+        "data": {name: {"summary": reader.summary} for name, reader in SOURCES.items()},
+        "models": {name: {"summary": summary} for name, summary in (MODELS | OTHER_MODELS).items()},
+        "metrics": {
+            name: {
+                "summary": metric.summary,
+                "higher_is_better": metric.higher_is_better,
+                "span": metric.span,
+            }
+            for name, metric in METRICS.items()
+        },
+        "names": names,
+    }
 
 
 def describe(kind: Any) -> dict[str, Any]:
@@ -130,8 +144,8 @@ def main() -> int:
         text = re.sub(innermost, lambda found: " ".join(found[0].split()), text)
     text += "\n"
     if "--write" in sys.argv[1:]:
-        FILE.write_text(text)
-    current = FILE.read_text() == text
+        FILE.write_text(text, encoding="utf-8")
+    current = FILE.read_text(encoding="utf-8") == text
     print(f"{FILE.name} is {'current' if current else 'old: run this with --write'}")
     return 0 if current else 1
 

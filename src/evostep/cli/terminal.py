@@ -27,11 +27,13 @@ class Steady:
 
     Attributes:
         error: why something was lost; None: nothing was, or nobody wanted to read on.
+        moving: whether it may be taken for a terminal, on which progress moves.
     """
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream  # None: closed before the start, `>&-`
         self.error: OSError | None = None
+        self.moving = True
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -50,7 +52,7 @@ class Steady:
 
     def isatty(self) -> bool:
         """Return whether it is a terminal."""
-        return self._stream is not None and self._stream.isatty()
+        return self.moving and self._stream is not None and self._stream.isatty()
 
     def _try(self, act: Any) -> None:
         if self._stream is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from evostep.cli.compare import run_plan
-from evostep.cli.options import add_options, make_options
+from evostep.cli.options import add_option, add_options, make_options
 from evostep.errors import InputError
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 SUMMARY = "train one arm with one seed"
 DESCRIPTION = "Train one arm with one seed."
-USAGE = "evostep train --out DIR [option ...]"
+USAGE = "evostep train [--out DIR] [option ...]"
 
 
 def add_arguments(parser: ArgumentParser, *, everything: bool = True) -> None:
@@ -21,14 +21,7 @@ def add_arguments(parser: ArgumentParser, *, everything: bool = True) -> None:
     add_options(parser, skip=("arms", "seeds"), everything=everything)
     parser.add_argument("--arm", type=str | dict[str, Any], default="openai-es", help="method")
     parser.add_argument("--seed", type=int, default=0, help="seed of the run")
-    parser.add_argument(
-        "--resume",
-        type=bool,
-        nargs="?",
-        const=True,
-        default=False,
-        help="go on from the last checkpoint in --out",
-    )
+    add_option(parser, "resume", bool, False, "go on from the last checkpoint in --out")
 
 
 def run(parsed: Any) -> None:

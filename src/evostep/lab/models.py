@@ -16,7 +16,14 @@ from evostep.lab.imports import load_attribute
 from evostep.lab.weights import load_weights
 from evostep.scoring.head import find_head
 
-MODEL_NAMES = ("mlp", "small-cnn")
+MODELS = {
+    "mlp": "one hidden layer of 32",
+    "small-cnn": "three convolutions with BatchNorm",
+}
+OTHER_MODELS = {
+    "torchvision:NAME": "a torchvision classifier, such as resnet18; --pretrained for its weights",
+    "package.module:name": "a class or function of one's own that makes a torch.nn.Module",
+}
 
 
 def build_model(
@@ -61,7 +68,7 @@ def build_model(
     if pretrained and init_from is not None:
         raise InputError(f"pretrained and init-from {init_from} exclude each other: give one")
     architecture = name.removeprefix("torchvision:")
-    is_torchvision = architecture != name or (":" not in name and name not in MODEL_NAMES)
+    is_torchvision = architecture != name or (":" not in name and name not in MODELS)
     if pretrained and not is_torchvision:
         raise InputError(
             f"{name} has no pretrained weights: use --init-from FILE.safetensors, or a "
@@ -80,7 +87,7 @@ def build_model(
             model = _from_import_path(
                 name, channels=channels, classes=classes, image_size=image_size
             )
-        if name not in MODEL_NAMES:
+        if name not in MODELS:
             _try_out(name, model, channels, classes, image_size)
         if init_from is not None:
             load_weights(model, Path(init_from), _head_of(model, channels, image_size))
@@ -135,7 +142,7 @@ def _from_torchvision(
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         choices = "mlp, small-cnn, a torchvision model such as resnet18, package.module:callable"
-        raise unknown_name("model", name, (*MODEL_NAMES, *known), choices=choices)
+        raise unknown_name("model", name, (*MODELS, *known), choices=choices)
     if channels != 3:
         raise InputError(
             f"{name} takes 3-channel images, these have {channels}: use mlp, small-cnn, or "

@@ -19,8 +19,9 @@ from evostep.errors import InputError
 from evostep.lab.arms.procedures import PROCEDURES
 from evostep.lab.comparison import compare as compare_module
 from evostep.lab.comparison import directory as directory_module
-from evostep.lab.comparison.compare import compare, describe_plan
+from evostep.lab.comparison.compare import compare, describe_plan, plan_facts
 from evostep.lab.comparison.directory import check_directory, finished_runs
+from evostep.lab.comparison.estimate import estimate
 from evostep.lab.comparison.plan import Plan, make_plan
 from evostep.lab.options import Options
 from evostep.lab.report.figures import FIGURES
@@ -606,9 +607,13 @@ def test_one_method_under_two_labels_and_an_arm_with_a_trunk_of_its_own(tmp_path
 
 
 def test_a_dry_run_tells_arms_budgets_hours_and_disk(tmp_path: Path) -> None:
-    file = io.StringIO()
-    describe_plan(plan_of(seeds="3,5"), tmp_path / "out", Console(file=file, width=40))
-    text = file.getvalue()
+    plan = plan_of(seeds="3,5")
+    guess = estimate(plan)
+    text = describe_plan(plan, guess)
+    facts = plan_facts(plan, guess)
+    assert facts["seeds"] == [3, 5]
+    assert {label: arm["sample_forwards"] for label, arm in facts["arms"].items()} == plan.budgets
+    assert facts["hours"] == guess.hours > 0
     assert "100 train, 40 fitness, 20 accept, 50 test; model mlp" in text
     assert "2 seeds: 3, 5; 3 epochs, evolution from 2" in text
     assert re.search(r"  sgd: 1,\d\d\d sample-forwards \(its epochs: 900\), \d", text)

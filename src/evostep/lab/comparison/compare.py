@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -19,20 +21,28 @@ from evostep.lab.comparison.directory import (
     write_results,
 )
 from evostep.lab.comparison.environment import describe_environment
-from evostep.lab.comparison.estimate import estimate
+from evostep.lab.comparison.estimate import Estimate
 from evostep.lab.comparison.plan import Plan
 from evostep.lab.comparison.progress import show_progress
 from evostep.lab.comparison.run import run_arm, run_start, run_trunk
 from evostep.lab.data.parts import cut
 from evostep.lab.report.page import ReportPaths, write_report
 from evostep.lab.report.wording import duration, forwards, of_budget
-from evostep.lab.storage import History, check_room, claimed, write_json
+from evostep.lab.storage import History, claimed, write_json
 
 
-def compare(plan: Plan, directory: Path, console: Console) -> ReportPaths:
+def compare(
+    plan: Plan, directory: Path, console: Console, *, every_step: bool = False
+) -> ReportPaths:
     """Run what is missing of a comparison and write table, figures and page.
 
     Finished runs are never repeated; a run that was cut off goes on from its last checkpoint.
+
+    Args:
+        plan: of the comparison.
+        directory: of its results.
+        console: of progress; a quiet one is told nothing.
+        every_step: whether plain lines of progress tell each step, or one in ten seconds.
 
     Raises:
         InputError: the directory holds results of another configuration or a corrupt file, or
@@ -46,7 +56,7 @@ def compare(plan: Plan, directory: Path, console: Console) -> ReportPaths:
         if runs:
             found = f"{counted(len(runs), 'finished run')} found in {directory}: they are kept"
             console.print(found, markup=False, highlight=False, soft_wrap=True)
-        with show_progress(_total_forwards(plan, runs), console) as watch:
+        with show_progress(_total_forwards(plan, runs), console, every_step=every_step) as watch:
             _run_missing(plan, directory, runs, watch)
         write_results(plan, directory, runs)
         return write_report(directory)
@@ -96,14 +106,30 @@ def _branch(plan: Plan, seed_run: SeedRun, arm: Arm, done: dict[str, Path]) -> P
     return done[name]
 
 
-def describe_plan(plan: Plan, directory: Path, console: Console) -> None:
-    """Print arms, budgets, expected hours and disk; write nothing."""
-    guess = estimate(plan)
+def plan_facts(plan: Plan, guess: Estimate) -> dict[str, Any]:
+    """Return arms, budgets, expected hours and disk, as plain data."""
+    return {
+        "data": plan.data.title,
+        "model": plan.options.model,
+        "device": str(plan.device),
+        "sizes": dataclasses.asdict(plan.sizes),
+        "seeds": plan.seeds,
+        "arms": {
+            label: {"sample_forwards": forwards, "hours": hours}
+            for label, (forwards, hours) in guess.runs.items()
+        },
+        "trunks": len(plan.trunks),
+        "trunk_hours": guess.trunk_hours,
+        "hours": guess.hours,
+        "bytes": guess.bytes,
+    }
+
+
+def describe_plan(plan: Plan, guess: Estimate) -> str:
+    """Return arms, budgets, expected hours and disk, for people."""
     sizes, options = plan.sizes, plan.options
-
-    def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-
+    lines: list[str] = []
+    say = lines.append
     say(
         f"{plan.data.title}: {sizes.train} train, {sizes.fitness} fitness, {sizes.accept} accept, "
         f"{sizes.test} test; model {options.model}; device {plan.device}"
@@ -126,7 +152,7 @@ def describe_plan(plan: Plan, directory: Path, console: Console) -> None:
     if len(shares := set(plan.budgets.values())) == 1 and (common := shares.pop()):
         most = max(PROCEDURES[arm.procedure].excess(arm, sizes) for arm in plan.arms)
         say(of_budget(common, "they may spend", common, common + most))
-    check_room(directory, guess.bytes)
+    return "\n".join(lines)
 
 
 def _total_forwards(plan: Plan, runs: Runs) -> int:

@@ -26,7 +26,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "platform": f"{platform.system()} {platform.machine()}",
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": str(device),
@@ -57,7 +57,8 @@ def merge_environments(environments: Sequence[Mapping[str, Any]]) -> dict[str, A
     return merged
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """Return the processor's name, or as much as is known of it."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

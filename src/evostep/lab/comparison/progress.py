@@ -18,18 +18,24 @@ from rich.progress import (
 )
 from rich.table import Column
 
+from evostep.errors import warn
 from evostep.lab.arms.seed_run import Watch
 
 PLAIN_EVERY_SECONDS = 10.0
 
 
 @contextmanager
-def show_progress(total: int, console: Console) -> Iterator[Watch]:
-    """Show progress over `total` sample-forwards until the context is left."""
-    if console.is_terminal and not console.is_dumb_terminal:
+def show_progress(total: int, console: Console, *, every_step: bool = False) -> Iterator[Watch]:
+    """Show progress over `total` sample-forwards until the context is left.
+
+    A quiet console is told nothing; what a run warns of is a warning then.
+    """
+    if console.quiet:
+        yield Watch(advance=lambda _: None, say=lambda _: None, warn=warn)
+    elif console.is_terminal and not console.is_dumb_terminal:
         yield from _bar(total, console)
     else:
-        yield from _lines(total, console)
+        yield from _lines(total, console, 0.0 if every_step else PLAIN_EVERY_SECONDS)
 
 
 def _bar(total: int, console: Console) -> Iterator[Watch]:
@@ -54,10 +60,10 @@ def _bar(total: int, console: Console) -> Iterator[Watch]:
         progress.update(task, completed=total, description="done")
 
 
-def _lines(total: int, console: Console) -> Iterator[Watch]:
+def _lines(total: int, console: Console, every: float) -> Iterator[Watch]:
     began = time.perf_counter()
     done = 0
-    last = -PLAIN_EVERY_SECONDS
+    last = -every
 
     def advance(forwards: int) -> None:
         nonlocal done
@@ -66,7 +72,7 @@ def _lines(total: int, console: Console) -> Iterator[Watch]:
     def say(text: str) -> None:
         nonlocal last
         now = time.perf_counter() - began
-        if now - last < PLAIN_EVERY_SECONDS:
+        if now - last < every:
             return
         last = now
         show(text)

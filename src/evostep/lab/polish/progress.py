@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -28,7 +29,7 @@ def show_search(fraction: bool) -> Iterator[Callable[[float, float], None]]:
         TextColumn("{task.description}"),
     )
     with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
+        *columns, console=console, transient=True, disable=not sys.stderr.isatty()
     ) as progress:
         task = progress.add_task("", total=1.0)
 

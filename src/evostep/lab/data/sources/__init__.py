@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from evostep.errors import unknown_name
@@ -26,22 +27,40 @@ class Reader:
         summary: one line.
         takes: what of the name as written, the folder of its files, and the size to which images
             are scaled.
+        find: returns the place of its files, None where they are nowhere; None: a source without
+            files of its own.
+        cure: how to get files that are nowhere.
     """
 
     load: Callable[..., Source]
     summary: str
     takes: tuple[Literal["name", "folder", "image_size"], ...] = ()
+    find: Callable[[], Path | None] | None = None
+    cure: str = ""
 
 
 _FOLDER, _IMPORT_PATH = "folder:PATH", "package.module:attribute"
 
 SOURCES: dict[str, Reader] = {
-    "digits": Reader(digits.load, "1,797 digits of 8x8 pixels that scikit-learn carries with it"),
+    "digits": Reader(
+        digits.load,
+        "1,797 digits of 8x8 pixels that scikit-learn carries with it",
+        find=digits.find,
+        cure=digits.CURE,
+    ),
     "fashion-mnist": Reader(
-        fashion_mnist.load, "clothes in 28x28 grey pixels, from IDX files", takes=("folder",)
+        fashion_mnist.load,
+        "clothes in 28x28 grey pixels, from IDX files",
+        ("folder",),
+        fashion_mnist.find,
+        fashion_mnist.CURE,
     ),
     "cifar10": Reader(
-        cifar10.load, "32x32 coloured pixels, from parquet or pickled files", takes=("folder",)
+        cifar10.load,
+        "32x32 coloured pixels, from parquet or pickled files",
+        ("folder",),
+        cifar10.find,
+        cifar10.CURE,
     ),
     _FOLDER: Reader(
         image_folder.load, "a folder of images for each class", takes=("name", "image_size")

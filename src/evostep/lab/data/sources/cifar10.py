@@ -26,6 +26,22 @@ CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
     *("dog", "frog", "horse", "ship", "truck"),
 )
+CURE = (
+    "give --data-dir FOLDER with train.parquet and test.parquet (columns img.bytes, label), or set "
+    "EVOSTEP_DATA to the folder that holds it as cifar10"
+)
+_PARQUET, _BATCHES = ("train.parquet", "test.parquet"), "cifar-10-batches-py"
+
+
+def find(folder: Path | None = None) -> Path | None:
+    """Return the folder that holds the files, as `load` looks for it; None: there is none."""
+    places = places_of("cifar10", folder)
+    return _first(places if folder is not None else [*places, cache_directory() / "torchvision"])
+
+
+def _first(places: Sequence[Path]) -> Path | None:
+    names = (*_PARQUET, _BATCHES)
+    return next((place for place in places if any((place / n).exists() for n in names)), None)
 
 
 def load(folder: Path | None) -> Source:
@@ -43,19 +59,13 @@ def load(folder: Path | None) -> Source:
         InputError: a file is missing, truncated or malformed.
     """
     places = places_of("cifar10", folder)
-    correction = (
-        "give --data-dir FOLDER with train.parquet and test.parquet (columns img.bytes, label), or "
-        "set EVOSTEP_DATA to the folder that holds it as cifar10"
-    )
-    for place in places:
-        paths = [place / "train.parquet", place / "test.parquet"]
-        if any(path.exists() for path in paths):
-            return _read_parquet(paths)
-        if (place / "cifar-10-batches-py").is_dir():
-            return _read_batches(place)
-    if folder is not None:
-        raise not_found("CIFAR-10", places, correction)
-    return _read_batches(download("CIFAR10", "CIFAR-10", places, correction))
+    place = _first(places)
+    if place is None:
+        if folder is not None:
+            raise not_found("CIFAR-10", places, CURE)
+        return _read_batches(download("CIFAR10", "CIFAR-10", places, CURE))  # whole, or got again
+    paths = [place / name for name in _PARQUET]
+    return _read_parquet(paths) if any(p.exists() for p in paths) else _read_batches(place)
 
 
 def _read_batches(root: Path) -> Source:
@@ -66,7 +76,7 @@ def _read_batches(root: Path) -> Source:
         try:
             dataset = CIFAR10(root=str(root), train=train)
         except (OSError, RuntimeError) as error:
-            batches = root / "cifar-10-batches-py"
+            batches = root / _BATCHES
             raise InputError(
                 f"cannot read {batches} ({reason(error)}): get it again, or remove it"
             ) from error

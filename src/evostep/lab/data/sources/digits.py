@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 import torch
 
 from evostep.lab.data.sources.base import Source
+
+CURE = "pip install 'evostep[lab]', whose scikit-learn carries them"
+
+
+def find() -> Path | None:
+    """Return where scikit-learn is, which carries the digits; None: it is not installed."""
+    found = importlib.util.find_spec("sklearn")
+    return None if found is None or found.origin is None else Path(found.origin).parent
 
 
 def load() -> Source:

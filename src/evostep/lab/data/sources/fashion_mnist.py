@@ -24,6 +24,18 @@ CLASSES = (
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 )
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+CURE = "install the Debian package dataset-fashion-mnist, or give --data-dir FOLDER"
+_TITLE = "Fashion-MNIST"
+_BELOW = Path("FashionMNIST", "raw")  # as torchvision keeps it
+
+
+def find(folder: Path | None = None) -> Path | None:
+    """Return the folder that holds the files, as `load` looks for it; None: there is none."""
+    places = places_of("fashion-mnist", folder, DEBIAN)
+    candidates = [*places, *(place / _BELOW for place in places)]
+    if folder is None:
+        candidates.append(cache_directory() / "torchvision" / _BELOW)
+    return next((c for c in candidates if _idx_path(c, "train-images-idx3-ubyte")), None)
 
 
 def load(folder: Path | None) -> Source:
@@ -37,21 +49,15 @@ def load(folder: Path | None) -> Source:
     Raises:
         InputError: a file is missing, truncated or malformed.
     """
-    title = "Fashion-MNIST"
-    places = places_of("fashion-mnist", folder, DEBIAN)
-    below = Path("FashionMNIST", "raw")  # as torchvision keeps it
-    candidates = [*places, *(place / below for place in places)]
-    if folder is None:
-        candidates.append(cache_directory() / "torchvision" / below)
-    found = [c for c in candidates if _idx_path(c, "train-images-idx3-ubyte") is not None]
-    if not found:
-        correction = "install the Debian package dataset-fashion-mnist, or give --data-dir FOLDER"
+    found = find(folder)
+    if found is None:
+        places = places_of("fashion-mnist", folder, DEBIAN)
         if folder is not None:
             missing = "train-images-idx3-ubyte.gz is not there"
-            raise not_found(title, places, f"{missing}; {correction}")
-        found = [download("FashionMNIST", title, places, correction) / below]
-    train, test = (_idx_part(found[0], stem) for stem in ("train", "t10k"))
-    return Source(title, train, test, CLASSES)
+            raise not_found(_TITLE, places, f"{missing}; {CURE}")
+        found = download("FashionMNIST", _TITLE, places, CURE) / _BELOW
+    train, test = (_idx_part(found, stem) for stem in ("train", "t10k"))
+    return Source(_TITLE, train, test, CLASSES)
 
 
 def _idx_path(folder: Path, name: str) -> Path | None:
