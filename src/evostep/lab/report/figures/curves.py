@@ -24,6 +24,8 @@ from evostep.lab.report.figures.drawing import (
     Drawing,
     Look,
     add_legend,
+    in_units,
+    lowest,
     number,
     of_arm,
     render,
@@ -35,7 +37,7 @@ COLUMNS = 3
 SETTLED = 0.25  # of the budget; what comes before would press all that matters into one line
 
 Curve = tuple[list[float], list[float]]
-"""Sample-forwards in millions, and a value at each."""
+"""Sample-forwards, and a value at each."""
 
 Span = tuple[float, float]
 Record = Mapping[str, Any]
@@ -61,31 +63,29 @@ def draw_curves(
     curves = {label: of_seeds for label, of_seeds in curves.items() if of_seeds}
     if not curves or (name == "curves" and metric == "loss"):
         return None
-    reference = _reference(results, list(curves))
+    trained = {label for label in curves if trained_on_fitness(results, label)}
+    reference = _reference(results, [x for x in curves if x not in trained] or list(curves))
+    unit, spent = in_units(max(x for of in curves.values() for xs, _ in of for x in xs))
     labels = [label for label in curves if label != reference] or [reference]
     columns = min(COLUMNS, len(labels))
     rows = math.ceil(len(labels) / columns)
     figure = Figure(figsize=(max(5.2, 3.0 * columns), 0.8 + 2.1 * rows))
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    for axis in grid.flat[len(labels) :]:
-        axis.set_axis_off()
-    trained = {label for label in curves if trained_on_fitness(results, label)}
     for axis, label in zip(grid.flat, labels, strict=False):
         for low, high in _phases(history, label):
             axis.axvspan(low, high, color=INK, alpha=0.12, linewidth=0, zorder=0)
         if reference != label:
             style = {"color": INK, "linewidth": 1.2, "alpha": 0.55}
-            axis.plot(*_mean(curves[reference]), **style, linestyle=_dash(reference in trained))
+            axis.plot(*_mean(curves[reference]), **style)
         _plot_arm(axis, curves[label], look[label]["color"], _dash(label in trained))
         axis.set_title(shortened(label) + (" *" if label in trained else ""))
     grid[0][0].set_ylim(*_limits(list(curves.values())))
-    unit = " (%)" if is_fraction(metric) else " (nats)" if metric == "loss" else ""
+    scale = " (%)" if is_fraction(metric) else " (nats)" if metric == "loss" else ""
     for row in grid:
-        row[0].set_ylabel(f"{shortened(metric)}{unit}")
-    for column in range(columns):
-        last = max(r for r in range(rows) if r * columns + column < len(labels))
-        grid[last][column].set_xlabel("sample-forwards (millions)")
-        grid[last][column].tick_params(labelbottom=True)
+        row[0].set_ylabel(f"{shortened(metric)}{scale}")
+    for axis in lowest(grid, len(labels)):
+        axis.set_xlabel(spent)
+        axis.xaxis.set_major_formatter(lambda x, _: f"{x / unit:g}")
     _legend(figure, reference if labels != [reference] else None, bool(trained))
     starred = ", ".join(label for label in curves if label in trained)
     return render(
@@ -105,11 +105,12 @@ def _caption(results: Record, seeds: int, reference: str, starred: str) -> str:
         "Shaded: phases of evolution, where the arm spends without gradients; it selects on "
         "these examples, so a rise there proves nothing: only the test numbers count.",
     ]
+    whose = ", the strongest control that did not train on them" if starred else ""
     if starred:
         sentences.append(
             f"* and dotted: its gradients saw these examples ({starred}), so its curve flatters it."
         )
-    sentences.append(f"Grey: {reference}, the strongest control.")
+    sentences.append(f"Grey: {reference}{whose}.")
     if results.get("config", {}).get("budget"):
         sentences.append("All arms end at one budget.")
     return " ".join(sentences)
@@ -124,13 +125,13 @@ def _metric(results: Record, history: Sequence[Record]) -> str:
 
 
 def _reference(results: Record, labels: Sequence[str]) -> str:
-    """Return the strongest control, or the first arm where there is none."""
-    metric, controls = contrasts.main_metric(results), contrasts.control_labels(results)
+    """Return the strongest control among these, or the first where there is none."""
+    metric = contrasts.main_metric(results)
+    controls = [label for label in contrasts.control_labels(results) if label in labels]
     strongest = contrasts.strongest_control(
         results["runs"], metric, controls, higher=contrasts.higher_is_better(metric)
     )
-    known = [label for label in (strongest, *controls) if label in labels]
-    return str(known[0]) if known else labels[0]
+    return strongest or next(iter(controls), labels[0])
 
 
 def trained_on_fitness(results: Record, label: str) -> bool:
@@ -161,7 +162,7 @@ def _curves(history: Sequence[Record], label: str, metric: str) -> list[Curve]:
     for record, spent in of_arm(history, label, "sample_forwards"):
         value = number(record.get("fitness"), metric)
         if record["kind"] == "epoch" and value is not None:
-            points.setdefault(record["seed"], {})[spent / 1e6] = factor * value
+            points.setdefault(record["seed"], {})[spent] = factor * value
     return [(sorted(of), [of[x] for x in sorted(of)]) for of in points.values()]
 
 
@@ -175,7 +176,7 @@ def _mean(curves: Sequence[Curve]) -> Curve:
 
 
 def _phases(history: Sequence[Record], label: str) -> list[Span]:
-    """Return from where to where an arm evolved, in millions of sample-forwards, by one seed."""
+    """Return from where to where an arm evolved, in sample-forwards of its first seed."""
     spans: list[Span] = []
     own = [(r["seed"], spent, r["kind"]) for r, spent in of_arm(history, label, "sample_forwards")]
     before, evolving = 0.0, False
@@ -184,9 +185,9 @@ def _phases(history: Sequence[Record], label: str) -> list[Span]:
             break
         generation = kind == "generation"
         if generation and evolving:
-            spans[-1] = (spans[-1][0], spent / 1e6)
+            spans[-1] = (spans[-1][0], spent)
         elif generation:
-            spans.append((before / 1e6, spent / 1e6))
+            spans.append((before, spent))
         before, evolving = spent, generation
     return spans
 

@@ -105,6 +105,33 @@ def label_rows(axis: Axes, labels: Sequence[str]) -> None:
     axis.grid(visible=False, axis="y")
 
 
+def lowest(grid: Any, panels: int) -> list[Axes]:
+    """Return the last panel of each column, which are to be labelled below, and hide empty ones.
+
+    Args:
+        grid: of axes, filled row by row.
+        panels: how many of them are used.
+    """
+    rows, columns = grid.shape
+    for axis in grid.flat[panels:]:
+        axis.set_axis_off()
+    found = []
+    for column in range(min(columns, panels)):
+        found.append(grid[(panels - 1 - column) // columns][column])
+        found[-1].tick_params(labelbottom=True)
+    return found
+
+
+def in_units(most: float) -> tuple[float, str]:
+    """Return the unit for sample-forwards up to so many, and what an axis says.
+
+    >>> in_units(120_000), in_units(2_000_000)
+    ((1000.0, 'sample-forwards (thousands)'), (1000000.0, 'sample-forwards (millions)'))
+    """
+    name, unit = ("millions", 1e6) if most >= 1e6 else ("thousands", 1e3)
+    return unit, f"sample-forwards ({name})"
+
+
 def add_legend(figure: Figure, handles: Sequence[Artist], labels: Sequence[str]) -> None:
     """Put a legend below the panels, in as many columns as the figure is wide enough for."""
     widest = 0.65 + 0.085 * max(map(len, labels))  # inches: the handle, and a letter of 10 points

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from evostep.lab.report import contrasts
-from evostep.lab.report.figures.drawing import INK, Drawing, Look, label_rows, render, shortened
+from evostep.lab.report.figures.drawing import INK, Drawing, Look, label_rows, lowest, render, shortened
 from evostep.lab.report.wording import contrast_cell, contrast_text, is_fraction
 
 NARROW = 5.2  # inches: what a phone shows without scrolling, with letters that can be read
@@ -22,7 +22,7 @@ Record = Mapping[str, Any]
 def draw_forest(
     results: Record, _: Sequence[Record], look: Mapping[str, Look]
 ) -> Drawing | None:
-    """Draw what the verdict is about: each arm against the strongest control, the best on top.
+    """Draw what the verdict is about: all others against the strongest control, the best on top.
 
     Where a contrast was registered it is that: the arm against each of its controls.
     """
@@ -47,6 +47,7 @@ def draw_forest(
             va="center",
         )
     axis.set_yticks([])
+    axis.spines["left"].set_visible(False)
     axis.set_ylim(len(rows) - 0.5, -0.7)
     _zero_line(axis)
     axis.set_xlabel(f"difference in test {shortened(metric)}{_unit(metric)}")
@@ -83,15 +84,13 @@ def draw_intervals(
     size = (7.4 if columns == 1 else 9.2, (1.4 + 0.36 * len(labels)) * lines)
     figure = Figure(figsize=size)
     grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
-    for axis in grid.flat[len(controls) :]:
-        axis.set_axis_off()
     for axis, control in zip(grid.flat, controls, strict=False):
         for row in (row for row in rows if row["control"] == control):
             colour = look[row["arm"]]["color"]
             _plot_contrast(axis, labels.index(row["arm"]), row, results, colour)
         _zero_line(axis)
         axis.set_title(f"against {shortened(control)}")
-    for axis in grid[-1]:
+    for axis in lowest(grid, len(controls)):
         axis.set_xlabel(f"difference in test {shortened(metric)}{_unit(metric)}")
     label_rows(grid[0][0], labels)
     described = "; ".join(
@@ -108,10 +107,7 @@ def draw_intervals(
 
 
 def _decisive(results: Record) -> tuple[list[dict[str, Any]], str]:
-    """Return the contrasts that the verdict is about, each with the name of its row, and a title.
-
-    Controls among each other are no part of a verdict.
-    """
+    """Return the contrasts to draw first, each with the name of its row, and a title."""
     registered = results.get("registered")
     if registered:
         metric = registered["metric"]
@@ -131,7 +127,6 @@ def _decisive(results: Record) -> tuple[list[dict[str, Any]], str]:
         for row in results.get("contrasts", [])
         if row["metric"] == metric
         and row["control"] == strongest
-        and row["arm"] not in controls
         and row["mean"] is not None
     ]
     return rows, f"against the strongest control, {shortened(strongest or '')}"

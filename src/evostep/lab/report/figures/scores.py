@@ -19,6 +19,7 @@ from evostep.lab.report.figures.drawing import (
     Drawing,
     Look,
     add_legend,
+    lowest,
     number,
     render,
     shortened,
@@ -27,6 +28,7 @@ from evostep.lab.report.statistics import expected_largest, is_finite
 from evostep.lab.report.wording import is_fraction
 
 SHOWN_SEEDS = 3
+MANY = 4  # more arms than these are shown by one seed each
 
 Record = Mapping[str, Any]
 
@@ -51,17 +53,21 @@ def draw_scores(
     seeds = sorted({r["seed"] for r in records})
     if not labels:
         return None
-    shown = seeds[:SHOWN_SEEDS]
-    figure = Figure(figsize=(max(5.6, 3.1 * len(shown)), 0.9 + 2.0 * len(labels)))
-    grid = figure.subplots(len(labels), len(shown), sharex="row", sharey="row", squeeze=False)
+    shown = seeds[: SHOWN_SEEDS if len(labels) <= MANY else 1]
+    panels = [(label, seed) for label in labels for seed in shown]
+    columns = len(shown) if len(labels) <= MANY else SHOWN_SEEDS
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(max(5.6, 3.1 * columns), 0.9 + 2.0 * rows))
+    shared = "row" if len(shown) > 1 else False
+    grid = figure.subplots(rows, columns, sharex=shared, sharey=shared, squeeze=False)
     factor, unit = (100.0, " (%)") if is_fraction(metric) else (1.0, "")
-    for row, label in enumerate(labels):
-        for column, seed in enumerate(shown):
-            own = [r for r in records if r["arm"] == label and r["seed"] == seed]
-            _plot_scores(grid[row][column], own, look[label]["color"], factor)
-            grid[row][column].set_title(f"{shortened(label)}, seed {seed}")
-        grid[row][0].set_ylabel(f"{shortened(metric)}{unit}\non fitness examples", fontsize=9)
-    for axis in grid[-1]:
+    for axis, (label, seed) in zip(grid.flat, panels, strict=False):
+        own = [r for r in records if r["arm"] == label and r["seed"] == seed]
+        _plot_scores(axis, own, look[label]["color"], factor)
+        axis.set_title(f"{shortened(label)}, seed {seed}")
+    for row in grid:
+        row[0].set_ylabel(f"{shortened(metric)}{unit}\non fitness examples", fontsize=9)
+    for axis in lowest(grid, len(panels)):
         axis.set_xlabel("generation")
     dot: dict[str, Any] = {"color": INK, "marker": "o", "markersize": 6, "linestyle": ""}
     keys = [

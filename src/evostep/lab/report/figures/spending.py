@@ -10,10 +10,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from evostep.lab.report.figures.drawing import (
+    GRID,
     INK,
     Drawing,
     Look,
     add_legend,
+    in_units,
     label_rows,
     number,
     of_arm,
@@ -21,7 +23,7 @@ from evostep.lab.report.figures.drawing import (
 )
 
 Record = Mapping[str, Any]
-SPENT = {"sample_forwards": (1e6, "sample-forwards (millions)"), "seconds": (60.0, "minutes")}
+SPENT = ("sample_forwards", "seconds")
 FAINT = 0.4
 
 
@@ -44,7 +46,9 @@ def draw_spending(
         return None
     figure = Figure(figsize=(7.4, 1.4 + 0.32 * len(labels)))
     axes = figure.subplots(1, 2, sharey=True)
-    for axis, (key, (unit, title)) in zip(axes, SPENT.items(), strict=True):
+    for axis, key in zip(axes, SPENT, strict=True):
+        most = max((x for of in totals[key].values() for x in of if x is not None), default=0.0)
+        unit, title = in_units(most) if key == "sample_forwards" else (60.0, "minutes")
         for row, label in enumerate(labels):
             spent = [x / unit for x in totals[key][label] if x is not None]
             if not spent:
@@ -53,20 +57,22 @@ def draw_spending(
             rest, colour = fmean(spent) - evolved, look[label]["color"]
             axis.barh(row, rest, height=0.6, color=colour)
             axis.barh(row, evolved, left=rest, height=0.6, color=colour, alpha=FAINT)
-            axis.scatter(spent, [row] * len(spent), s=9, color=INK, linewidth=0, zorder=3)
+            dots: dict[str, Any] = {"color": GRID, "edgecolors": INK, "linewidth": 0.7, "zorder": 3}
+            axis.scatter(spent, [row] * len(spent), s=12, **dots)
         axis.set_xlabel(title)
     label_rows(axes[0], labels)
     keys = [Patch(color=INK, linewidth=0), Patch(color=INK, alpha=FAINT, linewidth=0)]
     add_legend(figure, keys, ["gradient steps and all else", "generations"])
     means = [
-        f"{label} " + "?" if (x := totals["sample_forwards"][label][0]) is None else f"{label} {x:,}"
+        f"{label} {fmean(known):,.0f}"
         for label in labels
+        if (known := [x for x in totals["sample_forwards"][label] if x is not None])
     ]
     return render(
         figure,
         "spending",
         "Budget and time",
-        "Bars of sample-forwards and minutes; sample-forwards of the first run: "
+        "Bars of sample-forwards and minutes; means of sample-forwards: "
         + ", ".join(means),
         "Means over seeds, a dot for each. What an arm shares with others, a trunk or a start, is "
         "counted in each of them.",
