@@ -17,6 +17,7 @@ from PIL import Image
 
 from evostep.errors import InputError
 from evostep.lab.report import figures as figures_module
+from evostep.lab.report.figures import FIGURES
 from evostep.lab.report.page import write_report
 
 METHODS = ("sgd", "sgd-all", "mutation", "openai-es", "snes", "cma-es", "swa", "random-search")
@@ -121,12 +122,11 @@ def without_figures(monkeypatch) -> None:
 
 def test_all_files_are_written_and_nothing_else(written) -> None:
     directory, paths = written
-    names = {f"{n}.{e}" for n in ("accuracy", "loss", "gap", "contrasts", "evolution")
-             for e in ("svg", "png")}  # fmt: skip
+    names = {f"{n}.{e}" for n in FIGURES for e in ("svg", "png")}
     assert {path.name for path in paths.figures} == names
     assert {path.name for path in (directory / "figures").iterdir()} == names
     assert {path.name for path in directory.iterdir()} == {
-        "results.json", "history.jsonl", "table.md", "report.html", "figures"}  # fmt: skip
+        "results.json", "history.jsonl", "table.md", "report.html", "runs.csv", "figures"}  # fmt: skip
     for path in paths.figures:
         if path.suffix == ".svg":
             assert ET.parse(path).getroot().tag.endswith("svg")
@@ -160,7 +160,10 @@ def test_table_states_the_computed_numbers(written) -> None:
 def test_page_needs_nothing_but_itself(written) -> None:
     page = Page(written[1].page)
     assert not {"script", "link", "img", "iframe", "object"} & {tag for tag, _ in page.tags}
-    for _, attributes in page.tags:
+    links = {a["href"] for tag, a in page.tags if tag == "a"}
+    assert links == {"results.json", "history.jsonl", "runs.csv", "table.md"}
+    assert all((written[0] / str(link)).is_file() for link in links)
+    for _, attributes in (pair for pair in page.tags if pair[0] != "a"):
         for name in ("src", "href", "xlink:href", "data"):
             assert (attributes.get(name) or "#").startswith("#")
     source = written[1].page.read_text()
@@ -183,11 +186,11 @@ def test_figures_are_told_to_who_cannot_see_them(written) -> None:
     page = Page(written[1].page)
     drawings = [a for tag, a in page.tags if tag == "svg"]
     ids = {a.get("id") for _, a in page.tags}
-    assert len(drawings) == 5
+    assert len(drawings) == len(FIGURES)
     for drawing in drawings:
         assert drawing["role"] == "img"
         assert set(drawing["aria-labelledby"].split()) <= ids
-    assert sum(tag == "desc" for tag, _ in page.tags) == 5
+    assert sum(tag == "desc" for tag, _ in page.tags) == len(FIGURES)
 
 
 def test_the_same_records_give_the_same_bytes(written, tmp_path) -> None:
@@ -200,12 +203,17 @@ def test_the_same_records_give_the_same_bytes(written, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("effects", "headline"),
     [
-        ({"openai-es": 0.05}, "openai-es beats the strongest control, sgd, in test accuracy. "
-         "That is 1 of 2 arms."),
+        ({"openai-es": 0.05}, "openai-es beats the strongest control, sgd, in test accuracy, "
+         "by 5.00 points; mutation shows no difference."),
         ({"openai-es": 0.05, "mutation": 0.04}, "openai-es and mutation beat the strongest "
-         "control, sgd, in test accuracy."),
-        ({"openai-es": 0.001, "mutation": -0.05}, "None of the 2 arms was shown to beat the "
-         "strongest control, sgd, in test accuracy."),
+         "control, sgd, in test accuracy, by 4.00 to 5.00 points."),
+        ({"openai-es": 0.05, "mutation": -0.007}, "openai-es beats the strongest control, sgd, in "
+         "test accuracy, by 5.00 points; mutation is worse, by 0.70 points."),
+        ({"openai-es": -0.06, "mutation": -0.05}, "None of the 2 arms is shown to beat the "
+         "strongest control, sgd, in test accuracy: both are worse, by 5.00 to 6.00 points."),
+        ({"openai-es": 0.001, "mutation": -0.05}, "None of the 2 arms is shown to beat the "
+         "strongest control, sgd, in test accuracy: mutation is worse, by 5.00 points; openai-es "
+         "shows no difference."),
     ],
 )  # fmt: skip
 def test_verdict_is_the_computed_one(tmp_path, effects, headline) -> None:
@@ -231,18 +239,19 @@ def test_partial_runs_and_missing_history(tmp_path) -> None:
     results, _ = records()
     results["runs"] = [r for r in results["runs"] if (r["arm"], r["seed"]) != ("openai-es", 2)]
     paths = write_report(write(tmp_path, results, None))
-    assert {path.stem for path in paths.figures} == {"gap", "contrasts"}
+    assert {path.stem for path in paths.figures} == {"forest", "gap", "contrasts", "spending"}
     assert "1 of 12 runs have not finished" in Page(paths.page).text
     assert "| openai-es | 2 |" in paths.table.read_text()
 
 
 def test_figures_of_an_earlier_report_are_removed(written, tmp_path) -> None:
     shutil.copytree(written[0], tmp_path, dirs_exist_ok=True)
-    assert len(list((tmp_path / "figures").iterdir())) == 10
+    assert len(list((tmp_path / "figures").iterdir())) == 2 * len(FIGURES)
+    (tmp_path / "figures" / "accuracy.svg").write_text("what an earlier version drew")
     (tmp_path / "figures" / "own.svg").write_text("a file that somebody else put there")
     (tmp_path / "history.jsonl").unlink()
     paths = write_report(tmp_path)
-    assert {path.stem for path in paths.figures} == {"gap", "contrasts"}
+    assert {path.stem for path in paths.figures} == {"forest", "gap", "contrasts", "spending"}
     kept = {*paths.figures, tmp_path / "figures" / "own.svg"}
     assert set((tmp_path / "figures").iterdir()) == kept
 
@@ -264,7 +273,7 @@ def test_no_runs_yet(tmp_path) -> None:
     results["runs"] = []
     paths = write_report(write(tmp_path, results, history))
     assert "No run has finished yet." in Page(paths.page).text
-    assert "accuracy.svg" in {path.name for path in paths.figures}
+    assert "curves.svg" in {path.name for path in paths.figures}
 
 
 @pytest.mark.usefixtures("without_figures")
@@ -324,7 +333,7 @@ def test_another_metric_decides_and_accuracy_stays(tmp_path) -> None:
         bonus = 0.1 + 0.001 * run["seed"] if run["arm"] == "mutation" else 0.0
         run["test"]["macro-f1"] = 0.3 + bonus + 0.01 * run["seed"]
     paths = write_report(write(tmp_path, results, None))
-    assert "mutation beats the strongest control, sgd, in test macro-f1." in Page(paths.page).text
+    assert "mutation beats the strongest control, sgd, in test macro-f1, by 10.10 points; openai-es" in Page(paths.page).text
     assert "test accuracy (%)" in paths.table.read_text()
 
 

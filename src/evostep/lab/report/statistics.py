@@ -147,6 +147,8 @@ def expected_largest(n: int) -> float:
         >>> [round(expected_largest(n), 3) for n in (1, 2, 8, 100)]
         [0.0, 0.564, 1.424, 2.508]
     """
+    if n == 1:
+        return 0.0
     step, normal = 0.01, NormalDist()
     below = (normal.cdf(-step * (i + 0.5)) ** n for i in range(900))
     above = (1.0 - normal.cdf(step * (i + 0.5)) ** n for i in range(900))
