@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import re
@@ -19,6 +20,7 @@ from evostep.errors import InputError
 from evostep.lab.report import figures as figures_module
 from evostep.lab.report.figures import FIGURES
 from evostep.lab.report.page import write_report
+from evostep.lab.report.records import read_records
 
 METHODS = ("sgd", "sgd-all", "mutation", "openai-es", "snes", "cma-es", "swa", "random-search")
 EFFECTS = {"sgd-all": 0.012, "openai-es": 0.02, "mutation": 0.001, "snes": -0.03}
@@ -223,7 +225,46 @@ def test_verdict_is_the_computed_one(tmp_path, effects, headline) -> None:
         run["test"]["accuracy"] = 0.5 + 0.01 * run["seed"] + effects.get(run["arm"], 0) + wobble
     page = Page(write_report(write(tmp_path, results, [])).page)
     assert headline in page.text
-    assert ("Worse: mutation" in page.text) == (effects.get("mutation", 0) < 0)
+    told = page.text.partition("Worse: ")[2].partition("\n")[0]
+    assert ("mutation" in told) == (effects.get("mutation", 0) < 0)
+
+
+def test_the_difference_stands_right_under_the_verdict_and_fits_a_phone(written) -> None:
+    source = written[1].page.read_text()
+    top = source[source.index("</h1>") : source.index("<h2>")]
+    assert 'aria-labelledby="forest-title' in top
+    assert "<li>" not in top[: top.index("<svg")]
+    drawn = float(re.search(r"--drawn: ([\d.]+)pt", top)[1])
+    assert 0.7 * drawn * 96 / 72 <= 390 - 2 * 20  # where the page shrinks it no further
+    assert 'style="background: #' in source
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_what_luck_explains_among_many_arms_is_not_called_better(tmp_path) -> None:
+    arms = ("sgd", *(f"arm-{i}" for i in range(20)))
+    results, _ = records(arms, seeds=5)
+    noise = np.random.default_rng(10).normal(0, 0.01, (len(arms), 5))
+    for run in results["runs"]:
+        run["test"]["accuracy"] = 0.5 + noise[arms.index(run["arm"]), run["seed"]]
+    paths = write_report(write(tmp_path, results, []))
+    found = [row for row in read_records(tmp_path)[0]["contrasts"] if row["metric"] == "accuracy"]
+    assert any(row["p"] < 0.05 for row in found)  # by chance, and its interval excludes zero
+    assert "None of the 20 arms is shown to beat" in Page(paths.page).text
+    assert "all 20 show no difference" in Page(paths.page).text
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_runs_are_written_as_csv(tmp_path) -> None:
+    results, _ = records(("sgd", "openai-es"), seeds=2)
+    results["runs"][0]["arm"] = results["config"]["arms"][0]["label"] = 'a, "b"'
+    results["runs"][-1]["test"]["accuracy"] = None
+    write_report(write(tmp_path, results, None))
+    with (tmp_path / "runs.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["arm"] for row in rows] == [run["arm"] for run in results["runs"]]
+    assert float(rows[1]["test accuracy"]) == results["runs"][1]["test"]["accuracy"]
+    assert rows[-1]["test accuracy"] == ""
+    assert rows[1]["sample_forwards"] == "2000000"
 
 
 @pytest.mark.usefixtures("without_figures")
@@ -333,7 +374,10 @@ def test_another_metric_decides_and_accuracy_stays(tmp_path) -> None:
         bonus = 0.1 + 0.001 * run["seed"] if run["arm"] == "mutation" else 0.0
         run["test"]["macro-f1"] = 0.3 + bonus + 0.01 * run["seed"]
     paths = write_report(write(tmp_path, results, None))
-    assert "mutation beats the strongest control, sgd, in test macro-f1, by 10.10 points; openai-es" in Page(paths.page).text
+    assert (
+        "mutation beats the strongest control, sgd, in test macro-f1, by 10.10 points; openai-es"
+        in Page(paths.page).text
+    )
     assert "test accuracy (%)" in paths.table.read_text()
 
 

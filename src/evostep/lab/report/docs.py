@@ -172,7 +172,10 @@ def _arena(results: Results) -> str:
     family = [row for row in results["contrasts"] if "holm_p" in row]
     lines = [f"{results['runs']} runs. Gains of polish over each control, positive: better."]
     if family:
-        lines += ["", f"The family of tests, {family[0]['metric']}, in {_unit(family[0]['metric'])}:"]
+        lines += [
+            "",
+            f"The family of tests, {family[0]['metric']}, in {_unit(family[0]['metric'])}:",
+        ]
         head = ["", "control", "n", "gain", "95% interval", "better, worse", "p", "p, Holm"]
         lines += ["", _line(head), "|:--|:--|--:|--:|--:|--:|--:|--:|"]
     for row in family:

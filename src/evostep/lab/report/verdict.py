@@ -11,8 +11,8 @@ from evostep.lab.report.wording import contrast_text, size
 LEVEL = 0.05  # of corrected p-values
 OUTCOMES = {
     "better": "Better: ",
-    "no difference shown": "No difference shown: ",
     "worse": "Worse: ",
+    "no difference shown": "No difference shown: ",
     "one seed": "One seed, so a difference cannot be told from luck: ",
     "equal": "The same difference on every seed, so no interval: ",
     "diverged": "No verdict, since the arm diverged: ",

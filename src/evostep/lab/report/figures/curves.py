@@ -203,9 +203,7 @@ def _plot_arm(axis: Axes, curves: Sequence[Curve], colour: str, dash: Any) -> No
 def _limits(of_arms: Sequence[Sequence[Curve]]) -> Span:
     """Return the range of values once training has settled, and a margin."""
     last = max(xs[-1] for curves in of_arms for xs, _ in curves)
-    pairs = [
-        pair for curves in of_arms for xs, ys in curves for pair in zip(xs, ys, strict=True)
-    ]
+    pairs = [pair for curves in of_arms for xs, ys in curves for pair in zip(xs, ys, strict=True)]
     settled = [y for x, y in pairs if x >= SETTLED * last] or [y for _, y in pairs]
     low, high = min(settled), max(settled)
     margin = 0.06 * (high - low) or 0.5

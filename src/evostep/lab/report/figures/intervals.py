@@ -10,7 +10,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from evostep.lab.report import contrasts
-from evostep.lab.report.figures.drawing import INK, Drawing, Look, label_rows, lowest, render, shortened
+from evostep.lab.report.figures.drawing import (
+    INK,
+    Drawing,
+    Look,
+    label_rows,
+    lowest,
+    render,
+    shortened,
+)
 from evostep.lab.report.wording import contrast_cell, contrast_text, is_fraction
 
 NARROW = 5.2  # inches: what a phone shows without scrolling, with letters that can be read
@@ -19,9 +27,7 @@ PANELS = 3  # side by side
 Record = Mapping[str, Any]
 
 
-def draw_forest(
-    results: Record, _: Sequence[Record], look: Mapping[str, Look]
-) -> Drawing | None:
+def draw_forest(results: Record, _: Sequence[Record], look: Mapping[str, Look]) -> Drawing | None:
     """Draw what the verdict is about: all others against the strongest control, the best on top.
 
     Where a contrast was registered it is that: the arm against each of its controls.
@@ -125,21 +131,15 @@ def _decisive(results: Record) -> tuple[list[dict[str, Any]], str]:
     rows = [
         {**row, "name": row["arm"]}
         for row in results.get("contrasts", [])
-        if row["metric"] == metric
-        and row["control"] == strongest
-        and row["mean"] is not None
+        if row["metric"] == metric and row["control"] == strongest and row["mean"] is not None
     ]
     return rows, f"against the strongest control, {shortened(strongest or '')}"
 
 
-def _plot_contrast(
-    axis: Axes, y: int, row: Record, results: Record, colour: str
-) -> None:
+def _plot_contrast(axis: Axes, y: int, row: Record, results: Record, colour: str) -> None:
     """Plot a row: seeds as faint dots, the mean, and its interval."""
     factor = _factor(row["metric"])
-    seeds = contrasts.paired_differences(
-        results["runs"], row["metric"], row["arm"], row["control"]
-    )
+    seeds = contrasts.paired_differences(results["runs"], row["metric"], row["arm"], row["control"])
     values = [factor * x for x in seeds.values()]
     axis.scatter(values, [y + 0.16] * len(values), s=14, color=colour, alpha=0.45, linewidth=0)
     if row["ci95"] is not None:
@@ -165,7 +165,8 @@ def _caption(rows: Sequence[Record], metric: str, *, registered: bool = False) -
         "A small dot for each seed; the large one is the mean of the paired differences, with its "
         f"95% interval. {side.capitalize()} of the line the arm is better. p {corrected}. An "
         "interval that crosses the line shows no difference. A hollow dot has no interval (one "
-        "seed, or the same difference on every seed)." + (crosses if any(row.get("not_finite") for row in rows) else "")
+        "seed, or the same difference on every seed)."
+        + (crosses if any(row.get("not_finite") for row in rows) else "")
     )
 
 

@@ -72,8 +72,7 @@ def draw_spending(
         figure,
         "spending",
         "Budget and time",
-        "Bars of sample-forwards and minutes; means of sample-forwards: "
-        + ", ".join(means),
+        "Bars of sample-forwards and minutes; means of sample-forwards: " + ", ".join(means),
         "Means over seeds, a dot for each. What an arm shares with others, a trunk or a start, is "
         "counted in each of them.",
     )
