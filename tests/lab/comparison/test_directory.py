@@ -20,7 +20,8 @@ ARENA = """
 data: digits
 model: mlp
 arms: [sgd, mutation]
-contrast: {hypothesis: it gains, arm: mutation, controls: [sgd], metric: accuracy, tuning_seeds: [9]}
+contrast:
+  {hypothesis: gains, arm: mutation, controls: [sgd], metric: accuracy, tuning_seeds: [9]}
 seeds: 2
 train_size: 60
 fitness_size: 30

@@ -112,8 +112,9 @@ def test_other_forms_of_results_have_tables_and_unknown_ones_are_told(tmp_path: 
            "ci95": [0.01, 0.07], "wilcoxon_p": 0.01}  # fmt: skip
     claim = {"unit": "mlp", "metric": "g-mean", "n": 5, "confirmed": 3, "mean gain told": 0.02,
              "mean gain on the test set": -0.01}  # fmt: skip
-    arena = {"runs": 5, "means": {}, "claims": [claim], "command": "python arena.py", "contrasts": [
-        {**row, "metric": "g-mean", "holm_p": 0.04}, {**row, "metric": "cost", "gain": 1.5}]}  # fmt: skip
+    rows = [{**row, "metric": "g-mean", "holm_p": 0.04}, {**row, "metric": "cost", "gain": 1.5}]
+    arena = {"runs": 5, "means": {}, "claims": [claim], "contrasts": rows}
+    arena["command"] = "python arena.py"
     folder = write(tmp_path, arena=arena, odd={"numbers": [1]})
     with pytest.warns(UserWarning, match="odd/results.json has a form"):
         text = filled(EMPTY.format("others"), folder)

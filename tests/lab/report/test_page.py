@@ -128,7 +128,8 @@ def test_all_files_are_written_and_nothing_else(written) -> None:
     assert {path.name for path in paths.figures} == names
     assert {path.name for path in (directory / "figures").iterdir()} == names
     assert {path.name for path in directory.iterdir()} == {
-        "results.json", "history.jsonl", "table.md", "report.html", "runs.csv", "figures"}  # fmt: skip
+        "results.json", "history.jsonl", "table.md", "report.html", "runs.csv",
+        "figures"}  # fmt: skip
     for path in paths.figures:
         if path.suffix == ".svg":
             assert ET.parse(path).getroot().tag.endswith("svg")

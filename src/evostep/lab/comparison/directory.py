@@ -1,8 +1,8 @@
 """What a directory holds of a comparison: its plan, who is in which split, and the finished runs.
 
 ``plan.json`` and ``splits.json`` are written first, ``runs/LABEL-seedN/result.json`` as runs end,
-and ``results.json`` holds all of it that a reader needs. A published comparison lacks checkpoints and
-weights, or is ``results.json`` alone, and can be gone on with, too.
+and ``results.json`` holds all of it that a reader needs. A published comparison lacks checkpoints
+and weights, or is ``results.json`` alone, and can be gone on with, too.
 """
 
 from __future__ import annotations

@@ -64,9 +64,9 @@ def contrast_table(
     Returns:
         Rows {"arm", "control", "metric", "n", "mean", "ci95", "p", "p_holm"}; "mean" is arm -
         control; "p_holm" is corrected for the number of arms against that control in that metric,
-        None where "p" is. A pair without a common seed has no row. Pairs with a diverged run are left out of the numbers,
-        which are None where all are such, and of "n"; "not_finite" counts them, and "diverged" says
-        whose runs these were: "arm", "control", or "both".
+        None where "p" is. A pair without a common seed has no row. Pairs with a diverged run are
+        left out of the numbers, which are None where all are such, and of "n"; "not_finite" counts
+        them, and "diverged" says whose runs these were: "arm", "control", or "both".
 
     Raises:
         ValueError: one arm and seed twice.

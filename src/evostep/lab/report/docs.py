@@ -26,6 +26,8 @@ _PART = re.compile(
 )
 _AS_IT_IS = {"cost"}  # metrics of the arena that are told in their own unit, not in points
 
+_CURE = "restore it"
+
 Results = Mapping[str, Any]
 
 
@@ -66,7 +68,13 @@ def filled(text: str, folder: Path) -> str:
             "<!-- end registered --> around where it is to stand"
         )
     parts = {path.parent.name: path for path in sorted(folder.glob("*/results.json"))}
-    tables = {name: part for name, path in parts.items() if (part := _table(path)) is not None}
+    read = {name: read_json(path, cure=_CURE) for name, path in parts.items()}
+    comparisons = {name: read_results(folder / name) for name in read if _is_comparison(read[name])}
+    tables = {
+        name: table
+        for name, results in (read | comparisons).items()
+        if (table := _table(results, parts[name])) is not None
+    }
     for name in names:
         if name not in {REGISTERED, OTHERS, *tables}:
             raise InputError(f"{folder / name} has no results: take the part {name!r} out")
@@ -77,9 +85,6 @@ def filled(text: str, folder: Path) -> str:
             f"<!-- end {OTHERS} --> around where it is to stand"
         )
     tables[OTHERS] = "\n\n".join(f"### {name}\n\n{tables[name]}" for name in rest)
-    comparisons = {
-        name: read_results(path.parent) for name, path in parts.items() if _is_comparison(path)
-    }
     tables[REGISTERED] = registered_table(comparisons)
 
     def replaced(match: re.Match[str]) -> str:
@@ -124,19 +129,14 @@ def _result(row: Mapping[str, Any], corrected: float | None) -> str:
     return str(row["outcome"])
 
 
-def _is_comparison(path: Path) -> bool:
-    results = read_json(path, cure=_CURE)
+def _is_comparison(results: object) -> bool:
     return isinstance(results, dict) and isinstance(results.get("runs"), list)
 
 
-_CURE = "restore it"
-
-
-def _table(path: Path) -> str | None:
+def _table(results: Any, path: Path) -> str | None:
     """Return the table of a folder's results; None, with a warning, where their form is unknown."""
-    results = read_json(path, cure=_CURE)
-    if _is_comparison(path):
-        context = report_context(read_results(path.parent)) | {"brief": True}
+    if _is_comparison(results):
+        context = report_context(results) | {"brief": True}
         return render_template("table.md.j2", context).strip()
     if isinstance(results, dict) and {"means", "contrasts", "claims"} <= results.keys():
         return _arena(results)

@@ -112,7 +112,7 @@ def lowest(grid: Any, panels: int) -> list[Axes]:
         grid: of axes, filled row by row.
         panels: how many of them are used.
     """
-    rows, columns = grid.shape
+    columns = grid.shape[1]
     for axis in grid.flat[panels:]:
         axis.set_axis_off()
     found = []

@@ -144,7 +144,7 @@ def _plot_contrast(axis: Axes, y: int, row: Record, results: Record, colour: str
     axis.scatter(values, [y + 0.16] * len(values), s=14, color=colour, alpha=0.45, linewidth=0)
     if row["ci95"] is not None:
         axis.plot([factor * x for x in row["ci95"]], [y, y], color=colour, linewidth=2)
-    open_dot = {"markerfacecolor": "none"} if row["ci95"] is None else {}
+    open_dot: dict[str, Any] = {"markerfacecolor": "none"} if row["ci95"] is None else {}
     marker = "x" if row.get("not_finite") else "o"
     axis.plot(factor * row["mean"], y, marker=marker, color=colour, **open_dot)
 

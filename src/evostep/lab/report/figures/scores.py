@@ -58,8 +58,10 @@ def draw_scores(
     columns = len(shown) if len(labels) <= MANY else SHOWN_SEEDS
     rows = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(max(5.6, 3.1 * columns), 0.9 + 2.0 * rows))
-    shared = "row" if len(shown) > 1 else False
-    grid = figure.subplots(rows, columns, sharex=shared, sharey=shared, squeeze=False)
+    shared: dict[str, Any] = dict.fromkeys(
+        ("sharex", "sharey"), "row" if rows == len(labels) else False
+    )
+    grid = figure.subplots(rows, columns, squeeze=False, **shared)
     factor, unit = (100.0, " (%)") if is_fraction(metric) else (1.0, "")
     for axis, (label, seed) in zip(grid.flat, panels, strict=False):
         own = [r for r in records if r["arm"] == label and r["seed"] == seed]
