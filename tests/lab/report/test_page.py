@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import re
@@ -17,7 +18,9 @@ from PIL import Image
 
 from evostep.errors import InputError
 from evostep.lab.report import figures as figures_module
+from evostep.lab.report.figures import FIGURES
 from evostep.lab.report.page import write_report
+from evostep.lab.report.records import read_records
 
 METHODS = ("sgd", "sgd-all", "mutation", "openai-es", "snes", "cma-es", "swa", "random-search")
 EFFECTS = {"sgd-all": 0.012, "openai-es": 0.02, "mutation": 0.001, "snes": -0.03}
@@ -121,12 +124,12 @@ def without_figures(monkeypatch) -> None:
 
 def test_all_files_are_written_and_nothing_else(written) -> None:
     directory, paths = written
-    names = {f"{n}.{e}" for n in ("accuracy", "loss", "gap", "contrasts", "evolution")
-             for e in ("svg", "png")}  # fmt: skip
+    names = {f"{n}.{e}" for n in FIGURES for e in ("svg", "png")}
     assert {path.name for path in paths.figures} == names
     assert {path.name for path in (directory / "figures").iterdir()} == names
     assert {path.name for path in directory.iterdir()} == {
-        "results.json", "history.jsonl", "table.md", "report.html", "figures"}  # fmt: skip
+        "results.json", "history.jsonl", "table.md", "report.html", "runs.csv",
+        "figures"}  # fmt: skip
     for path in paths.figures:
         if path.suffix == ".svg":
             assert ET.parse(path).getroot().tag.endswith("svg")
@@ -160,7 +163,10 @@ def test_table_states_the_computed_numbers(written) -> None:
 def test_page_needs_nothing_but_itself(written) -> None:
     page = Page(written[1].page)
     assert not {"script", "link", "img", "iframe", "object"} & {tag for tag, _ in page.tags}
-    for _, attributes in page.tags:
+    links = {a["href"] for tag, a in page.tags if tag == "a"}
+    assert links == {"results.json", "history.jsonl", "runs.csv", "table.md"}
+    assert all((written[0] / str(link)).is_file() for link in links)
+    for _, attributes in (pair for pair in page.tags if pair[0] != "a"):
         for name in ("src", "href", "xlink:href", "data"):
             assert (attributes.get(name) or "#").startswith("#")
     source = written[1].page.read_text()
@@ -183,11 +189,11 @@ def test_figures_are_told_to_who_cannot_see_them(written) -> None:
     page = Page(written[1].page)
     drawings = [a for tag, a in page.tags if tag == "svg"]
     ids = {a.get("id") for _, a in page.tags}
-    assert len(drawings) == 5
+    assert len(drawings) == len(FIGURES)
     for drawing in drawings:
         assert drawing["role"] == "img"
         assert set(drawing["aria-labelledby"].split()) <= ids
-    assert sum(tag == "desc" for tag, _ in page.tags) == 5
+    assert sum(tag == "desc" for tag, _ in page.tags) == len(FIGURES)
 
 
 def test_the_same_records_give_the_same_bytes(written, tmp_path) -> None:
@@ -200,12 +206,17 @@ def test_the_same_records_give_the_same_bytes(written, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("effects", "headline"),
     [
-        ({"openai-es": 0.05}, "openai-es beats the strongest control, sgd, in test accuracy. "
-         "That is 1 of 2 arms."),
+        ({"openai-es": 0.05}, "openai-es beats the strongest control, sgd, in test accuracy, "
+         "by 5.00 points; mutation shows no difference."),
         ({"openai-es": 0.05, "mutation": 0.04}, "openai-es and mutation beat the strongest "
-         "control, sgd, in test accuracy."),
-        ({"openai-es": 0.001, "mutation": -0.05}, "None of the 2 arms was shown to beat the "
-         "strongest control, sgd, in test accuracy."),
+         "control, sgd, in test accuracy, by 4.00 to 5.00 points."),
+        ({"openai-es": 0.05, "mutation": -0.007}, "openai-es beats the strongest control, sgd, in "
+         "test accuracy, by 5.00 points; mutation is worse, by 0.70 points."),
+        ({"openai-es": -0.06, "mutation": -0.05}, "None of the 2 arms is shown to beat the "
+         "strongest control, sgd, in test accuracy: both are worse, by 5.00 to 6.00 points."),
+        ({"openai-es": 0.001, "mutation": -0.05}, "None of the 2 arms is shown to beat the "
+         "strongest control, sgd, in test accuracy: mutation is worse, by 5.00 points; openai-es "
+         "shows no difference."),
     ],
 )  # fmt: skip
 def test_verdict_is_the_computed_one(tmp_path, effects, headline) -> None:
@@ -215,7 +226,46 @@ def test_verdict_is_the_computed_one(tmp_path, effects, headline) -> None:
         run["test"]["accuracy"] = 0.5 + 0.01 * run["seed"] + effects.get(run["arm"], 0) + wobble
     page = Page(write_report(write(tmp_path, results, [])).page)
     assert headline in page.text
-    assert ("Worse: mutation" in page.text) == (effects.get("mutation", 0) < 0)
+    told = page.text.partition("Worse: ")[2].partition("\n")[0]
+    assert ("mutation" in told) == (effects.get("mutation", 0) < 0)
+
+
+def test_the_difference_stands_right_under_the_verdict_and_fits_a_phone(written) -> None:
+    source = written[1].page.read_text()
+    top = source[source.index("</h1>") : source.index("<h2>")]
+    assert 'aria-labelledby="forest-title' in top
+    assert "<li>" not in top[: top.index("<svg")]
+    drawn = float(re.search(r"--drawn: ([\d.]+)pt", top)[1])
+    assert 0.7 * drawn * 96 / 72 <= 390 - 2 * 20  # where the page shrinks it no further
+    assert 'style="background: #' in source
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_what_luck_explains_among_many_arms_is_not_called_better(tmp_path) -> None:
+    arms = ("sgd", *(f"arm-{i}" for i in range(20)))
+    results, _ = records(arms, seeds=5)
+    noise = np.random.default_rng(10).normal(0, 0.01, (len(arms), 5))
+    for run in results["runs"]:
+        run["test"]["accuracy"] = 0.5 + noise[arms.index(run["arm"]), run["seed"]]
+    paths = write_report(write(tmp_path, results, []))
+    found = [row for row in read_records(tmp_path)[0]["contrasts"] if row["metric"] == "accuracy"]
+    assert any(row["p"] < 0.05 for row in found)  # by chance, and its interval excludes zero
+    assert "None of the 20 arms is shown to beat" in Page(paths.page).text
+    assert "all 20 show no difference" in Page(paths.page).text
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_runs_are_written_as_csv(tmp_path) -> None:
+    results, _ = records(("sgd", "openai-es"), seeds=2)
+    results["runs"][0]["arm"] = results["config"]["arms"][0]["label"] = 'a, "b"'
+    results["runs"][-1]["test"]["accuracy"] = None
+    write_report(write(tmp_path, results, None))
+    with (tmp_path / "runs.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["arm"] for row in rows] == [run["arm"] for run in results["runs"]]
+    assert float(rows[1]["test accuracy"]) == results["runs"][1]["test"]["accuracy"]
+    assert rows[-1]["test accuracy"] == ""
+    assert rows[1]["sample_forwards"] == "2000000"
 
 
 @pytest.mark.usefixtures("without_figures")
@@ -231,18 +281,19 @@ def test_partial_runs_and_missing_history(tmp_path) -> None:
     results, _ = records()
     results["runs"] = [r for r in results["runs"] if (r["arm"], r["seed"]) != ("openai-es", 2)]
     paths = write_report(write(tmp_path, results, None))
-    assert {path.stem for path in paths.figures} == {"gap", "contrasts"}
+    assert {path.stem for path in paths.figures} == {"forest", "gap", "contrasts", "spending"}
     assert "1 of 12 runs have not finished" in Page(paths.page).text
     assert "| openai-es | 2 |" in paths.table.read_text()
 
 
 def test_figures_of_an_earlier_report_are_removed(written, tmp_path) -> None:
     shutil.copytree(written[0], tmp_path, dirs_exist_ok=True)
-    assert len(list((tmp_path / "figures").iterdir())) == 10
+    assert len(list((tmp_path / "figures").iterdir())) == 2 * len(FIGURES)
+    (tmp_path / "figures" / "accuracy.svg").write_text("what an earlier version drew")
     (tmp_path / "figures" / "own.svg").write_text("a file that somebody else put there")
     (tmp_path / "history.jsonl").unlink()
     paths = write_report(tmp_path)
-    assert {path.stem for path in paths.figures} == {"gap", "contrasts"}
+    assert {path.stem for path in paths.figures} == {"forest", "gap", "contrasts", "spending"}
     kept = {*paths.figures, tmp_path / "figures" / "own.svg"}
     assert set((tmp_path / "figures").iterdir()) == kept
 
@@ -264,7 +315,7 @@ def test_no_runs_yet(tmp_path) -> None:
     results["runs"] = []
     paths = write_report(write(tmp_path, results, history))
     assert "No run has finished yet." in Page(paths.page).text
-    assert "accuracy.svg" in {path.name for path in paths.figures}
+    assert "curves.svg" in {path.name for path in paths.figures}
 
 
 @pytest.mark.usefixtures("without_figures")
@@ -324,7 +375,10 @@ def test_another_metric_decides_and_accuracy_stays(tmp_path) -> None:
         bonus = 0.1 + 0.001 * run["seed"] if run["arm"] == "mutation" else 0.0
         run["test"]["macro-f1"] = 0.3 + bonus + 0.01 * run["seed"]
     paths = write_report(write(tmp_path, results, None))
-    assert "mutation beats the strongest control, sgd, in test macro-f1." in Page(paths.page).text
+    assert (
+        "mutation beats the strongest control, sgd, in test macro-f1, by 10.10 points; openai-es"
+        in Page(paths.page).text
+    )
     assert "test accuracy (%)" in paths.table.read_text()
 
 

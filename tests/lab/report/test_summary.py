@@ -106,12 +106,12 @@ DIVERGED: dict[str, tuple[dict[str, list[float | None]], dict[str, str], str]] =
     "one of several controls": (
         {"sgd": [0.5, 0.6, 0.7], "sgd-all": [0.9, N, 0.9], "es": [0.6, 0.71, 0.8]},
         {"sgd": "strongest control", "sgd-all": "– 1 of 3 diverged", "es": "better"},
-        "es beats the strongest control, sgd, in test accuracy.",
+        "es beats the strongest control, sgd, in test accuracy, by",
     ),
     "arm, all seeds": (
         {"sgd": [0.5, 0.6], "es": [N, N], "other": [0.6, 0.55]},
         {"es": "diverged in 2 of 2 – diverged", "other": "no difference shown"},
-        "None of the 2 arms was shown to beat",
+        "None of the 2 arms is shown to beat",
     ),
     "control, its only seed": (
         {"sgd": [N], "es": [0.6]},

@@ -1,8 +1,8 @@
 """What a directory holds of a comparison: its plan, who is in which split, and the finished runs.
 
 ``plan.json`` and ``splits.json`` are written first, ``runs/LABEL-seedN/result.json`` as runs end,
-and ``results.json`` holds all of it that a reader needs. A published comparison is ``results.json``
-without the others, and can be gone on with, too.
+and ``results.json`` holds all of it that a reader needs. A published comparison lacks checkpoints
+and weights, or is ``results.json`` alone, and can be gone on with, too.
 """
 
 from __future__ import annotations
@@ -66,10 +66,9 @@ def is_complete(options: Options, directory: Path) -> bool:
     Raises:
         InputError: an option or file that is wrong.
     """
-    if not _is_published(directory):
-        return False
-    known, arms = known_plan(directory), make_arms(options)
-    assert known is not None, "it is published"
+    if (directory / "trunks").exists() or (known := known_plan(directory)) is None:
+        return False  # it was run here, so its data are at hand and can be compared
+    arms = make_arms(options)
     new = {"options": describe_options(options, arms), "arms": describe_arms(arms)}
     runs = finished_runs(directory)
     whole = all((arm.label, seed) in runs for arm in arms for seed in options.seed_list)

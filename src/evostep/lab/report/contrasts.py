@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from evostep.lab.arms.methods import METHODS
-from evostep.lab.report.registered import registered_result
+from evostep.lab.report.registered import holm, registered_result
 from evostep.lab.report.statistics import is_finite, paired_contrast, summarise
 from evostep.scoring.metrics import is_to_be_large
 
@@ -62,10 +62,11 @@ def contrast_table(
         controls: labels of the control arms, plainest first; absent ones are passed over.
 
     Returns:
-        Rows {"arm", "control", "metric", "n", "mean", "ci95", "p"}; "mean" is arm - control. A pair
-        without a common seed has no row. Pairs with a diverged run are left out of the numbers,
-        which are None where all are such, and of "n"; "not_finite" counts them, and "diverged" says
-        whose runs these were: "arm", "control", or "both".
+        Rows {"arm", "control", "metric", "n", "mean", "ci95", "p", "p_holm"}; "mean" is arm -
+        control; "p_holm" is corrected for the number of arms against that control in that metric,
+        None where "p" is. A pair without a common seed has no row. Pairs with a diverged run are
+        left out of the numbers, which are None where all are such, and of "n"; "not_finite" counts
+        them, and "diverged" says whose runs these were: "arm", "control", or "both".
 
     Raises:
         ValueError: one arm and seed twice.
@@ -76,11 +77,34 @@ def contrast_table(
         present = [label for label in controls if label in by_arm]
         for position, control in enumerate(present):
             settled = present[: position + 1]
-            for arm in (label for label in by_arm if label not in settled):
-                row = _contrast_row(by_arm[arm], by_arm[control])
-                if row is not None:
-                    rows.append({"arm": arm, "control": control, "metric": metric} | row)
+            found = {
+                arm: row
+                for arm in by_arm
+                if arm not in settled
+                and (row := _contrast_row(by_arm[arm], by_arm[control])) is not None
+            }
+            corrected = holm({arm: row["p"] for arm, row in found.items()})
+            rows += [
+                {"arm": arm, "control": control, "metric": metric, **row, "p_holm": corrected[arm]}
+                for arm, row in found.items()
+            ]
     return rows
+
+
+def paired_differences(
+    runs: Sequence[Mapping[str, Any]], metric: str, arm: str, control: str
+) -> dict[int, float]:
+    """Return arm - control for each seed that both have with a finite number.
+
+    Example:
+        >>> runs = [{"arm": "a", "seed": 0, "test": {"m": 0.75}}]
+        >>> paired_differences([*runs, {"arm": "b", "seed": 0, "test": {"m": 0.5}}], "m", "a", "b")
+        {0: 0.25}
+    """
+    by_arm = _by_arm(runs, metric)
+    ours, theirs = by_arm.get(arm, {}), by_arm.get(control, {})
+    pairs = {seed: (value, theirs[seed]) for seed, value in ours.items() if seed in theirs}
+    return {s: a - c for s, (a, c) in pairs.items() if a is not None and c is not None}
 
 
 def strongest_control(

@@ -12,6 +12,7 @@ from typing import Any
 from evostep.lab.report import contrasts, wording
 from evostep.lab.report.records import read_records
 from evostep.lab.report.registered import registered_verdict
+from evostep.lab.report.spreadsheet import runs_csv
 from evostep.lab.report.statistics import is_finite
 from evostep.lab.report.summary import summarise
 from evostep.lab.report.verdict import sentence, verdict
@@ -34,7 +35,7 @@ class ReportPaths:
 
 
 def write_report(directory: Path) -> ReportPaths:
-    """Write `table.md`, `report.html` and `figures/` beside the records in `directory`.
+    """Write `table.md`, `report.html`, `runs.csv` and `figures/` beside the records.
 
     Statistics are computed from the runs, whatever "arms" and "contrasts" the file holds; runs may
     be missing, and so may `history.jsonl` or lines of it. Each file is replaced as a whole, and
@@ -54,23 +55,30 @@ def write_report(directory: Path) -> ReportPaths:
         evostep.errors.InputError: no results.json in 'no-such-directory': give the directory that \
 `evostep compare --out` wrote
     """
-    from evostep.lab.report.figures import FIGURES, draw_figures  # matplotlib, which runs can spare
+    # matplotlib, which runs can spare
+    from evostep.lab.report.figures import FIGURES, OUTDATED, draw_figures
+    from evostep.lab.report.figures.drawing import page_colours
 
     directory = Path(directory)
     results, history, skipped = read_records(directory)
     drawings = draw_figures(results, history)
-    context = _context(results, skipped) | {"figures": drawings}
-    files: dict[Path, bytes] = {}
+    context = report_context(results, skipped)
+    context |= {
+        "figures": drawings,
+        "colours": page_colours(results),
+        "records": [n for n in ("results.json", "history.jsonl") if (directory / n).exists()],
+    }
+    files: dict[Path, bytes] = {directory / "runs.csv": runs_csv(results).encode()}
     for drawing in drawings:
         files[directory / "figures" / f"{drawing.name}.svg"] = drawing.svg.encode()
         files[directory / "figures" / f"{drawing.name}.png"] = drawing.png
-    figures = tuple(files)
+    figures = tuple(path for path in files if path.parent.name == "figures")
     table, page = directory / "table.md", directory / "report.html"
     files[table] = render_template("table.md.j2", context).encode()
     files[page] = render_template("report.html.j2", context).encode()
     for path, content in files.items():
         write_bytes(path, content)
-    for name in FIGURES:  # what an earlier report drew and this one has no data for
+    for name in (*FIGURES, *OUTDATED):  # what an earlier report drew and this one has no data for
         for path in (directory / "figures" / f"{name}.svg", directory / "figures" / f"{name}.png"):
             if path not in files:
                 path.unlink(missing_ok=True)
@@ -78,8 +86,13 @@ def write_report(directory: Path) -> ReportPaths:
     return ReportPaths(table, page, figures, summary)
 
 
-def _context(results: Mapping[str, Any], skipped: int) -> dict[str, Any]:
-    """Return what both templates show, as text: the numbers are worded once, here."""
+def report_context(results: Mapping[str, Any], skipped: int = 0) -> dict[str, Any]:
+    """Return what all templates show, as text: the numbers are worded once, here.
+
+    Args:
+        results: with "arms" and "contrasts", see `records.read_records`.
+        skipped: lines of the history that could not be read.
+    """
     config, environment = results["config"], results["environment"]
     metric = contrasts.main_metric(results)
     controls = contrasts.control_labels(results)
@@ -106,6 +119,7 @@ def _context(results: Mapping[str, Any], skipped: int) -> dict[str, Any]:
         "rows": [_row(results, label, metric, used, strongest) for label in labels],
         "verdict": _verdict(results, metric, controls, strongest),
         "sentences": sentences,
+        "brief": False,
         "splits": _splits(results["splits"]),
         "arms": [
             (arm["label"], {k: wording.plain(v) for k, v in arm.items() if k != "label"})

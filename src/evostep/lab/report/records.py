@@ -66,8 +66,17 @@ def read_records(
     """Read the records of a comparison.
 
     Returns:
-        The results with "arms" and "contrasts" computed; the records of the history; and the number
-        of history lines that could not be read (a run that was killed leaves half a line).
+        As `read_results`; the records of the history; and the number of history lines that could
+        not be read (a run that was killed leaves half a line).
+
+    Raises:
+        InputError: `results.json` is missing, malformed or of another format.
+    """
+    return read_results(directory), *_read_history(directory / "history.jsonl")
+
+
+def read_results(directory: Path) -> dict[str, Any]:
+    """Return the results of a comparison, with "arms" and "contrasts" computed from its runs.
 
     Raises:
         InputError: `results.json` is missing, malformed or of another format.
@@ -89,10 +98,9 @@ def read_records(
     for key in ("config", "environment", "data", "splits"):
         results.setdefault(key, {})
     try:
-        results = contrasts.with_statistics(results)
+        return contrasts.with_statistics(results)
     except ValueError as error:
         raise InputError(f"{str(path)!r}: {error}") from None
-    return results, *_read_history(directory / "history.jsonl")
 
 
 def _read_history(path: Path) -> tuple[list[dict[str, Any]], int]:

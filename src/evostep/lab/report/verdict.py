@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evostep.lab.report import contrasts
-from evostep.lab.report.wording import contrast_text
+from evostep.lab.report.wording import contrast_text, size
 
+LEVEL = 0.05  # of corrected p-values
 OUTCOMES = {
     "better": "Better: ",
-    "no difference shown": "No difference shown: ",
     "worse": "Worse: ",
+    "no difference shown": "No difference shown: ",
     "one seed": "One seed, so a difference cannot be told from luck: ",
     "equal": "The same difference on every seed, so no interval: ",
     "diverged": "No verdict, since the arm diverged: ",
@@ -33,7 +34,8 @@ def verdict(
         strongest: the label of one of them, or None where none has finished.
 
     Returns:
-        `headline`, one or two plain sentences, and `details`, a sentence for each outcome.
+        `headline`, one plain sentence that says better and worse, and `details`, a sentence for
+        each outcome.
     """
     if not results["runs"]:
         return {"headline": "No run has finished yet.", "details": []}
@@ -74,25 +76,60 @@ def _headline(rows: Sequence[Mapping[str, Any]], of: str) -> str:
         one_seed = "one seed" in outcomes
         why = "one seed cannot tell a difference" if one_seed else "no interval for the difference"
         return f"No verdict: {why} from {of}."
-    better = [row["arm"] for row in rows if outcome_of(row) == "better"]
-    if not better and len(rows) == 1:
-        return f"The arm was not shown to beat {of}."
-    if not better:
-        return f"None of the {len(rows)} arms was shown to beat {of}."
-    headline = f"{_listed(better)} beat{'s' if len(better) == 1 else ''} {of}."
-    if len(better) < len(rows):
-        headline += f" That is {len(better)} of {len(rows)} arms."
-    return headline
+    groups = {
+        outcome: [row for row in rows if outcome_of(row) == outcome]
+        for outcome in OUTCOMES
+        if outcome in outcomes
+    }
+    better = groups.pop("better", [])
+    others = "; ".join(_told(group, outcome, len(rows)) for outcome, group in groups.items())
+    if better:
+        verb = "beat" if len(better) > 1 else "beats"
+        beaten = f"{_named(better)} {verb} {of}, by {_sizes(better)}"
+        return f"{beaten}; {others}." if others else f"{beaten}."
+    who = f"None of the {len(rows)} arms is" if len(rows) > 1 else f"{rows[0]['arm']} is not"
+    return f"{who} shown to beat {of}: {others}."
+
+
+def _told(group: Sequence[Mapping[str, Any]], outcome: str, arms: int) -> str:
+    """Return what one outcome is, of which arms, in a clause."""
+    who = "it" if arms == 1 else _named(group)
+    if len(group) == arms > 1:
+        who = "both" if arms == 2 else f"all {arms}"
+    one = len(group) == 1
+    if outcome == "worse":
+        return f"{who} {'is' if one else 'are'} worse, by {_sizes(group)}"
+    if outcome == "no difference shown":
+        return f"{who} show{'s' if one else ''} no difference"
+    if outcome in ("one seed", "equal"):
+        return f"{who} {'has' if one else 'have'} no interval"
+    return f"{who} {'has' if one else 'have'} no verdict, since runs diverged"
+
+
+def _named(group: Sequence[Mapping[str, Any]]) -> str:
+    """Return which arms: by name where these are few."""
+    return _listed([row["arm"] for row in group]) if len(group) <= 3 else f"{len(group)} arms"
+
+
+def _sizes(group: Sequence[Mapping[str, Any]]) -> str:
+    """Return by how much arms differ: from the smallest to the largest of the means."""
+    means, metric = sorted(abs(row["mean"]) for row in group), group[0]["metric"]
+    ends = dict.fromkeys(size(x, metric) for x in (means[0], means[-1]))
+    first, *last = ends
+    return f"{first.removesuffix(' points')} to {last[0]}" if last else first
 
 
 def outcome_of(row: Mapping[str, Any]) -> str:
-    """Return what a row of "contrasts" shows: a key of `OUTCOMES`."""
+    """Return what a row of "contrasts" shows: a key of `OUTCOMES`.
+
+    A difference is shown where p, corrected for the number of arms, is below 0.05.
+    """
     if row.get("not_finite"):  # what is left may be a choice of the luckiest seeds
         return _OF_DIVERGED[row["diverged"]]
     if row["ci95"] is None:
         return "one seed" if row["n"] == 1 else "equal"
     low, high = row["ci95"]
-    if low <= 0.0 <= high:
+    if low <= 0.0 <= high or row["p_holm"] >= LEVEL:
         return "no difference shown"
     return "better" if (low > 0.0) == contrasts.higher_is_better(row["metric"]) else "worse"
 

@@ -30,7 +30,7 @@ def is_fraction(metric: str) -> bool:
 
 
 def contrast_text(row: Mapping[str, Any]) -> str:
-    """Return a row of "contrasts" in words: the difference, its interval, p and n."""
+    """Return a row of "contrasts" in words: the difference, its interval, Holm's p and n."""
     diverged = ""
     if row.get("not_finite"):
         whose = {"both": "arm or control"}.get(row["diverged"], row["diverged"])
@@ -40,18 +40,18 @@ def contrast_text(row: Mapping[str, Any]) -> str:
     unit = " points" if is_fraction(row["metric"]) else ""
     text = f"{signed(row['mean'], row['metric'])}{unit}"
     if row["ci95"] is not None:
-        text += f", 95% CI {_signed_interval(row)}, p {p_text(row['p'])}"
+        text += f", 95% CI {_signed_interval(row)}, p {p_text(row['p_holm'])}"
     return f"{text}, n = {row['n']}{diverged}"
 
 
 def contrast_cell(row: Mapping[str, Any] | None) -> dict[str, str]:
-    """Return a row of "contrasts" for a table: the mean, and its interval and p (or nothing).
+    """Return a row of "contrasts" for a table: the mean, its interval and Holm's p (or nothing).
 
     Where runs diverged it says of how many seeds these are.
     """
     if row is None or row["mean"] is None:
         return {"mean": ABSENT, "spread": ""}
-    spread = [] if row["ci95"] is None else [_signed_interval(row), f"p {p_text(row['p'])}"]
+    spread = [] if row["ci95"] is None else [_signed_interval(row), f"p {p_text(row['p_holm'])}"]
     spread += [f"on {row['n']} of {_seeds(row)}"] if row.get("not_finite") else []
     return {"mean": signed(row["mean"], row["metric"]), "spread": "; ".join(spread)}
 
@@ -97,6 +97,15 @@ def signed(x: float, metric: str) -> str:
     """
     text = f"{100 * x:+.2f}" if is_fraction(metric) else f"{x:+.4f}"
     return text.replace("-", MINUS)
+
+
+def size(x: float, metric: str) -> str:
+    """Return the size of a difference as text, without sign, with its unit if it has one.
+
+    >>> size(-0.0312, "accuracy"), size(0.5, "neg-loss")
+    ('3.12 points', '0.5000')
+    """
+    return signed(abs(x), metric).lstrip("+") + (" points" if is_fraction(metric) else "")
 
 
 def percent(x: float | None) -> str:

@@ -11,8 +11,9 @@ import matplotlib.style
 from evostep.lab.report.figures.curves import draw_curves
 from evostep.lab.report.figures.drawing import STYLE, Drawing, Look, looks
 from evostep.lab.report.figures.gap import draw_gap
-from evostep.lab.report.figures.intervals import draw_intervals
+from evostep.lab.report.figures.intervals import draw_forest, draw_intervals
 from evostep.lab.report.figures.scores import draw_scores
+from evostep.lab.report.figures.spending import draw_spending
 
 __all__ = ["FIGURES", "Drawing", "draw_figures"]
 
@@ -20,12 +21,15 @@ Record = Mapping[str, Any]
 Draw = Callable[[Record, Sequence[Record], Mapping[str, Look]], Drawing | None]
 
 FIGURES: dict[str, Draw] = {
-    "accuracy": partial(draw_curves, metric="accuracy"),
-    "loss": partial(draw_curves, metric="loss"),
-    "gap": draw_gap,
+    "forest": draw_forest,
+    "curves": draw_curves,
     "contrasts": draw_intervals,
+    "loss": partial(draw_curves, name="loss"),
+    "gap": draw_gap,
+    "spending": draw_spending,
     "evolution": draw_scores,
 }
+OUTDATED = ("accuracy",)  # what earlier versions drew, and reports remove
 """Name of the files -> what draws the figure from results, history and how each arm looks."""
 
 

@@ -1,220 +1,228 @@
-"""Figures of the training: accuracy and loss by epoch, for every arm."""
+"""Figures of the training: the metric over what it cost, a panel for each arm.
+
+Small multiples: each arm beside the strongest control, for bands of many arms on one another turn
+to mud. Over sample-forwards, not epochs: evolution spends them too, and hardly an epoch.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from statistics import fmean
 from typing import Any
 
-from matplotlib.artist import Artist
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
 
+from evostep.lab.arms.methods import METHODS
+from evostep.lab.report import contrasts
 from evostep.lab.report.figures.drawing import (
     DASHES,
     INK,
     Drawing,
     Look,
     add_legend,
+    in_units,
+    lowest,
     number,
+    of_arm,
     render,
     shortened,
 )
 from evostep.lab.report.wording import is_fraction
 
-TRUNK = "shared trunk"
-TRUNK_LOOK: Look = {"color": INK, "linestyle": DASHES[2], "linewidth": 1.5, "zorder": 3}
-BEFORE = 3  # epochs of the trunk that the enlarged panels show
+COLUMNS = 3
+SETTLED = 0.25  # of the budget; what comes before would press all that matters into one line
 
-Curve = dict[float, list[float]]
-"""From the number of epochs of gradient descent to a value for each seed."""
+Curve = tuple[list[float], list[float]]
+"""Sample-forwards, and a value at each."""
 
-Line = tuple[str, Curve]  # of an arm, or TRUNK
-Span = tuple[float, float]  # from so many epochs to so many
+Span = tuple[float, float]
 Record = Mapping[str, Any]
 
 
 def draw_curves(
-    results: Record, history: Sequence[Record], look: Mapping[str, Look], metric: str
+    results: Record, history: Sequence[Record], look: Mapping[str, Look], name: str = "curves"
 ) -> Drawing | None:
-    """Draw a metric by epoch: the whole run, and below it, enlarged, the part where arms evolve.
-
-    Under one budget arms end after different numbers of epochs, those without evolution by far the
-    last; the enlarged panels end where the last arm with evolution does.
+    """Draw a metric on the fitness examples by sample-forwards, each arm beside the control.
 
     Args:
-        results: its configuration tells whether there is a budget.
-        history: counts epochs from 0; the figure shows how many are done.
+        results: its configuration tells the metric.
+        history: its records count sample-forwards up; those of a trunk or start name the arms that
+            share it.
         look: of the arms, in their order.
-        metric: "accuracy" or "loss".
+        name: `"loss"` for the loss, `"curves"` for the metric that decides.
 
     Returns:
         The drawing, or None where no epoch has a value.
     """
-    epochs, spans = _epoch_records(history), _evolved_spans(history)
-    parts = {part: _lines(epochs, look, part, metric) for part in ("train", "fitness")}
-    windows = _windows(history, parts, spans)
-    if not windows:
+    metric = "loss" if name == "loss" else _metric(results, history)
+    curves = {label: _curves(history, label, metric) for label in look}
+    curves = {label: of_seeds for label, of_seeds in curves.items() if of_seeds}
+    if not curves or (name == "curves" and metric == "loss"):
         return None
-    figure = Figure(figsize=(9.2, 0.8 + 3.4 * len(windows)))
-    grid = figure.subplots(len(windows), 2, sharex="row", squeeze=False)
-    handles: dict[str, Artist] = {}
-    for axes, window in zip(grid, windows, strict=True):
-        for axis, (part, lines) in zip(axes, parts.items(), strict=True):
-            # The first panel's lines are the legend's.
-            handles = _plot_lines(axis, lines, look, window) | handles
-            title = "training examples, while training" if part == "train" else "fitness examples"
-            enlarged = f": epochs {window[0]:g} to {window[1]:g}" if window != windows[0] else ""
-            axis.set_title(title + enlarged)
-            axis.set_ylabel("accuracy (%)" if metric == "accuracy" else "loss (nats)")
-            _epoch_axis(axis, window, spans)
-    grid[0][1].sharey(grid[0][0])
-    grid[0][0].autoscale(axis="y")
-    names = [name for name in (TRUNK, *look) if name in handles]
-    keys = [handles[name] for name in names]
-    texts = [shortened(name) for name in names]
-    if spans:
-        keys.append(Patch(color=INK, alpha=0.12, linewidth=0))
-        texts.append("evolution phase")
-    add_legend(figure, keys, texts)
+    trained = {label for label in curves if trained_on_fitness(results, label)}
+    reference = _reference(results, [x for x in curves if x not in trained] or list(curves))
+    unit, spent = in_units(max(x for of in curves.values() for xs, _ in of for x in xs))
+    labels = [label for label in curves if label != reference] or [reference]
+    columns = min(COLUMNS, len(labels))
+    rows = math.ceil(len(labels) / columns)
+    figure = Figure(figsize=(max(5.2, 3.0 * columns), 0.8 + 2.1 * rows))
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for axis, label in zip(grid.flat, labels, strict=False):
+        for low, high in _phases(history, label):
+            axis.axvspan(low, high, color=INK, alpha=0.12, linewidth=0, zorder=0)
+        if reference != label:
+            style = {"color": INK, "linewidth": 1.2, "alpha": 0.55}
+            axis.plot(*_mean(curves[reference]), **style)
+        _plot_arm(axis, curves[label], look[label]["color"], _dash(label in trained))
+        axis.set_title(shortened(label) + (" *" if label in trained else ""))
+    grid[0][0].set_ylim(*_limits(list(curves.values())))
+    scale = " (%)" if is_fraction(metric) else " (nats)" if metric == "loss" else ""
+    for row in grid:
+        row[0].set_ylabel(f"{shortened(metric)}{scale}")
+    for axis in lowest(grid, len(labels)):
+        axis.set_xlabel(spent)
+        axis.xaxis.set_major_formatter(lambda x, _: f"{x / unit:g}")
+    _legend(figure, reference if labels != [reference] else None, bool(trained))
+    starred = ", ".join(label for label in curves if label in trained)
     return render(
         figure,
-        metric,
-        f"{metric.capitalize()} by epoch",
-        f"Line charts of {metric} by epochs of gradient descent, for training and for fitness "
-        "examples; arms: " + ", ".join(name for name in names if name != TRUNK),
-        _caption(results, len({r["seed"] for r in epochs}), len(windows) > 1, _ends(parts)),
+        name,
+        f"{metric[:1].upper()}{metric[1:]} by sample-forwards",
+        f"Line charts of {metric} on the fitness examples by sample-forwards, a panel for each of: "
+        + ", ".join(labels),
+        _caption(results, len({r["seed"] for r in history}), reference, starred),
     )
 
 
-def _caption(results: Record, seeds: int, enlarged: bool, ends: Mapping[str, float]) -> str:
+def _caption(results: Record, seeds: int, reference: str, starred: str) -> str:
+    many = "One seed." if seeds == 1 else f"Thick: mean over {seeds} seeds; thin: each of them."
     sentences = [
-        "One seed."
-        if seeds == 1
-        else f"Mean over {seeds} seeds; bands run from the lowest seed to the highest.",
-        "Left: running values while training. Right: the model after an epoch's gradient steps and "
-        "before its evolution.",
-        "Evolution selects on the fitness examples, so a rise there proves nothing; only the test "
-        "numbers count.",
-        "Shaded: epochs with evolution.",
+        f"{many} On the fitness examples, after an epoch's gradient steps.",
+        "Shaded: phases of evolution, where the arm spends without gradients; it selects on "
+        "these examples, so a rise there proves nothing: only the test numbers count.",
     ]
-    if len(set(ends.values())) > 1:
-        sentences.append("A dot is the end of an arm.")
-        if results.get("config", {}).get("budget"):
-            sentences.append(
-                "Budgets are equal in sample-forwards, not in epochs: evolution spends them too, "
-                "so arms with it end after fewer epochs."
-            )
-    if enlarged:
-        sentences.append("Below: the part with evolution, enlarged.")
+    whose = ", the strongest control that did not train on them" if starred else ""
+    if starred:
+        sentences.append(
+            f"* and dotted: its gradients saw these examples ({starred}), so its curve flatters it."
+        )
+    sentences.append(f"Grey: {reference}{whose}.")
+    if results.get("config", {}).get("budget"):
+        sentences.append("All arms end at one budget.")
     return " ".join(sentences)
 
 
-def _lines(
-    epochs: Sequence[Record], look: Mapping[str, Look], part: str, metric: str
-) -> list[Line]:
-    """Return the curve of every arm, and of each trunk that arms share, once."""
-    shared = sorted({r["arm"] for r in epochs if len(_sharers(r)) > 1})
-    trunks = {
-        trunk: _curve([r for r in epochs if r["arm"] == trunk], part, metric) for trunk in shared
-    }
-    lines = []
-    for label in look:
-        own = [r for r in epochs if label in _sharers(r)]
-        curve = _curve([r for r in own if r["arm"] not in trunks], part, metric)
-        for trunk in {r["arm"] for r in own if r["arm"] in trunks}:
-            before = [x for x in trunks[trunk] if x < min(curve, default=-math.inf)]
-            if before:  # start the branch where the trunk ended, so that the lines meet
-                curve[max(before)] = trunks[trunk][max(before)]
-        lines.append((label, curve))
-    lines += [(TRUNK, curve) for curve in trunks.values()]
-    return [(name, curve) for name, curve in lines if curve]
+def _metric(results: Record, history: Sequence[Record]) -> str:
+    """Return the metric that decides, or accuracy where the history does not have it."""
+    metric = contrasts.main_metric(results)
+    epochs = (r for r in history if r["kind"] == "epoch")
+    known = any(number(r.get("fitness"), metric) is not None for r in epochs)
+    return metric if known else "accuracy"
 
 
-def _ends(parts: Mapping[str, Sequence[Line]]) -> dict[str, float]:
-    """Return for each arm the epochs after which it ended."""
-    lines = [line for part in parts.values() for line in part]
-    return {name: max(curve) for name, curve in lines if name != TRUNK}
+def _reference(results: Record, labels: Sequence[str]) -> str:
+    """Return the strongest control among these, or the first where there is none."""
+    metric = contrasts.main_metric(results)
+    controls = [label for label in contrasts.control_labels(results) if label in labels]
+    strongest = contrasts.strongest_control(
+        results["runs"], metric, controls, higher=contrasts.higher_is_better(metric)
+    )
+    return strongest or next(iter(controls), labels[0])
 
 
-def _windows(
-    history: Sequence[Record], parts: Mapping[str, Sequence[Line]], spans: Sequence[Span]
-) -> list[Span]:
-    """Return the whole run and, where it is much shorter, the part in which arms evolve."""
-    seen = [x for part in parts.values() for _, curve in part for x in curve]
-    if not seen:
-        return []
-    whole = (min(seen), max(seen))
-    evolving = {r["arm"] for r in history if r["kind"] == "generation"}
-    ends = [end for name, end in _ends(parts).items() if name in evolving]
-    if not spans or not ends:
-        return [whole]
-    part = (max(whole[0], spans[0][0] - BEFORE), max(ends))
-    shorter = part[1] - part[0] < 0.9 * (whole[1] - whole[0])
-    return [whole, part] if shorter else [whole]
+def trained_on_fitness(results: Record, label: str) -> bool:
+    """Return whether gradients of an arm, or of one that it starts from, saw fitness examples.
+
+    Example:
+        >>> arms = [{"label": "sgd-all"}, {"label": "es", "start_from": "sgd-all"}]
+        >>> [trained_on_fitness({"config": {"arms": arms}}, label) for label in ("es", "sgd")]
+        [True, False]
+    """
+    arms = {arm["label"]: arm for arm in results.get("config", {}).get("arms") or []}
+    seen: set[str] = set()
+    while label not in seen:  # a file may say that an arm starts from itself
+        seen.add(label)
+        arm = arms.get(label, {})
+        method = METHODS.get(arm.get("method", label))
+        training = arm.get("training") or {}
+        if training.get("all_data", method is not None and method.all_data):
+            return True
+        label = arm.get("start_from", label)
+    return False
 
 
-def _epoch_axis(axis: Axes, window: Span, spans: Sequence[Span]) -> None:
-    margin = 0.5 + 0.02 * (window[1] - window[0])
-    for low, high in spans:
-        if low <= window[1]:
-            axis.axvspan(low - 0.5, high + 0.5, color=INK, alpha=0.08, linewidth=0, zorder=0)
-    axis.set_xlim(window[0] - margin, window[1] + margin)
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-    axis.set_xlabel("epochs of gradient descent")
-
-
-def _plot_lines(
-    axis: Axes, lines: Sequence[Line], look: Mapping[str, Look], window: Span
-) -> dict[str, Artist]:
-    """Plot what lies in the window: means with bands, and a dot where an arm ends early or late."""
-    faint = 0.13 if len(look) <= 4 else 0.05  # many bands on one another would turn to mud
-    uneven = len({max(curve) for name, curve in lines if name != TRUNK}) > 1
-    drawn: dict[str, Artist] = {}
-    for name, curve in lines:
-        style = look.get(name, TRUNK_LOOK)
-        x = sorted(x for x in curve if window[0] <= x <= window[1])
-        if not x:
-            continue
-        low, high = [min(curve[e]) for e in x], [max(curve[e]) for e in x]
-        axis.fill_between(x, low, high, color=style["color"], alpha=faint, linewidth=0)
-        (line,) = axis.plot(x, [fmean(curve[e]) for e in x], **style)
-        if len(x) == 1 and name != TRUNK:  # a line of one point would not show
-            line.set_marker("o")
-        elif uneven and name != TRUNK and x[-1] == max(curve):
-            axis.plot(x[-1], fmean(curve[x[-1]]), "o", color=style["color"], markersize=4.5)
-        drawn[name] = line
-    return drawn
-
-
-def _curve(records: Sequence[Record], part: str, metric: str) -> Curve:
+def _curves(history: Sequence[Record], label: str, metric: str) -> list[Curve]:
+    """Return the curve of each seed, the arm's share of a trunk or start included."""
     factor = 100.0 if is_fraction(metric) else 1.0
-    curve: Curve = {}
-    for record in records:
-        value = number(record.get(part), metric)
-        if value is not None:
-            curve.setdefault(record["epoch"] + 1, []).append(factor * value)
-    return curve
+    points: dict[int, dict[float, float]] = {}
+    for record, spent in of_arm(history, label, "sample_forwards"):
+        value = number(record.get("fitness"), metric)
+        if record["kind"] == "epoch" and value is not None:
+            points.setdefault(record["seed"], {})[spent] = factor * value
+    return [(sorted(of), [of[x] for x in sorted(of)]) for of in points.values()]
 
 
-def _epoch_records(history: Sequence[Record]) -> list[Record]:
-    records = (r for r in history if r["kind"] == "epoch")
-    return list({(r["arm"], r["seed"], r["epoch"]): r for r in records}.values())
+def _mean(curves: Sequence[Curve]) -> Curve:
+    """Return the mean over seeds, as far as all of them go; between their points they are lines."""
+    end = min(xs[-1] for xs, _ in curves)
+    start = max(xs[0] for xs, _ in curves)
+    grid = sorted({x for xs, _ in curves for x in xs if start <= x <= end}) or [end]
+    values = np.mean([np.interp(grid, xs, ys) for xs, ys in curves], axis=0)
+    return grid, values.tolist()
 
 
-def _sharers(record: Record) -> Sequence[str]:
-    return record.get("arms") or [record["arm"]]
-
-
-def _evolved_spans(history: Sequence[Record]) -> list[Span]:
-    """Return runs of neighbouring epochs in which any arm evolved, counted by how many are done."""
+def _phases(history: Sequence[Record], label: str) -> list[Span]:
+    """Return from where to where an arm evolved, in sample-forwards of its first seed."""
     spans: list[Span] = []
-    for epoch in sorted({r["epoch"] + 1 for r in history if r["kind"] == "generation"}):
-        if spans and epoch - spans[-1][1] <= 1:
-            spans[-1] = (spans[-1][0], epoch)
-        else:
-            spans.append((epoch, epoch))
+    own = [(r["seed"], spent, r["kind"]) for r, spent in of_arm(history, label, "sample_forwards")]
+    before, evolving = 0.0, False
+    for seed, spent, kind in own:
+        if seed != own[0][0]:
+            break
+        generation = kind == "generation"
+        if generation and evolving:
+            spans[-1] = (spans[-1][0], spent)
+        elif generation:
+            spans.append((before, spent))
+        before, evolving = spent, generation
     return spans
+
+
+def _plot_arm(axis: Axes, curves: Sequence[Curve], colour: str, dash: Any) -> None:
+    for xs, ys in curves if len(curves) > 1 else ():
+        axis.plot(xs, ys, color=colour, linewidth=0.6, alpha=0.35)
+    xs, ys = _mean(curves)
+    lone = "o" if len(xs) == 1 else ""  # a line of one point would not show
+    axis.plot(xs, ys, color=colour, linewidth=1.9, linestyle=dash, marker=lone)
+
+
+def _limits(of_arms: Sequence[Sequence[Curve]]) -> Span:
+    """Return the range of values once training has settled, and a margin."""
+    last = max(xs[-1] for curves in of_arms for xs, _ in curves)
+    pairs = [pair for curves in of_arms for xs, ys in curves for pair in zip(xs, ys, strict=True)]
+    settled = [y for x, y in pairs if x >= SETTLED * last] or [y for _, y in pairs]
+    low, high = min(settled), max(settled)
+    margin = 0.06 * (high - low) or 0.5
+    return low - margin, high + margin
+
+
+def _dash(trained: bool) -> Any:
+    return DASHES[2] if trained else DASHES[0]
+
+
+def _legend(figure: Figure, reference: str | None, trained: bool) -> None:
+    keys: list[Any] = [Line2D([], [], color=INK, linewidth=1.9)]
+    texts = ["the arm"]
+    if reference is not None:
+        keys.append(Line2D([], [], color=INK, linewidth=1.2, alpha=0.55))
+        texts.append(shortened(reference))
+    if trained:
+        keys.append(Line2D([], [], color=INK, linewidth=1.5, linestyle=DASHES[2]))
+        texts.append("* trained on these examples")
+    keys.append(Patch(color=INK, alpha=0.12, linewidth=0))
+    texts.append("evolution phase")
+    add_legend(figure, keys, texts)

@@ -2,7 +2,8 @@
 
 Drawn with matplotlib on bare `Figure` objects (no pyplot, no display, no global state). The same
 records give the same bytes. Colours are Okabe and Ito's, safe for colour-blind readers
-(https://jfly.uni-koeln.de/color/); plain SGD has the colour of the text.
+(https://jfly.uni-koeln.de/color/), then others as light as they; plain SGD has the colour of the
+text, and other controls are grey or brown.
 """
 
 from __future__ import annotations
@@ -23,8 +24,11 @@ from evostep.lab.report import contrasts
 from evostep.lab.report.statistics import is_finite
 
 INK, GRID = "#1b1b1a", "#d9d9d8"  # sentinels: the page replaces them by its own colours
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-CONTROL_COLOURS = (INK, "#8a8a8a")
+PALETTE = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"),
+    *("#9A6AC6", "#8C8A2E", "#D2526B", "#3FA7A0", "#B0703A", "#6F7FD6", "#7FA650", "#C25BB8"),
+)
+CONTROL_COLOURS = (INK, "#8a8a8a", "#7d6a55", "#5f7c8a", "#a38f6f")
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (5, 1.5, 1.5, 1.5)))
 STYLE = {
     "axes.edgecolor": INK,
@@ -86,11 +90,46 @@ def looks(results: Mapping[str, Any]) -> dict[str, Look]:
     return {label: styles[label] for label in contrasts.arm_labels(results)}
 
 
+def page_colours(results: Mapping[str, Any]) -> dict[str, str]:
+    """Return the colour of each arm, as in all figures, for a page."""
+    return {
+        label: str(look["color"]).replace(INK, "currentColor")
+        for label, look in looks(results).items()
+    }
+
+
 def label_rows(axis: Axes, labels: Sequence[str]) -> None:
     """Label a row for each arm, the first on top."""
     axis.set_yticks(range(len(labels)), [shortened(label) for label in labels])
     axis.set_ylim(len(labels) - 0.5, -0.5)
     axis.grid(visible=False, axis="y")
+
+
+def lowest(grid: Any, panels: int) -> list[Axes]:
+    """Return the last panel of each column, which are to be labelled below, and hide empty ones.
+
+    Args:
+        grid: of axes, filled row by row.
+        panels: how many of them are used.
+    """
+    columns = grid.shape[1]
+    for axis in grid.flat[panels:]:
+        axis.set_axis_off()
+    found = []
+    for column in range(min(columns, panels)):
+        found.append(grid[(panels - 1 - column) // columns][column])
+        found[-1].tick_params(labelbottom=True)
+    return found
+
+
+def in_units(most: float) -> tuple[float, str]:
+    """Return the unit for sample-forwards up to so many, and what an axis says.
+
+    >>> in_units(120_000), in_units(2_000_000)
+    ((1000.0, 'sample-forwards (thousands)'), (1000000.0, 'sample-forwards (millions)'))
+    """
+    name, unit = ("millions", 1e6) if most >= 1e6 else ("thousands", 1e3)
+    return unit, f"sample-forwards ({name})"
 
 
 def add_legend(figure: Figure, handles: Sequence[Artist], labels: Sequence[str]) -> None:
@@ -135,6 +174,23 @@ def number(record: object, key: str) -> float | None:
     """Return a number of a record; None where it is missing or not finite."""
     value = record.get(key) if isinstance(record, Mapping) else None
     return float(value) if is_finite(value) else None
+
+
+def of_arm(
+    history: Sequence[Mapping[str, Any]], label: str, key: str
+) -> list[tuple[Mapping[str, Any], float]]:
+    """Return the records of an arm and what it had spent by each, seed by seed, in that order.
+
+    Those of a trunk or start that it shares are among them: they name the arms.
+
+    Args:
+        history: in any order.
+        label: of an arm.
+        key: `"sample_forwards"` or `"seconds"`, which count up; records without are left out.
+    """
+    own = (r for r in history if label in (r.get("arms") or [r["arm"]]))
+    found = [(r, x) for r in own if (x := number(r, key)) is not None]
+    return sorted(found, key=lambda pair: (pair[0]["seed"], pair[1]))
 
 
 def shortened(label: str) -> str:

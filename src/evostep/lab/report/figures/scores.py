@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import stdev
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -13,18 +14,21 @@ from matplotlib.ticker import MaxNLocator
 
 from evostep.lab.report import contrasts
 from evostep.lab.report.figures.drawing import (
+    DASHES,
     INK,
     Drawing,
     Look,
     add_legend,
+    lowest,
     number,
     render,
     shortened,
 )
-from evostep.lab.report.statistics import is_finite
+from evostep.lab.report.statistics import expected_largest, is_finite
 from evostep.lab.report.wording import is_fraction
 
 SHOWN_SEEDS = 3
+MANY = 4  # more arms than these are shown by one seed each
 
 Record = Mapping[str, Any]
 
@@ -33,6 +37,8 @@ def draw_scores(
     results: Record, history: Sequence[Record], look: Mapping[str, Look]
 ) -> Drawing | None:
     """Draw parent, best member and candidate of every generation, a panel for each arm and seed.
+
+    Beside them what the best of as many members would show that are as good as the parent in truth.
 
     Args:
         results: its configuration tells the metric that evolution maximises.
@@ -47,27 +53,36 @@ def draw_scores(
     seeds = sorted({r["seed"] for r in records})
     if not labels:
         return None
-    shown = seeds[:SHOWN_SEEDS]
-    figure = Figure(figsize=(max(5.6, 3.1 * len(shown)), 0.9 + 2.0 * len(labels)))
-    grid = figure.subplots(len(labels), len(shown), sharex="row", sharey="row", squeeze=False)
+    shown = seeds[: SHOWN_SEEDS if len(labels) <= MANY else 1]
+    panels = [(label, seed) for label in labels for seed in shown]
+    columns = len(shown) if len(labels) <= MANY else SHOWN_SEEDS
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(max(5.6, 3.1 * columns), 0.9 + 2.0 * rows))
+    shared: dict[str, Any] = dict.fromkeys(
+        ("sharex", "sharey"), "row" if rows == len(labels) else False
+    )
+    grid = figure.subplots(rows, columns, squeeze=False, **shared)
     factor, unit = (100.0, " (%)") if is_fraction(metric) else (1.0, "")
-    for row, label in enumerate(labels):
-        for column, seed in enumerate(shown):
-            own = [r for r in records if r["arm"] == label and r["seed"] == seed]
-            _plot_scores(grid[row][column], own, look[label]["color"], factor)
-            grid[row][column].set_title(f"{shortened(label)}, seed {seed}")
-        grid[row][0].set_ylabel(f"{shortened(metric)}{unit}\non fitness examples", fontsize=9)
-    for axis in grid[-1]:
+    for axis, (label, seed) in zip(grid.flat, panels, strict=False):
+        own = [r for r in records if r["arm"] == label and r["seed"] == seed]
+        _plot_scores(axis, own, look[label]["color"], factor)
+        axis.set_title(f"{shortened(label)}, seed {seed}")
+    for row in grid:
+        row[0].set_ylabel(f"{shortened(metric)}{unit}\non fitness examples", fontsize=9)
+    for axis in lowest(grid, len(panels)):
         axis.set_xlabel("generation")
     dot: dict[str, Any] = {"color": INK, "marker": "o", "markersize": 6, "linestyle": ""}
     keys = [
         Line2D([], [], color=INK, linewidth=1.2),
+        Line2D([], [], color=INK, linewidth=1.0, linestyle=DASHES[2]),
         Line2D([], [], color=INK, marker="x", markersize=4, linestyle=""),
         Line2D([], [], **dot),
         Line2D([], [], **dot, fillstyle="none"),
     ]
     add_legend(
-        figure, keys, ["parent", "best member", "candidate, accepted", "candidate, rejected"]
+        figure,
+        keys,
+        ["parent", "best by luck", "best member", "candidate, accepted", "candidate, rejected"],
     )
     accepted = ", ".join(
         f"{label} {sum(bool(r.get('accepted')) for r in records if r['arm'] == label)} of "
@@ -81,8 +96,10 @@ def draw_scores(
         "Evolution, generation by generation",
         f"Scores of parent, best member and candidate by generation; accepted: {accepted}",
         "Scores on the examples that evolution selects on, higher is better; gradient steps lie "
-        "between phases, where the parent's line is broken. Accepted generations over all seeds: "
-        f"{accepted}.{left_out}",
+        "between phases, where the parent's line is broken. Dotted: what the best would show if "
+        "all members were as good as the parent and their scores differed, as much as they do, by "
+        "luck alone; a best member below it is no evidence of a gain. Accepted generations over "
+        f"all seeds: {accepted}.{left_out}",
     )
 
 
@@ -97,6 +114,9 @@ def _plot_scores(axis: Axes, records: Sequence[Record], colour: str, factor: flo
         parents = [scaled(number(record, "parent")) for _, record in phase]
         lone = "_" if len(phase) == 1 else ""  # a line of one point would not show
         axis.plot([x for x, _ in phase], parents, color=INK, linewidth=1.2, marker=lone)
+        luck = [scaled(best_by_luck(record)) for _, record in phase]
+        dots: dict[str, Any] = {"linestyle": DASHES[2], "marker": lone}
+        axis.plot([x for x, _ in phase], luck, color=INK, linewidth=1.0, **dots)
     x = range(1, len(records) + 1)
     best = [max(filter(is_finite, r.get("scores") or []), default=None) for r in records]
     axis.plot(x, [scaled(y) for y in best], color=colour, marker="x", markersize=4, linestyle="")
@@ -108,6 +128,26 @@ def _plot_scores(axis: Axes, records: Sequence[Record], colour: str, factor: flo
         style: dict[str, Any] = {"marker": "o", "markersize": 6, "linestyle": "", "fillstyle": fill}
         axis.plot(x, shown, color=colour, **style)
     axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
+
+
+def best_by_luck(record: Record) -> float | None:
+    """Return what the best member would score if all were as good as the parent.
+
+    Their scores then differ by luck alone; how much they differ is measured on them, whatever
+    their mean, so that what differs in truth only raises the line.
+
+    Returns:
+        parent + sd of the scores x mean of the largest of as many normal numbers; None without a
+        parent's score, or with fewer than two members'.
+
+    Example:
+        >>> round(best_by_luck({"parent": 0.5, "scores": [0.4, 0.5, 0.6]}), 4)
+        0.5846
+    """
+    parent, scores = number(record, "parent"), list(filter(is_finite, record.get("scores") or []))
+    if parent is None or len(scores) < 2:
+        return None
+    return parent + stdev(scores) * expected_largest(len(scores))
 
 
 def _generation_records(history: Sequence[Record]) -> list[Record]:
