@@ -220,4 +220,4 @@ def change_text(value: float, fraction: bool) -> str:
     value = 100 * value + 0.0 if fraction else value + 0.0  # minus zero is zero
     if not fraction:
         return f"{value:+.3g}"
-    return f"{value:+.1g}" if 0 < abs(value) < 0.05 else f"{value:+.1f}"
+    return f"{value:+.1g}" if 1e-9 < abs(value) < 0.05 else f"{value:+.1f}"
