@@ -180,6 +180,7 @@ def test_weights_count_in_scikit_learns_metrics() -> None:
     assert float(found) == pytest.approx(float((each * weights).sum() / weights.sum()), abs=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:y_pred contains classes")
 @pytest.mark.parametrize(
     ("name", "options"),
     [
