@@ -98,3 +98,10 @@ def test_what_is_taken_off_moves_the_end_that_it_flatters_alone(flattery: float)
     assert less.high == pytest.approx(plain.high - min(flattery, 0), abs=1e-9)
     assert less.confirmed == (less.p <= 0.05)
     assert (less.p > plain.p) == (flattery > 0)
+
+
+def test_what_sums_in_another_order_differ_by_is_no_gain() -> None:
+    found = interval(1e-16, torch.full((300,), 1e-16))
+    assert (found.low, found.high, found.p) == (0.0, 0.0, 1.0)
+    assert not found.confirmed
+    assert interval(1e-6, torch.full((300,), 1e-6)).confirmed

@@ -21,19 +21,19 @@ def draw(n: int, seed: int, right: float = 0.7) -> tuple[torch.Tensor, torch.Ten
 
 def test_the_interval_of_accuracy_is_that_of_a_binomial() -> None:
     outputs, labels = draw(1000, 0)
-    found = evaluate(None, (outputs, labels)).metrics["accuracy"]
+    found = evaluate(None, (outputs, labels), draws=1000).metrics["accuracy"]
     assert found.value == float((outputs.argmax(1) == labels).double().mean())
     half = 1.96 * (found.value * (1 - found.value) / 1000) ** 0.5
-    assert found.low == pytest.approx(found.value - half, abs=0.003)
-    assert found.high == pytest.approx(found.value + half, abs=0.003)
+    assert found.low == pytest.approx(found.value - half, abs=0.005)
+    assert found.high == pytest.approx(found.value + half, abs=0.005)
 
 
 def test_groups_widen_it() -> None:
-    outputs, labels = draw(200, 1)
+    outputs, labels = draw(100, 1)
     outputs, labels = outputs.repeat(4, 1), labels.repeat(4)
-    alone = evaluate(None, (outputs, labels), draws=2000)
-    grouped = evaluate(None, (outputs, labels), groups=list(range(200)) * 4, draws=2000)
-    assert grouped.groups == 200
+    alone = evaluate(None, (outputs, labels), draws=500)
+    grouped = evaluate(None, (outputs, labels), groups=list(range(100)) * 4, draws=500)
+    assert grouped.groups == 100
     width = [one.metrics["accuracy"].high - one.metrics["accuracy"].low for one in (alone, grouped)]
     assert 1.6 < width[1] / width[0] < 2.4  # sqrt(4)
 

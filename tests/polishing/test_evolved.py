@@ -36,7 +36,7 @@ def examples(n: int, seed: int, *, informative: bool = True) -> tuple[Tensor, Te
 
 
 def batches(inputs: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
-    return list(zip(inputs.split(80), labels.split(80), strict=True))
+    return list(zip(inputs.split(160), labels.split(160), strict=True))
 
 
 def network(*, spoilt: bool) -> nn.Sequential:
@@ -109,12 +109,13 @@ def test_a_head_that_no_bias_mends_is_evolved_and_comes_back_bit_for_bit(
 
 def null(seed: int, metric: str) -> evostep.Polished:
     """Polish a network on labels that have nothing to do with its inputs."""
-    inputs, _ = examples(N, 1000 + seed, informative=False)
-    labels = torch.randperm(N, generator=torch.Generator().manual_seed(seed)) % 3
+    n = 120
+    inputs, _ = examples(n, 1000 + seed, informative=False)
+    labels = torch.randperm(n, generator=torch.Generator().manual_seed(seed)) % 3
     model = network(spoilt=False)
     before = bits(model)
     result = evostep.polish(
-        model, batches(inputs, labels), metric, **QUICK, budget=budget(6), seed=seed
+        model, batches(inputs, labels), metric, **QUICK, budget=budget(4, n), seed=seed
     )
     if result.verdict == NO_GAIN:
         assert same(model, before)

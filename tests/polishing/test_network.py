@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import evostep
-from evostep.polishing.network import given_outputs
+from evostep.polishing.network import given_outputs, takes_decisions
+from evostep.polishing.problem import make_problem
 from evostep.polishing.result import IMPROVED
 from evostep.scoring.forms import Known
 
@@ -126,3 +127,39 @@ def test_a_sentence_s_weight_and_group_are_those_of_its_tokens() -> None:
     right = (SEEN.argmax(-1) == TAGS)[COUNTED].double()
     each = weights[:, None].expand(N, T)[COUNTED]
     assert found.values["checkpoint"] == pytest.approx(float((right * each).sum() / each.sum()))
+
+
+class Scaled(nn.Module):
+    """Multiplies what its last layer gives, its bias, too; or takes differences of it."""
+
+    def __init__(self, width: int = C, temperature: float = 1.0, *, likely: bool = False) -> None:
+        super().__init__()
+        self.layer = nn.Linear(C, width)
+        self.temperature, self.likely = temperature, likely
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs = self.layer(x) * self.temperature
+        if self.likely:
+            return outputs.softmax(1)
+        return outputs if outputs.shape[1] <= C else outputs[:, :C] - outputs[:, C:]
+
+
+@pytest.mark.parametrize(
+    ("model", "takes"),
+    [
+        (Scaled(), True),
+        (Scaled(likely=True), True),
+        (Scaled().to(torch.bfloat16), True),
+        (Scaled(temperature=10.0), False),
+        (Scaled(temperature=-1.0), False),
+        (Scaled(width=2 * C), False),
+    ],
+)
+def test_whether_a_last_layer_takes_decisions_is_tried(model: nn.Module, takes: bool) -> None:
+    inputs = torch.randn(30, C, generator=G).to(next(model.parameters()).dtype)
+    batches = [(inputs, torch.arange(30) % C)]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    given = given_outputs(model, batches)
+    problem = make_problem(given.outputs, given.targets)
+    assert takes_decisions(given, problem, model, batches) == takes
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -10,7 +10,7 @@ from torch import Tensor
 import evostep
 
 SETS = 8
-QUICK = {"folds": 3, "budget": 7 * 3 * 8 * 8, "population": 8, "draws": 1000}
+QUICK = {"folds": 3, "budget": 7 * 3 * 8 * 8, "population": 8, "draws": 400}
 
 
 def nothing_to_gain(seed: int, metric: str) -> tuple[Tensor, Tensor]:

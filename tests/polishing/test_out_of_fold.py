@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Subset, TensorDataset
+from torch.utils.data import Dataset, Subset, TensorDataset
 
 import evostep
+from evostep.errors import InputError
 from evostep.polishing import out_of_fold as module
 from evostep.polishing.folds import make_folds
 from evostep.polishing.procedure import left_out
@@ -67,3 +68,44 @@ def test_each_set_is_trained_once_and_the_last_on_everything() -> None:
     assert torch.equal(model(X).argmax(1), decided)
     result.revert()
     assert torch.equal(model(X), plain(X))
+
+
+class Named(Dataset[dict[str, Tensor]]):
+    """Examples as dictionaries, as Hugging Face's data sets have them."""
+
+    def __len__(self) -> int:
+        return N
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"input": X[index], "labels": Y[index]}
+
+
+def of_names(model: nn.Linear, part: Subset[Any]) -> None:
+    fit(model, Subset(TensorDataset(X, Y), part.indices))
+
+
+def linear() -> nn.Linear:
+    return nn.Linear(4, 3)
+
+
+def test_examples_may_have_names_or_weights_and_budgets_be_times() -> None:
+    plain = run(Y)[1]
+    named = evostep.out_of_fold(linear, of_names, Named(), "macro-f1", **QUICK)[1]
+    assert torch.equal(named.decisions, plain.decisions)
+    weights = torch.where(Y == 0, 3.0, 1.0).double()
+    data = TensorDataset(X, Y, weights)
+    own = evostep.out_of_fold(linear, of_names, data, "macro-f1", **QUICK)[1]
+    told = evostep.out_of_fold(linear, of_names, Named(), "macro-f1", weights=weights, **QUICK)[1]
+    assert own.values == told.values != plain.values
+    timed = evostep.out_of_fold(
+        linear, of_names, Named(), "macro-f1", **QUICK | {"budget": "0.1s"}
+    )[1]
+    assert timed.settings["budget"] >= 84
+
+
+def test_what_it_does_not_do_is_refused() -> None:
+    options: Any = {"space": "head"}
+    with pytest.raises(TypeError, match="space"):
+        evostep.out_of_fold(linear, of_names, Named(), "macro-f1", **QUICK, **options)
+    with pytest.raises(InputError, match="prior must be 3 numbers"):  # before anything is trained
+        evostep.out_of_fold(linear, lambda *_: pytest.fail("trained"), Named(), prior=[1.0, 1.0])

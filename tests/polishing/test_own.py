@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -177,3 +178,32 @@ def test_weights_count_in_scikit_learns_metrics() -> None:
     found = own_metric(scikit_log_loss())(SURE, Y, weights, kind="classes")
     assert isinstance(own_metric(scikit_log_loss()), OutputMetric)
     assert float(found) == pytest.approx(float((each * weights).sum() / weights.sum()), abs=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:y_pred contains classes")
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("balanced_accuracy_score", {}),
+        ("matthews_corrcoef", {}),
+        ("cohen_kappa_score", {"weights": "quadratic"}),
+        ("f1_score", {"average": "macro"}),
+    ],
+)
+def test_functions_that_equal_a_metric_of_counts_are_measured_as_such(
+    name: str, options: dict[str, Any]
+) -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    function = getattr(metrics, name)
+    found = make_objective(partial(function, **options) if options else function)
+    assert not found.of_outputs
+    assert found.text == name
+    weights = torch.rand(N, generator=G, dtype=torch.float64)
+    for targets, outputs in ((Y, SURE), (Y % 2, SURE[:, :2]), (Y % 2, SURE)):
+        problem = make_problem(outputs, targets, weights=weights)
+        value = found.value(found.look(problem, problem.outputs), several=False)
+        theirs = function(targets, outputs.argmax(1), **options, sample_weight=weights)
+        assert float(value) == pytest.approx(theirs)
+    other = {"balanced_accuracy_score": {"adjusted": True}, "f1_score": {"average": "micro"}}
+    assert make_objective(partial(function, **other.get(name, {"sample_weight": None}))).of_outputs
+    assert make_objective(metrics.make_scorer(function, greater_is_better=False)).of_outputs

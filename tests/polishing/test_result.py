@@ -58,13 +58,14 @@ def test_the_start_s_gain_is_told_as_its_own() -> None:
     [
         (Interval(0.04, -0.04, 0.12, 0.3), 4000),
         (Interval(-0.01, -0.04, 0.02, 0.5), None),
+        (Interval(0.04, 0.0, 0.12, 0.3), 1001),  # more than there are, or it were confirmed
         (Interval(0.001, -0.04, 0.12, 0.3), None),
     ],
 )
 def test_how_many_examples_would_confirm_a_gain(gain: Interval, needed: int | None) -> None:
     result = replace(RESULT, verdict=NO_GAIN, gain=gain)
     assert result.needed == needed
-    assert ("4,000 examples" in str(result)) == (needed is not None)
+    assert (f"about {needed or 0:,} examples" in str(result)) == (needed is not None)
 
 
 def test_numbers_that_are_no_share_are_told_as_they_are() -> None:
@@ -77,6 +78,15 @@ def test_numbers_that_are_no_share_are_told_as_they_are() -> None:
     assert str(result).startswith(
         "improved: worst-class-recall 2 -> 1.25 (+0.75, 95% CI +0.5 to +1)"
     )
+
+
+def test_no_end_above_zero_is_printed_as_zero_and_no_noise_as_a_change() -> None:
+    near = replace(RESULT, gain=Interval(0.001, 0.0002, 0.002, 0.04))
+    assert "(+0.1, 95% CI +0.02 to +0.2)" in str(near)
+    near = replace(RESULT, gain=Interval(0.001, -1e-17, 0.002, 0.04))
+    assert "(+0.1, 95% CI -0.0 to +0.2)" in str(near) or "CI +0.0 to" in str(near)
+    alike = {"accuracy": (0.825, 0.825, 0.825 - 1e-16), "mcc": (0.5, 0.5, 0.5 - 1e-16)}
+    assert replace(RESULT, metrics=alike, classes=((0.5, 0.5, 0.5 - 1e-16),)).fell == ()
 
 
 def test_what_fell_is_told_in_its_own_direction_the_worst_first() -> None:

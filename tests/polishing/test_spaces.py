@@ -86,3 +86,8 @@ def test_what_is_no_space_is_refused() -> None:
         with pytest.raises(InputError, match="needs a network"):
             check_space(space, None)
     check_space("auto", None)
+
+
+def test_an_own_space_that_is_not_there_is_one_line() -> None:
+    with pytest.raises(InputError, match=r"space=Only\('layer9.*matches no parameter"):
+        spaces_of(evostep.Only("layer9.*"), plain())

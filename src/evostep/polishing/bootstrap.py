@@ -20,6 +20,7 @@ from evostep.polishing.problem import Problem
 DRAWS = 10_000
 OUTPUT_DRAWS = 2_000
 LEVEL = 0.95
+_NOISE = 1e-12  # sums in another order: no change at all
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,9 @@ def interval(value: float, draws: Tensor, flattery: float = 0.0) -> Interval:
         Interval(value=0.5, low=-0.5, high=3.0, p=0.6710963455149501)
     """
     tail = (1 - LEVEL) / 2
-    below, above = draws.double() - max(flattery, 0.0), draws.double() - min(flattery, 0.0)
+    draws = draws.double()
+    draws = torch.where(draws.abs() < _NOISE, 0.0, draws)
+    below, above = draws - max(flattery, 0.0), draws - min(flattery, 0.0)
     low = below.quantile(tail, interpolation="linear")
     high = above.quantile(1 - tail, interpolation="linear")
     not_above, not_below = int((below <= 0).sum()), int((above >= 0).sum())

@@ -12,6 +12,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
+from evostep.polishing.budget import Budget
 from evostep.polishing.folds import make_folds
 from evostep.polishing.out_of_fold import nested_outputs
 from evostep.polishing.polish import polish_problems
@@ -64,7 +65,7 @@ class DecisionClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  #
         cv: int = 3,
         *,
         costs: Any = None,
-        budget: int | None = None,
+        budget: Budget = None,
         random_state: int = 0,
         higher_is_better: bool | None = None,
     ) -> None:

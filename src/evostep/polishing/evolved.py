@@ -12,11 +12,11 @@ from evostep.polishing.budget import Cost, evaluations_in, generations_for, pars
 from evostep.polishing.decision import Moved, make_decision
 from evostep.polishing.judging import judge
 from evostep.polishing.nested import Found, Plan, evolve_networks
-from evostep.polishing.network import Given, outputs_of
+from evostep.polishing.network import Given, outputs_of, takes_decisions
 from evostep.polishing.problem import Problem
 from evostep.polishing.procedure import count_sets
 from evostep.polishing.reach import with_scale
-from evostep.polishing.result import IMPROVED, Polished
+from evostep.polishing.result import IMPROVED, NO_GAIN, Polished
 from evostep.polishing.search import center_on_plateau
 from evostep.polishing.settings import GENERATIONS, Settings
 from evostep.polishing.spaces import AUTO, spaces_of
@@ -63,6 +63,10 @@ def polish_weights(
     objective = settings.objective
     problem = with_scale(problem, objective)
     searched = problem if subject.held is None else subset(problem, folds >= 0)
+    if not takes_decisions(
+        subject.given, searched, subject.model, subject.examples, subject.forward, subject.known
+    ):
+        subject = replace(subject, given=replace(subject.given, layer=None))
     examples = [(subject.examples, subject.given, searched)]
     if subject.held is not None:
         examples.append((*subject.held, subset(problem, folds < 0)))
@@ -149,6 +153,7 @@ def _put_in(
     result.sample_forwards += 2 * subject.given.examples
     if differ:
         moved.revert()
+        result.verdict = NO_GAIN  # there is nothing else that it could be of
         result.notes += (
             "nothing was changed: with the start in its last layer the network would decide "
             f"{differ} examples otherwise",

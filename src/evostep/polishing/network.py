@@ -15,7 +15,7 @@ from evostep.genome.anatomy import clean_names
 from evostep.polishing.decision import Folded
 from evostep.polishing.problem import Problem
 from evostep.polishing.result import Polished
-from evostep.polishing.search import center_on_plateau
+from evostep.polishing.search import center_on_plateau, units
 from evostep.scoring.batches import Forward
 from evostep.scoring.fitness import Fitness
 from evostep.scoring.forms import Form, Known, Reader, read_form
@@ -222,6 +222,31 @@ def fold_in(
             f"the weights have a new name, {name!r}, since the last layer had no bias: load them "
             "into a model whose last layer has one",
         )
+
+
+def takes_decisions(
+    given: Given,
+    problem: Problem,
+    model: nn.Module,
+    examples: Any,
+    forward: Forward | None = None,
+    known: Known = NOTHING_KNOWN,
+) -> bool:
+    """Return whether the last layer moves the outputs as a decision in it says: one is tried.
+
+    It does not where outputs are scaled, or put together, after it.
+    """
+    layer: Any = given.layer
+    if layer is None or len(layer.weight) != problem.biases:
+        return False
+    bias = units(problem)[: problem.biases] * torch.linspace(1, -1, problem.biases).double()
+    tried = Folded(layer, bias)
+    tried.apply()
+    try:
+        own = problem.of(outputs_of(model, examples, forward, known).outputs)
+    finally:
+        tried.revert()
+    return _alike(own, problem.outputs + bias.to(problem.outputs), layer)
 
 
 def _alike(own: Problem, wanted: Tensor, layer: Any) -> bool:

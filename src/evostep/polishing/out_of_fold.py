@@ -14,26 +14,41 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from evostep.polishing.budget import Budget
 from evostep.polishing.folds import make_folds
-from evostep.polishing.network import NOTHING_KNOWN, fold_in, outputs_of, pairs_of
+from evostep.polishing.network import Given, fold_in, outputs_of
 from evostep.polishing.polish import polish_problems
 from evostep.polishing.problem import Problem
 from evostep.polishing.procedure import left_out
 from evostep.polishing.result import NO_GAIN, Polished
 from evostep.polishing.settings import Settings
-from evostep.scoring.forms import as_tensor
-from evostep.scoring.splitting import unweighted
+from evostep.polishing.starts import check_prior
+from evostep.scoring.batches import Forward
+from evostep.scoring.forms import Known
+from evostep.scoring.isolation import preserved_rng
 
 
 def out_of_fold(
     make_model: Callable[[], nn.Module],
     fit: Callable[[nn.Module, Dataset[Any]], object],
     dataset: Dataset[Any],
-    metric: str = "worst-class-recall",
+    metric: Any = "worst-class-recall",
     *,
     folds: int = 3,
     batch_size: int = 256,
-    **options: Any,
+    budget: Budget = None,
+    population: int = 16,
+    prior: Any = None,
+    costs: Any = None,
+    weights: Any = None,
+    groups: Sequence[Any] | None = None,
+    forward: Forward | None = None,
+    draws: int | None = None,
+    seed: int = 0,
+    watch: Callable[[float, float], None] | None = None,
+    higher_is_better: bool | None = None,
+    class_dim: int | None = None,
+    ignore_index: int = Known.ignore_index,
 ) -> tuple[nn.Module, Polished]:
     """Train networks without parts of the data, and polish one that is trained on all of it.
 
@@ -42,14 +57,26 @@ def out_of_fold(
     for five. Those that only serve for outputs are dropped as soon as they have given them.
 
     Args:
-        make_model: returns a fresh network; called once for each training.
+        make_model: returns a fresh network; called once for each training, and once before.
         fit: trains a network on a dataset, in place.
-        dataset: examples (inputs, targets) by index.
+        dataset: examples by index, which a DataLoader makes batches of: (inputs, targets), or what
+            else `evostep.polish` takes, with weights or as dictionaries.
         metric: see `evostep.polish`.
         folds: K, at least 3.
         batch_size: of the forwards that give outputs.
-        **options: of `evostep.polish`: budget, population, prior, costs, weights, groups, draws,
-            seed.
+        budget: as in `evostep.polish`, as all that follow.
+        population: of a generation.
+        prior: (C,) class frequencies.
+        costs: (C, C) table of the metric ``cost``.
+        weights: (n,) what each example counts; None: what comes with the dataset.
+        groups: n names; examples of a group are trained on, judged and drawn together.
+        forward: ``forward(model, batch) -> (outputs, targets)``.
+        draws: of the bootstrap.
+        seed: of folds, noise and draws.
+        watch: called as the search goes on.
+        higher_is_better: the direction of a metric that has no name.
+        class_dim: where the classes are.
+        ignore_index: marks targets that do not count.
 
     Returns:
         The network trained on all examples, changed where a gain is confirmed, and the result,
@@ -74,16 +101,37 @@ def out_of_fold(
         >>> result.n
         120
     """
-    settings = Settings(metric=metric, folds=folds, **options)
+    settings = Settings(
+        metric,
+        folds,
+        budget,
+        population,
+        prior,
+        costs,
+        weights,
+        groups,
+        draws,
+        seed,
+        watch,
+        higher_is_better,
+    )
+    known = Known(class_dim=class_dim, ignore_index=ignore_index)
     loader = DataLoader(dataset, batch_size)
-    pairs, _ = pairs_of(nn.Identity(), loader, lambda _, batch: (batch[1], batch[1]))
-    targets, unit = _targets([truth for _, truth in pairs])
-    shape = (len(targets), targets.shape[1] if targets.ndim == 2 else int(targets.max()) + 1)
-    posed = settings.problem(torch.zeros(shape), targets, unit)  # outputs come later
-    parts = make_folds(posed.strata, folds, settings.seed, posed.groups)
+
+    def given_by(model: nn.Module) -> Given:
+        return outputs_of(model, loader, forward, known)
+
+    def problem_of(outputs: Tensor) -> Problem:
+        return settings.problem(outputs, posed.targets, posed.unit, posed.weights)
+
+    with preserved_rng():
+        posed = given_by(make_model())  # a forward tells how outputs and targets belong together
+    blank = problem_of(torch.zeros_like(posed.outputs))
+    check_prior(prior, blank)
+    parts = make_folds(blank.strata, folds, seed, blank.groups)
     of_examples = parts
-    if unit is not None:
-        of_examples = parts.new_zeros(len(dataset)).scatter(0, unit, parts)  # type: ignore[arg-type]
+    if posed.unit is not None:
+        of_examples = parts.new_zeros(posed.examples).scatter(0, posed.unit, parts)
 
     def trained_without(gone: tuple[int, ...]) -> nn.Module:
         kept = (~torch.isin(of_examples, torch.tensor(gone, dtype=torch.long))).nonzero().flatten()
@@ -91,35 +139,26 @@ def out_of_fold(
         fit(model, Subset(dataset, kept.tolist()))
         return model
 
-    def problem_of(outputs: Tensor) -> Problem:
-        return settings.problem(outputs, targets, unit)
-
-    nested = nested_outputs(lambda gone: outputs_of(trained_without(gone), loader).outputs, parts)
+    nested = nested_outputs(lambda gone: given_by(trained_without(gone)).outputs, parts)
     model = trained_without(())
     problems = {fold: problem_of(outputs) for fold, outputs in nested.items()}
     result = polish_problems(problems[None], settings, parts, problems.__getitem__)
     networks = len(left_out(folds))
-    result.sample_forwards = networks * len(of_examples)
+    result.sample_forwards = (networks + 1) * len(of_examples)
     result.notes += (f"{networks} networks were trained",)
     if result.verdict != NO_GAIN:
-        given = outputs_of(model, loader)
-        exactly = settings.objective.of_outputs
-        fold_in(result, problem_of(given.outputs), given.layer, model, loader, exactly=exactly)
+        given = given_by(model)
+        fold_in(
+            result,
+            problem_of(given.outputs),
+            given.layer,
+            model,
+            loader,
+            forward,
+            known=known,
+            exactly=settings.objective.of_outputs,
+        )
     return model, result
-
-
-def _targets(batches: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
-    """Return the targets of rows, and the example of each where some have several."""
-    targets = torch.cat([as_tensor(unweighted(truth)) for truth in batches])
-    width = targets.shape[1] if targets.ndim == 2 else 0
-    labels = width and bool(((targets == 0) | (targets == 1)).all())
-    if labels and width > 1 and bool((targets.sum(1) == 1).all()):
-        return targets.argmax(1), None  # one-hot
-    if targets.ndim == 1 or labels:
-        return targets, None
-    unit = torch.arange(len(targets)).view(-1, *[1] * (targets.ndim - 1)).expand(targets.shape)
-    counted = targets != NOTHING_KNOWN.ignore_index
-    return targets[counted], unit[counted]
 
 
 def nested_outputs(

@@ -161,12 +161,7 @@ def polish(
         subject = Subject(model, examples, forward, known, given, beside)
         result = polish_weights(subject, problem, parts, settings, store)
     else:
-        asked = parse_budget(budget)
-        if isinstance(asked, float):
-            check(problem, settings)
-            found = number_in(store, "budget", lambda: settings.decisions_in(asked, problem))
-            settings = replace(settings, budget=found)
-        result = polish_problems(problem, settings, parts)
+        result = polish_problems(problem, settings, parts, store=store)
         result.sample_forwards = 0 if model is None else given.examples
     unchanged = result.folded is None and not result.notes
     if model is not None and result.verdict != NO_GAIN and unchanged:
@@ -223,6 +218,7 @@ def polish_problems(
     settings: Settings,
     parts: Tensor,
     problem_of: Callable[[int | None], Problem] | None = None,
+    store: Store | None = None,
 ) -> Polished:
     """Run the procedure on outputs that are there, and judge it.
 
@@ -231,11 +227,17 @@ def polish_problems(
         settings: what is asked for.
         parts: (n,) the fold of each example.
         problem_of: see `evostep.polishing.procedure.cross_fit`.
+        store: keeps the number that a budget in time becomes.
     """
     objective = settings.objective
+    posed = problem
     problem = with_scale(problem, objective)
     check(problem, settings)
     check_reach(problem, objective)
+    asked = parse_budget(settings.budget)
+    if isinstance(asked, float):
+        found = number_in(store or Nowhere(), "budget", lambda: settings.decisions_in(asked, posed))
+        settings = replace(settings, budget=found)
     fits: dict[int | None, Problem] = {None: problem}
 
     def fits_of(fold: int | None) -> Problem:
@@ -245,11 +247,11 @@ def polish_problems(
 
     prior, search = check_prior(settings.prior, problem), settings.search
     if settings.once:
-        found = fit_once(problem, objective, parts, search, prior=prior)
+        fit = fit_once(problem, objective, parts, search, prior=prior)
         problem = subset(problem, parts < 0)
     else:
-        found = cross_fit(problem, objective, parts, search, prior=prior, problem_of=fits_of)
-    return judge(problem, objective, found, settings)
+        fit = cross_fit(problem, objective, parts, search, prior=prior, problem_of=fits_of)
+    return judge(problem, objective, fit, settings)
 
 
 def check(problem: Problem, settings: Settings) -> None:

@@ -127,7 +127,8 @@ class Polished:
         if gain.confirmed or gain.value <= 0:
             return None
         times = ((gain.value - gain.low) / gain.value) ** 2
-        return math.ceil(self.n * times) if times <= _AT_MOST else None
+        # an interval that ends at zero is confirmed by none of its own size
+        return max(self.n + 1, math.ceil(self.n * times)) if times <= _AT_MOST else None
 
     @property
     def fell(self) -> tuple[tuple[str, str, str], ...]:
@@ -146,9 +147,10 @@ class Polished:
             for name, row in rows.items():
                 known = METRICS.get(name, METRICS["accuracy"])  # a recall is one
                 lost = (row[0] - row[after]) * (1 if known.higher_is_better else -1)
-                if lost > 0 and name != self.metric:
-                    shown = (f"{100 * x:.1f}%" if known.fraction else f"{x:.3f}" for x in row)
-                    worse.append((lost, name, tuple(shown)))
+                texts = tuple(f"{100 * x:.1f}%" if known.fraction else f"{x:.3f}" for x in row)
+                # sums in another order differ, and no reader sees it
+                if lost > 0 and name != self.metric and texts[0] != texts[after]:
+                    worse.append((lost, name, texts))
             worst = sorted(worse, reverse=True)[:_SHOWN]
             found += [(name, texts[0], texts[after]) for _, name, texts in worst]
         return tuple(found)
@@ -203,6 +205,19 @@ class Polished:
 
     def _change(self, gain: Interval, between: str) -> str:
         def one(value: float) -> str:
-            return f"{100 * value:+.1f}" if self.fraction else f"{value:+.3g}"
+            return change_text(value, self.fraction)
 
         return f"{one(gain.value)}{between}{one(gain.low)} to {one(gain.high)}"
+
+
+def change_text(value: float, fraction: bool) -> str:
+    """Return a change as text, in points where it is of a share, and never as 0 where it is none.
+
+    Example:
+        >>> change_text(0.032, True), change_text(0.0002, True), change_text(-0.0, False)
+        ('+3.2', '+0.02', '+0')
+    """
+    value = 100 * value + 0.0 if fraction else value + 0.0  # minus zero is zero
+    if not fraction:
+        return f"{value:+.3g}"
+    return f"{value:+.1g}" if 1e-9 < abs(value) < 0.05 else f"{value:+.1f}"

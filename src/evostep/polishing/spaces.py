@@ -42,6 +42,10 @@ def spaces_of(space: str | Space, model: nn.Module) -> dict[str, Space]:
         InputError: there is nothing of the kind in the model.
     """
     if isinstance(space, Space):
+        try:
+            space.touched(slots_of_module(model))
+        except ValueError as error:
+            raise InputError(f"space={space!r}: {error}") from error
         return {repr(space): space}
     found: dict[str, Space] = {}
     for name in NAMES[1:-1] if space == AUTO else (space,):

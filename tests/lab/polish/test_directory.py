@@ -64,3 +64,17 @@ def test_what_is_finished_is_read_by_what_was_asked(tmp_path: Path) -> None:
     write_json(out / RESULTS, {"runs": []})
     with pytest.raises(InputError, match="results of something else"):
         read_finished(out, {})
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_what_a_killed_run_has_left_is_deleted_and_no_living_one_s(
+    again: bool, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    (tmp_path / ".evostep-writing-1").mkdir()
+    if again:
+        out.mkdir()  # what is finished so far is kept there
+    with staged(tmp_path / "other") as living, staged(out) as folder:
+        assert {path for path in tmp_path.iterdir() if path != out} - {folder} == {living}
+        (folder / RESULTS).write_text("{}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "out"]

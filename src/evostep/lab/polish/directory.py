@@ -6,17 +6,18 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from evostep.errors import InputError, reason
 from evostep.lab.options import flag
-from evostep.lab.storage import check_place, check_writable, read_json
+from evostep.lab.storage import check_place, check_writable, claimed, read_json
 
 FORMAT = 1
 RESULTS = "results.json"
 STAGE = ".evostep-"  # begins the name of a folder that a killed run has left
+_WRITING = f"{STAGE}writing-"
 
 
 def read_finished(out: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -61,7 +62,7 @@ def staged(out: Path) -> Iterator[Path]:
     """Yield a folder to write in, which becomes `out` when the context is left without an error.
 
     It is made at once, in the nearest folder that there is, so that a place that cannot be written
-    is told before the work is done.
+    is told before the work is done. What killed runs have left there is deleted.
 
     Raises:
         InputError: the place cannot be written.
@@ -70,13 +71,15 @@ def staged(out: Path) -> Iterator[Path]:
     check_writable(out)
     there = check_place(out)
     try:
-        folder = Path(tempfile.mkdtemp(prefix=STAGE, dir=there))
+        _sweep(there, out.parent)
+        folder = Path(tempfile.mkdtemp(prefix=_WRITING, dir=there))
     except OSError as error:
         raise InputError(f"--out {out} cannot be written ({reason(error)}): choose another") from (
             error
         )
     try:
-        yield folder
+        with claimed(folder):  # as long as we live
+            yield folder
         folder.chmod(there.stat().st_mode)  # mkdtemp's own is for its owner alone
         try:
             if out.exists():  # it is empty, and may be where the user stands
@@ -91,3 +94,10 @@ def staged(out: Path) -> Iterator[Path]:
             ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sweep(*places: Path) -> None:
+    """Delete folders that nobody writes in any more: their runs were killed."""
+    for folder in {folder for place in places for folder in place.glob(f"{_WRITING}*")}:
+        with suppress(InputError), claimed(folder):
+            shutil.rmtree(folder, ignore_errors=True)

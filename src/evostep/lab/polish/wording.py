@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from evostep.polishing.result import BY_START, NO_GAIN
+from evostep.polishing.result import BY_START, NO_GAIN, change_text
 from evostep.scoring.metrics import METRICS
 
 WIDTH = 80
@@ -65,16 +65,15 @@ def _row(record: Record, name: str, found: Any, fraction: bool, higher: bool) ->
     gain = after - before
     change = f"{100 * gain:+.1f}" if fraction else f"{gain:+.3f}"
     label = name if higher else f"{name} (lower is better)"
-    return Row(
-        label, (texts[0], texts[1], texts[2]), change, (1 if higher else -1) * (after - before)
-    )
+    better = (after - before) * (1 if higher else -1) * (texts[0] != texts[2])
+    return Row(label, (texts[0], texts[1], texts[2]), change, better)
 
 
 def contrast_texts(record: Record) -> list[tuple[str, str, str, str]]:
     """Return each contrast: its name, value, interval and p."""
 
     def one(value: float) -> str:
-        return f"{100 * value:+.1f}" if record["fraction"] else f"{value:+.3g}"
+        return change_text(value, record["fraction"])
 
     return [
         (
