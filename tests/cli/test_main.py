@@ -271,7 +271,7 @@ def test_bad_input_gets_one_line_and_leaves_no_directory(
         (["compare", f"--out={'o' * 300}", "--dry-run"], "cannot be used (File name too long)"),
         (["report", "o" * 300], "choose another path"),
         (["evaluate"], "what is to be evaluated? Give --model"),
-        (["report"], "DIRECTORY is missing"),
+        (["report"], "no directory: give the one"),
         (["report", "nowhere"], "no results.json in 'nowhere'"),
         (["train", *tiny(seeds=None), "--out=out", "--arm=sgdd"], "did you mean sgd"),
         (["train", *tiny(seeds=None), "--out=out", "--seed=-1"], "--seed must be at least 0"),
