@@ -28,8 +28,8 @@ Written down after these, where the planted gain of the worst class was confirme
   five). Confirmed: at least 80%.
 
 On data sets 1000 to 1149 two things were chosen: each bias has a unit of its own, and what is taken
-off as optimism leaves the interval's other end where it is (the rule of the interval was also read on
-the first run's data sets). All is run once on data sets that nothing had seen, from 2000 on:
+off as optimism leaves the interval's other end where it is (which was also read on the data sets of
+the first run). All is run once on data sets that nothing had seen, from 2000 on:
 results/polish-null, which holds what has run so far; results/polish-null-first is the first run.
 """
 
