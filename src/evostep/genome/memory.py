@@ -58,7 +58,7 @@ def sharing_of(tensors: Mapping[str, Tensor]) -> Sharing:
     """
     storages: dict[tuple[object, int], list[str]] = {}
     for name, tensor in tensors.items():
-        key = _storage(tensor)
+        key = _place(tensor)
         if key is not None:
             storages.setdefault(key, []).append(name)
     folded = {name for names in storages.values() for name in names if is_folded(tensors[name])}
@@ -99,19 +99,31 @@ def is_folded(tensor: Tensor) -> bool:
     return False
 
 
-def _storage(tensor: Tensor) -> tuple[object, int] | None:
-    """Return what tensors on one memory share; None where there is no memory as such."""
-    if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_meta:
+def storage_of(tensor: Tensor) -> torch.UntypedStorage | None:
+    """Return the memory of a tensor; None where there is none as such (a sparse one)."""
+    if tensor.layout is not torch.strided or tensor.is_nested:
         return None
     try:
-        pointer = tensor.untyped_storage().data_ptr()
-    except (NotImplementedError, RuntimeError):
+        return tensor.untyped_storage()
+    except (NotImplementedError, RuntimeError):  # as of members under vmap
         return None
+
+
+def key_of(tensor: Tensor) -> int | None:
+    """Return a number that tensors on the same memory share; None where there is none as such."""
+    storage = storage_of(tensor)
+    return None if storage is None else storage._cdata
+
+
+def _place(tensor: Tensor) -> tuple[object, int] | None:
+    """Return what tensors on one memory share, whoever allocated it; None where there is none."""
+    storage = storage_of(tensor)
+    pointer = 0 if storage is None else storage.data_ptr()
     return (tensor.device, pointer) if pointer and tensor.numel() else None
 
 
-def _range(tensor: Tensor) -> tuple[int, int]:
-    """Return the first byte and the one after the last."""
+def byte_range(tensor: Tensor) -> tuple[int, int]:
+    """Return the first byte of a tensor in its memory, and the one after the last."""
     pairs = zip(tensor.stride(), tensor.shape, strict=True)
     reach = 1 + sum(int(stride) * (int(size) - 1) for stride, size in pairs)
     begin = int(tensor.storage_offset()) * tensor.element_size()
@@ -127,7 +139,7 @@ def _meeting(tensors: Mapping[str, Tensor]) -> list[tuple[str, str]]:
     if len(tensors) < 2:
         return []
     order = {name: i for i, name in enumerate(tensors)}
-    ranges = {name: _range(tensor) for name, tensor in tensors.items()}
+    ranges = {name: byte_range(tensor) for name, tensor in tensors.items()}
     pairs: list[tuple[str, str]] = []
     reaching: list[str] = []
     for name in sorted(tensors, key=lambda n: ranges[n]):
@@ -147,12 +159,16 @@ def _entries(tensor: Tensor) -> Tensor:
 
 
 def _is_dense(tensor: Tensor) -> bool:
-    begin, end = _range(tensor)
+    begin, end = byte_range(tensor)
     return end - begin == tensor.numel() * tensor.element_size() and not is_folded(tensor)
 
 
 def _same_entries(one: Tensor, other: Tensor) -> bool:
-    if one.dtype != other.dtype or _range(one) != _range(other) or one.numel() != other.numel():
+    if (
+        one.dtype != other.dtype
+        or byte_range(one) != byte_range(other)
+        or one.numel() != other.numel()
+    ):
         return False
     if one.shape == other.shape and one.stride() == other.stride():
         return True

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from evostep.genome.memory import byte_range, key_of
 from evostep.genome.slots import Slots
 from evostep.scoring.fitness import Fitness
 from evostep.scoring.isolation import ModuleState, preserved_rng
@@ -325,21 +326,13 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
 
 def _key(tensor: Tensor) -> int:
     """Return what tells memories apart."""
-    try:
-        return int(tensor.untyped_storage()._cdata)
-    except (RuntimeError, NotImplementedError):  # sparse tensors, for one, have none
-        return id(tensor)
+    key = key_of(tensor)
+    return id(tensor) if key is None else key
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:
     """Return the first entry in its memory, and the one after the last, in bytes."""
-    try:
-        reach = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
-        first = tensor.storage_offset()
-    except (RuntimeError, NotImplementedError):
-        return 0, 1
-    size = tensor.element_size()
-    return int(first * size), int((first + reach + 1) * size)
+    return (0, 1) if key_of(tensor) is None else byte_range(tensor)
 
 
 def _uncompiled() -> Any:

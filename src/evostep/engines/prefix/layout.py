@@ -8,7 +8,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from evostep.engines.prefix.tensors import key_of, storage_of
+from evostep.genome.memory import key_of, storage_of
 from evostep.genome.slots import version
 
 

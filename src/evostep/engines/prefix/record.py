@@ -16,7 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from evostep.engines.prefix.layout import Layout
 from evostep.engines.prefix.replay import Block, Call, Fail, Placeholder, Recording
-from evostep.engines.prefix.tensors import key_of, storage_of, tensors_in, written
+from evostep.engines.prefix.tensors import tensors_in, written
+from evostep.genome.memory import key_of, storage_of
 from evostep.scoring.isolation import _live_devices
 
 # give the memory of a constant in the code, which is another one each time

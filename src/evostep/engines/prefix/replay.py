@@ -20,7 +20,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from evostep.engines.base import CannotScore
-from evostep.engines.prefix.tensors import key_of, tensors_in, written
+from evostep.engines.prefix.tensors import tensors_in, written
+from evostep.genome.memory import key_of
 
 Fail = Callable[[str], CannotScore]  # takes note of a reason, and returns what to raise
 

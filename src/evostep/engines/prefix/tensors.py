@@ -57,19 +57,3 @@ def _writes(func: Any) -> tuple[int | str, ...]:
     arguments = enumerate(schema.arguments if schema is not None else ())
     found = [(i, a.name) for i, a in arguments if a.alias_info and a.alias_info.is_write]
     return tuple(place for places in found for place in places)
-
-
-def storage_of(tensor: Tensor) -> torch.UntypedStorage | None:
-    """Return the memory of a tensor; None where there is none as such (a sparse one)."""
-    if tensor.layout is not torch.strided or tensor.is_nested:
-        return None
-    try:
-        return tensor.untyped_storage()
-    except (NotImplementedError, RuntimeError):
-        return None
-
-
-def key_of(tensor: Tensor) -> int | None:
-    """Return a number that tensors on the same memory share; None where there is none as such."""
-    storage = storage_of(tensor)
-    return None if storage is None else storage._cdata
