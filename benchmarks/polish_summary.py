@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from evostep.lab.report.registered import holm
 from evostep.lab.report.statistics import paired_contrast
 from evostep.polishing.result import BY_START, IMPROVED, NO_GAIN
 
@@ -46,7 +47,8 @@ def summarise(arena: str, runs: Sequence[Run]) -> tuple[dict[str, Any], str]:
         if control != "polish"
     ]
     family = [row for row in contrasts if row["metric"] == PRIMARY and row["control"] in CONTROLS]
-    for row, p in zip(family, holm([row["wilcoxon_p"] for row in family]), strict=True):
+    p_values = {str(i): row["wilcoxon_p"] for i, row in enumerate(family)}
+    for row, p in zip(family, holm(p_values).values(), strict=True):
         row["holm_p"] = p
     results = {
         "runs": len(runs),
@@ -68,21 +70,6 @@ def summarise(arena: str, runs: Sequence[Run]) -> tuple[dict[str, Any], str]:
         ],
     }
     return results, _table(results)
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values corrected for their number, by Holm 1979.
-
-    Example:
-        >>> holm([0.01, 0.04, 0.03])
-        [0.03, 0.06, 0.06]
-    """
-    order = sorted(range(len(p_values)), key=p_values.__getitem__)
-    corrected, largest = [0.0] * len(p_values), 0.0
-    for place, i in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - place) * p_values[i]))
-        corrected[i] = largest
-    return corrected
 
 
 def wilcoxon(differences: Sequence[float]) -> float:

@@ -10,7 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import evostep
-from evostep.polishing.network import given_outputs, takes_decisions
+from evostep.polishing.network import (
+    NOTHING_KNOWN,
+    Subject,
+    given_outputs,
+    takes_decisions,
+)
 from evostep.polishing.problem import make_problem
 from evostep.polishing.result import IMPROVED
 from evostep.scoring.forms import Known
@@ -161,5 +166,6 @@ def test_whether_a_last_layer_takes_decisions_is_tried(model: nn.Module, takes: 
     before = {name: value.clone() for name, value in model.state_dict().items()}
     given = given_outputs(model, batches)
     problem = make_problem(given.outputs, given.targets)
-    assert takes_decisions(given, problem, model, batches) == takes
+    subject = Subject(model, batches, None, NOTHING_KNOWN, given)
+    assert takes_decisions(subject, problem) == takes
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

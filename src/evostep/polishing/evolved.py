@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import replace
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from evostep.polishing.budget import Cost, evaluations_in, generations_for, parse_budget, timed
 from evostep.polishing.decision import Moved, make_decision
 from evostep.polishing.judging import judge
 from evostep.polishing.nested import Found, Plan, evolve_networks
-from evostep.polishing.network import Given, outputs_of, takes_decisions
+from evostep.polishing.network import Subject, outputs_now, takes_decisions
 from evostep.polishing.problem import Problem
 from evostep.polishing.procedure import count_sets
 from evostep.polishing.reach import with_scale
@@ -23,29 +22,6 @@ from evostep.polishing.spaces import AUTO, spaces_of
 from evostep.polishing.starts import check_prior, subset
 from evostep.polishing.store import Store, number_in
 from evostep.polishing.weights import Network
-from evostep.scoring.batches import Forward
-from evostep.scoring.forms import Known
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A network and its examples.
-
-    Attributes:
-        model: the network.
-        examples: as `evostep.polish` takes them.
-        forward: as `evostep.polish` takes it.
-        known: of outputs and targets.
-        given: what the network gives.
-        held: examples that are judged on beside the others, and what the network gives for them.
-    """
-
-    model: nn.Module
-    examples: Iterable[Any]
-    forward: Forward | None
-    known: Known
-    given: Given
-    held: tuple[Any, Given] | None = None
 
 
 def polish_weights(
@@ -63,9 +39,7 @@ def polish_weights(
     objective = settings.objective
     problem = with_scale(problem, objective)
     searched = problem if subject.held is None else subset(problem, folds >= 0)
-    if not takes_decisions(
-        subject.given, searched, subject.model, subject.examples, subject.forward, subject.known
-    ):
+    if not takes_decisions(subject, searched):
         subject = replace(subject, given=replace(subject.given, layer=None))
     examples = [(subject.examples, subject.given, searched)]
     if subject.held is not None:
@@ -148,8 +122,8 @@ def _put_in(
         decision = replace(decision, bias=center_on_plateau(raw, decision.bias))
     moved = Moved(network.live, network.before, found.weights, layer, decision)
     moved.apply()
-    again = outputs_of(subject.model, subject.examples, subject.forward, subject.known).outputs
-    differ = int((problem.decided(problem.of(again).outputs) != wanted).sum())
+    again = problem.of(outputs_now(subject)).outputs
+    differ = int((problem.decided(again) != wanted).sum())
     result.sample_forwards += 2 * subject.given.examples
     if differ:
         moved.revert()

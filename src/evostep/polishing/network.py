@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -52,6 +52,27 @@ class Given:
     layer: nn.Module | None = None
     probabilities: bool = False
     form: Form | None = None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network, its examples, and what it gives for them.
+
+    Attributes:
+        model: the network.
+        examples: as `evostep.polish` takes them.
+        forward: as `evostep.polish` takes it.
+        known: of outputs and targets.
+        given: what the network gives.
+        held: examples that are judged on beside the others, and what the network gives for them.
+    """
+
+    model: nn.Module
+    examples: Iterable[Any]
+    forward: Forward | None
+    known: Known
+    given: Given
+    held: tuple[Any, Given] | None = None
 
 
 def given_outputs(
@@ -170,29 +191,16 @@ def rows_of(outputs: Any, targets: Any, form: Form) -> Tensor:
     return _rows([(_on_cpu(outputs), _on_cpu(targets))], form).outputs
 
 
-def fold_in(
-    result: Polished,
-    problem: Problem,
-    layer: Any,
-    model: nn.Module,
-    examples: Any,
-    forward: Forward | None = None,
-    *,
-    known: Known = NOTHING_KNOWN,
-    exactly: bool = False,
-) -> None:
+def fold_in(result: Polished, problem: Problem, subject: Subject, *, exactly: bool = False) -> None:
     """Put the decision into the last layer, if the network then decides as the decision does.
 
     Args:
         result: gets the decision as it was put in, or a note of why it was not.
         problem: the network's outputs for the examples, as it is.
-        layer: makes the outputs; None: none does.
-        model: the network.
-        examples: on which it must decide so.
-        forward: as in `evostep.polish`.
-        known: of outputs and targets.
+        subject: the network, and the examples on which it must decide so.
         exactly: leave the biases as they are, for the metric reads more than decisions.
     """
+    layer: Any = subject.given.layer
     if layer is None or len(layer.weight) != problem.biases:
         result.notes += (
             "nothing was changed: no last layer gives the outputs, use result.decision",
@@ -203,7 +211,7 @@ def fold_in(
         decision = replace(decision, bias=center_on_plateau(problem, decision.bias))
     folded = Folded(layer, decision.bias, decision.scale)
     folded.apply()
-    own = problem.of(outputs_of(model, examples, forward, known).outputs)
+    own = problem.of(outputs_now(subject))
     wanted = result.decision.adjusted(problem.outputs)
     differ = int((problem.decided(own.outputs) != problem.decided(wanted)).sum())
     if differ or not _alike(own, decision.adjusted(problem.outputs), layer):
@@ -216,7 +224,7 @@ def fold_in(
     result.decision = decision
     result.folded = folded
     if folded.is_new:
-        path = next(path for path, module in model.named_modules() if module is layer)
+        path = next(path for path, module in subject.model.named_modules() if module is layer)
         name = clean_names([f"{path}.bias" if path else "bias"])[0]
         result.notes += (
             f"the weights have a new name, {name!r}, since the last layer had no bias: load them "
@@ -224,29 +232,27 @@ def fold_in(
         )
 
 
-def takes_decisions(
-    given: Given,
-    problem: Problem,
-    model: nn.Module,
-    examples: Any,
-    forward: Forward | None = None,
-    known: Known = NOTHING_KNOWN,
-) -> bool:
+def takes_decisions(subject: Subject, problem: Problem) -> bool:
     """Return whether the last layer moves the outputs as a decision in it says: one is tried.
 
     It does not where outputs are scaled, or put together, after it.
     """
-    layer: Any = given.layer
+    layer: Any = subject.given.layer
     if layer is None or len(layer.weight) != problem.biases:
         return False
     bias = units(problem)[: problem.biases] * torch.linspace(1, -1, problem.biases).double()
     tried = Folded(layer, bias)
     tried.apply()
     try:
-        own = problem.of(outputs_of(model, examples, forward, known).outputs)
+        own = problem.of(outputs_now(subject))
     finally:
         tried.revert()
     return _alike(own, problem.outputs + bias.to(problem.outputs), layer)
+
+
+def outputs_now(subject: Subject) -> Tensor:
+    """Return what the network gives for the examples as it is now, a row for each decision."""
+    return outputs_of(subject.model, subject.examples, subject.forward, subject.known).outputs
 
 
 def _alike(own: Problem, wanted: Tensor, layer: Any) -> bool:

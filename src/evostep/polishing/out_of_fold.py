@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from evostep.polishing.budget import Budget
 from evostep.polishing.folds import make_folds
-from evostep.polishing.network import Given, fold_in, outputs_of
+from evostep.polishing.network import Given, Subject, fold_in, outputs_of
 from evostep.polishing.polish import polish_problems
 from evostep.polishing.problem import Problem
 from evostep.polishing.procedure import left_out
@@ -147,17 +147,9 @@ def out_of_fold(
     result.sample_forwards = (networks + 1) * len(of_examples)
     result.notes += (f"{networks} networks were trained",)
     if result.verdict != NO_GAIN:
-        given = given_by(model)
-        fold_in(
-            result,
-            problem_of(given.outputs),
-            given.layer,
-            model,
-            loader,
-            forward,
-            known=known,
-            exactly=settings.objective.of_outputs,
-        )
+        subject = Subject(model, loader, forward, known, given_by(model))
+        exactly = settings.objective.of_outputs
+        fold_in(result, problem_of(subject.given.outputs), subject, exactly=exactly)
     return model, result
 
 

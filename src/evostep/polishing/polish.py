@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from evostep.errors import InputError, warn
 from evostep.polishing.budget import Budget, parse_budget
-from evostep.polishing.evolved import Subject, polish_weights
+from evostep.polishing.evolved import polish_weights
 from evostep.polishing.folds import make_folds
 from evostep.polishing.holdout import FOLDS, SHARE, hold_out
 from evostep.polishing.judging import judge
-from evostep.polishing.network import Given, fold_in, given_outputs
+from evostep.polishing.network import Given, Subject, fold_in, given_outputs
 from evostep.polishing.problem import Problem, join
 from evostep.polishing.procedure import cross_fit, fit_once
 from evostep.polishing.reach import check_reach, with_scale
@@ -155,27 +155,18 @@ def polish(
         others = _others(held, problem, settings)
         problem = join(problem, others)
         parts = torch.cat([parts, torch.full((len(others),), -1)])
-    if model is not None and space != DECISION:
-        check(problem, settings)
+    subject = None
+    if model is not None:
         beside = None if held is None else (confirm, held)
         subject = Subject(model, examples, forward, known, given, beside)
+    if subject is not None and space != DECISION:
+        check(problem, settings)
         result = polish_weights(subject, problem, parts, settings, store)
     else:
         result = polish_problems(problem, settings, parts, store=store)
         result.sample_forwards = 0 if model is None else given.examples
-    unchanged = result.folded is None and not result.notes
-    if model is not None and result.verdict != NO_GAIN and unchanged:
-        exactly = settings.objective.of_outputs
-        fold_in(
-            result,
-            searched,
-            given.layer,
-            model,
-            examples,
-            forward,
-            known=known,
-            exactly=exactly,
-        )
+    if subject is not None and result.verdict != NO_GAIN and result.folded is None:
+        fold_in(result, searched, subject, exactly=settings.objective.of_outputs)
     if given.probabilities and not result.applied:
         result.notes += ("outputs are probabilities: the decision is about their logits",)
     return result

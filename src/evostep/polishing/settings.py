@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -65,7 +66,7 @@ class Settings:
         if self.draws is not None and self.draws < 100:
             raise InputError(f"draws must be at least 100, got {self.draws}")
 
-    @property
+    @cached_property
     def objective(self) -> Objective:
         """The metric, read."""
         return make_objective(self.metric, costs=self.costs, higher_is_better=self.higher_is_better)
