@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from evostep import Evolution, Fitness, OpenAIES
 from evostep.scoring.accumulators import blank
-from evostep.scoring.batches import Examples, examples_of
+from evostep.scoring.batches import Examples
 from evostep.scoring.metrics import make_metric
 
 X, Y = torch.randn(30, 4, generator=torch.Generator().manual_seed(0)), torch.arange(30) % 3
@@ -109,7 +109,7 @@ def test_random_streams_are_the_same_for_all_of_a_generation() -> None:
 
 
 def test_examples_are_told_by_their_places() -> None:
-    examples = examples_of(BATCHES)
+    examples = Examples((), 0).with_batches(BATCHES)
     assert len(examples) == 30
     assert [len(x) for x, _ in examples.only([0, 3])] == [8, 6]
     assert examples[3][0] is BATCHES[3][0]

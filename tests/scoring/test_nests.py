@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from evostep.scoring.batches import examples_of
+from evostep.scoring.batches import Examples
 from evostep.scoring.nests import batch_size, concatenate, leaves, map_leaves, map_tensors
 
 
@@ -74,6 +74,6 @@ def test_examples_are_counted_by_the_first_tensor(inputs: Any, targets: Any, exp
 
 def test_examples_of_several_batches_are_summed() -> None:
     batches: list[tuple[Tensor, Tensor]] = [(torch.zeros(n, 2), torch.zeros(n)) for n in (3, 1)]
-    examples = examples_of(batches)
+    examples = Examples((), 0).with_batches(batches)
     assert len(examples) == 4
     assert [len(inputs) for inputs, _ in examples] == [3, 1]

@@ -100,11 +100,6 @@ class Examples:
         return any(isinstance(targets, Weighted) for _, targets in self.batches)
 
 
-def examples_of(batches: Sequence[Batch]) -> Examples:
-    """Return batches as `Examples`, counted."""
-    return Examples((), 0).with_batches(batches)
-
-
 class Batches:
     """A user's batches: read once, kept or read again, and sent forward through a model.
 
