@@ -115,10 +115,18 @@ def key_of(tensor: Tensor) -> int | None:
     return None if storage is None else storage._cdata
 
 
+def address_of(tensor: Tensor) -> int:
+    """Return where a tensor's memory begins; 0 where there is none as such."""
+    storage = storage_of(tensor)
+    try:
+        return 0 if storage is None else storage.data_ptr()
+    except RuntimeError:  # as of a DTensor, whose memory is its local part's
+        return 0
+
+
 def _place(tensor: Tensor) -> tuple[object, int] | None:
     """Return what tensors on one memory share, whoever allocated it; None where there is none."""
-    storage = storage_of(tensor)
-    pointer = 0 if storage is None else storage.data_ptr()
+    pointer = address_of(tensor)
     return (tensor.device, pointer) if pointer and tensor.numel() else None
 
 

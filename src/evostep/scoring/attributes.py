@@ -20,7 +20,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from evostep.genome.memory import storage_of
+from evostep.genome.memory import address_of
 from evostep.genome.slots import version
 
 _TORCHS_OWN = frozenset(vars(nn.Module()))  # modes, parameters, buffers, submodules, hooks
@@ -113,8 +113,7 @@ def derive_weights(model: nn.Module) -> None:
 
 
 def _storage(tensor: Tensor) -> int:
-    storage = storage_of(tensor)
-    return (storage.data_ptr() if storage is not None else 0) or id(tensor)
+    return address_of(tensor) or id(tensor)
 
 
 def _entries(value: Any) -> Collection[Any] | None:
