@@ -310,7 +310,7 @@ def test_bad_files_are_one_line_and_nothing_is_written(
 
 BAD_ARGUMENTS = {
     "unknown metric": (["--metric=worst-clas-recall"], ["did you mean worst-class-recall"]),
-    "no direction": (["--metric=mymodule:metric"], ["cannot read 'mymodule:metric'"]),
+    "no direction": (["--metric=mymodule:metric"], ["cannot import 'mymodule'"]),
     "wrong way": (["--metric=macro-f1 - accuracy"], ["the wrong way"]),
     "cost alone": (["--metric=cost"], ["--costs FILE"]),
     "a broken constraint": (
@@ -338,6 +338,63 @@ def test_bad_arguments_are_one_line_and_nothing_is_written(
     there = set(tmp_path.rglob("*"))
     refuse(polish(scores, tmp_path / "out", *more), *told)
     assert set(tmp_path.rglob("*")) == there
+
+
+OWN = """
+import torch
+
+def owls(outputs, targets):
+    return (outputs.argmax(1) == targets)[targets == 2].double().mean()
+
+def surprise(outputs, targets):
+    return torch.nn.functional.cross_entropy(outputs, targets)
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    name = f"own_{tmp_path.name}"  # modules stay imported
+    (tmp_path / f"{name}.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    return name
+
+
+def test_a_metric_of_ones_own_is_named_by_its_import_path(own: str, scores: Path) -> None:
+    out = Path("out")
+    assert main([*polish(scores, out), f"--metric={own}:owls"]) == 0
+    record = json.loads((out / "results.json").read_text())
+    assert (record["metric"], record["verdict"]) == ("owls", "improved")
+    assert "owls" in (out / "README.md").read_text()
+    files = [f"--scores={scores}", "--scores-are=logits", f"--metric={own}:surprise"]
+    assert main(["evaluate", *files, "--no-higher-is-better", "--out=found"]) == 0
+    found = json.loads(Path("found/results.json").read_text())
+    assert found["metric"] == "surprise"
+    assert not found["metrics"]["surprise"]["higher_is_better"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "more", "told"),
+    [
+        ("{own}:owl", (), "unknown attribute"),
+        ("nowhere_at_all:owls", (), "cannot import 'nowhere_at_all'"),
+        ("{own}:surprise(2)", (), "is no import path"),
+        ("torch.nn.functional:cross_entropy", (), "looks like a loss"),
+        ("sklearn.metrics:f1_score", (), "metric f1_score fails: ValueError: Target is multi"),
+        ("torchmetrics:F1Score", (), "cannot be made without arguments"),
+        ("macro-f1", ("--higher-is-better",), "leave higher_is_better out"),
+    ],
+)
+def test_what_is_no_metric_of_ones_own_is_one_line(
+    metric: str,
+    more: tuple[str, ...],
+    told: str,
+    own: str,
+    scores: Path,
+    refuse: Callable[..., None],
+) -> None:
+    refuse([*polish(scores, Path("out")), f"--metric={metric.format(own=own)}", *more], told)
+    assert not Path("out").exists()
 
 
 def test_a_report_is_of_a_comparison(finished: Finished, refuse: Callable[..., None]) -> None:

@@ -162,6 +162,8 @@ def test_metrics_of_others_have_their_value_and_direction(name: str) -> None:
         (lambda o, t: o.mean(), {"weights": [1.0] * N}, "cannot weigh examples"),
         (lambda o, t: torch.nan, {}, "is nan: it cannot be maximised"),
         (7, {}, "metric must be a name"),
+        (lambda o, t: o[:, 99].mean(), {}, "metric <lambda> fails: IndexError: index 99 is out"),
+        (lambda o: o.mean(), {}, "metric <lambda> fails: TypeError"),
         ("neg-loss", {}, "is a loss"),
         ("recall-at-precision(2)", {}, "must be in"),
     ],

@@ -48,10 +48,11 @@ def add_subject(parser: ArgumentParser, skip: tuple[str, ...] = ()) -> None:
     told, kinds = own_help(), own_kinds()
     metrics = ", ".join(schema["names"]["polish"])
     own = [name for name in kinds if name not in skip]
-    for name in own[:3]:
+    first = own.index("scores_are") + 1
+    for name in own[:first]:
         add_option(parser, name, kinds[name], _default(name), told[name].format(metrics=metrics))
     add_network(parser, "an ONNX file; ")
-    for name in own[3:]:
+    for name in own[first:]:
         add_option(parser, name, kinds[name], _default(name), told[name])
 
 

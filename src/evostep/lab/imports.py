@@ -54,3 +54,27 @@ def load_attribute(path: str) -> Any:
             raise unknown_name(f"attribute of {owner}", part, public, choices=listed or "none")
         value, owner = getattr(value, part), f"{owner}.{part}"
     return value
+
+
+def resolve_metric(name: str) -> Any:
+    """Return a metric by name, or what an import path names; a class is called without arguments.
+
+    Raises:
+        InputError: it cannot be imported, or made.
+
+    Example:
+        >>> resolve_metric("macro-f1"), resolve_metric("torch:dist").__name__
+        ('macro-f1', 'dist')
+    """
+    if ":" not in name:
+        return name
+    metric = load_attribute(name)
+    if not isinstance(metric, type):
+        return metric
+    try:
+        return metric()
+    except Exception as error:  # a user's class may raise anything
+        raise InputError(
+            f"{name} cannot be made without arguments ({reason(error)}): name a metric that is "
+            "made already, or a function on (outputs, targets)"
+        ) from error

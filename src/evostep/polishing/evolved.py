@@ -70,8 +70,7 @@ def polish_weights(
     found = evolve_networks(problem, objective, folds, networks, plan)
     judged = subset(problem, folds < 0) if settings.once else problem
     result = judge(judged, objective, found.fit, settings)
-    held = 0 if subject.held is None else subject.held[1].examples
-    result.sample_forwards = subject.given.examples + held + found.sample_forwards
+    result.sample_forwards = found.sample_forwards
     if result.verdict == IMPROVED and found.network is not None:
         _put_in(result, found, searched, subject, exactly=objective.of_outputs)
     return result
@@ -124,7 +123,7 @@ def _put_in(
     moved.apply()
     again = problem.of(outputs_now(subject)).outputs
     differ = int((problem.decided(again) != wanted).sum())
-    result.sample_forwards += 2 * subject.given.examples
+    result.sample_forwards += network.forwards(everything=False)
     if differ:
         moved.revert()
         result.verdict = NO_GAIN  # there is nothing else that it could be of

@@ -149,7 +149,7 @@ class _Nested:
             weights, spent = network.evolve(rows, start, plan.generations, self._told)
             judged = ~rows if gone else torch.ones_like(rows)
             outputs = [network.outputs(one, everything=not gone) for one in weights]
-            spent += len(weights) * network.examples
+            spent += len(weights) * network.forwards(everything=not gone)
             problem = self._problem
             found = {
                 "outputs": torch.stack(

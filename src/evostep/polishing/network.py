@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from evostep.scoring.fitness import Fitness
 from evostep.scoring.forms import Form, Known, Reader, read_form
 from evostep.scoring.head import find_head
 from evostep.scoring.isolation import ModuleState, preserved_rng
-from evostep.scoring.nests import map_tensors
+from evostep.scoring.nests import batch_size, map_tensors
 from evostep.scoring.splitting import unweighted, weights_of
 
 _WHO = "polishing"
@@ -42,6 +42,7 @@ class Given:
         layer: makes the outputs; None: none is known.
         probabilities: whether outputs were such, so that decisions are about their logits.
         form: how outputs and targets were read.
+        sample_forwards: that it took.
     """
 
     outputs: Tensor
@@ -52,6 +53,14 @@ class Given:
     layer: nn.Module | None = None
     probabilities: bool = False
     form: Form | None = None
+    sample_forwards: int = 0
+
+
+@dataclass
+class Spent:
+    """Sample-forwards, counted where they happen."""
+
+    sample_forwards: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,6 +74,7 @@ class Subject:
         known: of outputs and targets.
         given: what the network gives.
         held: examples that are judged on beside the others, and what the network gives for them.
+        spent: on looking what it gives after a change.
     """
 
     model: nn.Module
@@ -73,6 +83,7 @@ class Subject:
     known: Known
     given: Given
     held: tuple[Any, Given] | None = None
+    spent: Spent = field(default_factory=Spent)
 
 
 def given_outputs(
@@ -106,13 +117,18 @@ def outputs_of(
 ) -> Given:
     """Return a model's outputs for all examples, their targets, and the layer that makes them."""
     reader = Reader(known)
-    pairs, layer = pairs_of(model, examples, forward, reader)
+    spent = Spent()
+    pairs, layer = pairs_of(model, examples, forward, reader, spent)
     form = reader.settle([(own, unweighted(truth)) for own, truth in pairs], _WHO, of_loss=False)
-    return replace(_rows(pairs, form), layer=layer)
+    return replace(_rows(pairs, form), layer=layer, sample_forwards=spent.sample_forwards)
 
 
 def pairs_of(
-    model: nn.Module, examples: Any, forward: Forward | None = None, reader: Reader | None = None
+    model: nn.Module,
+    examples: Any,
+    forward: Forward | None = None,
+    reader: Reader | None = None,
+    spent: Spent | None = None,
 ) -> tuple[list[tuple[Any, Any]], nn.Module | None]:
     """Return outputs and targets of each batch as they are, and the layer that may make them.
 
@@ -121,11 +137,12 @@ def pairs_of(
         examples: batches.
         forward: as in `evostep.Fitness`.
         reader: takes note of the model and the targets.
+        spent: counts the forwards.
     """
     fitness = Fitness(model, examples, "accuracy", forward=forward)
     everything = fitness.examples()
-    pairs = []
-    reader = reader or Reader()
+    pairs: list[tuple[Any, Any]] = []
+    reader, spent = reader or Reader(), spent or Spent()
     reader.meet(model, None if forward else [unweighted(truth) for _, truth in everything])
     hook = model.register_forward_hook(reader.note_output)
     with preserved_rng():
@@ -134,6 +151,7 @@ def pairs_of(
             with torch.no_grad(), fitness.scoring():
                 for inputs, targets in everything:
                     own, truth = fitness.apply(model, inputs, targets)
+                    spent.sample_forwards += batch_size(inputs, targets)
                     pairs.append((_on_cpu(own), _on_cpu(truth)))
                 first = everything.batches[0]
                 head = find_head(model, lambda: fitness.apply(model, *first)[0])
@@ -252,7 +270,9 @@ def takes_decisions(subject: Subject, problem: Problem) -> bool:
 
 def outputs_now(subject: Subject) -> Tensor:
     """Return what the network gives for the examples as it is now, a row for each decision."""
-    return outputs_of(subject.model, subject.examples, subject.forward, subject.known).outputs
+    given = outputs_of(subject.model, subject.examples, subject.forward, subject.known)
+    subject.spent.sample_forwards += given.sample_forwards
+    return given.outputs
 
 
 def _alike(own: Problem, wanted: Tensor, layer: Any) -> bool:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from evostep.polishing.budget import Budget
 from evostep.polishing.folds import make_folds
-from evostep.polishing.network import Given, Subject, fold_in, outputs_of
+from evostep.polishing.network import Given, Spent, Subject, fold_in, outputs_of
 from evostep.polishing.polish import polish_problems
 from evostep.polishing.problem import Problem
 from evostep.polishing.procedure import left_out
@@ -118,8 +118,12 @@ def out_of_fold(
     known = Known(class_dim=class_dim, ignore_index=ignore_index)
     loader = DataLoader(dataset, batch_size)
 
+    spent = Spent()
+
     def given_by(model: nn.Module) -> Given:
-        return outputs_of(model, loader, forward, known)
+        given = outputs_of(model, loader, forward, known)
+        spent.sample_forwards += given.sample_forwards
+        return given
 
     def problem_of(outputs: Tensor) -> Problem:
         return settings.problem(outputs, posed.targets, posed.unit, posed.weights)
@@ -144,12 +148,12 @@ def out_of_fold(
     problems = {fold: problem_of(outputs) for fold, outputs in nested.items()}
     result = polish_problems(problems[None], settings, parts, problems.__getitem__)
     networks = len(left_out(folds))
-    result.sample_forwards = (networks + 1) * len(of_examples)
     result.notes += (f"{networks} networks were trained",)
     if result.verdict != NO_GAIN:
-        subject = Subject(model, loader, forward, known, given_by(model))
+        subject = Subject(model, loader, forward, known, given_by(model), spent=spent)
         exactly = settings.objective.of_outputs
         fold_in(result, problem_of(subject.given.outputs), subject, exactly=exactly)
+    result.sample_forwards = spent.sample_forwards
     return model, result
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from evostep.errors import InputError
+from evostep.errors import InputError, reason
 from evostep.scoring import scikit
 from evostep.scoring.confusion import CONFUSION_METRICS, ConfusionMetric
 from evostep.scoring.forms import Known, Reader
@@ -62,16 +62,30 @@ def own_metric(metric: Any, higher_is_better: bool | None = None) -> OutputMetri
         for function, needs, own in _NAMED if up and not found.own else ():
             if found.name == function and options == needs:
                 return CONFUSION_METRICS[own]
-        return OutputMetric(name, _of_scikit(metric), up, span=None)
+        return OutputMetric(name, _in_a_line(name, _of_scikit(metric)), up, span=None)
     if hasattr(metric, "compute") and hasattr(metric, "update"):
         up = metric.higher_is_better if higher_is_better is None else higher_is_better
-        return OutputMetric(name, _of_torchmetrics(metric), up, span=None)
+        return OutputMetric(name, _in_a_line(name, _of_torchmetrics(metric)), up, span=None)
 
     def call(outputs: Tensor, targets: Tensor, weights: Tensor | None, kind: Kind) -> Any:
         _refuse(weights, name)
         return metric(_flat(outputs, kind), targets)
 
-    return OutputMetric(name, call, higher_is_better is not False, span=None)
+    return OutputMetric(name, _in_a_line(name, call), higher_is_better is not False, span=None)
+
+
+def _in_a_line(name: str, call: Call) -> Call:
+    """Return the call that says in one line what a metric raises, for it is the user's own."""
+
+    def told(outputs: Tensor, targets: Tensor, weights: Tensor | None, kind: Kind) -> Any:
+        try:
+            return call(outputs, targets, weights, kind)
+        except InputError:
+            raise
+        except Exception as error:  # a metric of the user's own may raise anything
+            raise InputError(f"metric {name} fails: {reason(error)}") from error
+
+    return told
 
 
 def name_of(metric: Any) -> str:

@@ -164,9 +164,11 @@ def polish(
         result = polish_weights(subject, problem, parts, settings, store)
     else:
         result = polish_problems(problem, settings, parts, store=store)
-        result.sample_forwards = 0 if model is None else given.examples
     if subject is not None and result.verdict != NO_GAIN and result.folded is None:
         fold_in(result, searched, subject, exactly=settings.objective.of_outputs)
+    if subject is not None:
+        looks = given.sample_forwards + (0 if held is None else held.sample_forwards)
+        result.sample_forwards += looks + subject.spent.sample_forwards
     if given.probabilities and not result.applied:
         result.notes += ("outputs are probabilities: the decision is about their logits",)
     return result

@@ -60,7 +60,8 @@ class Polished:
         proposed: (C,) biases that the procedure finds on all examples, confirmed or not, and the
             logarithm of the scale where there is one.
         evaluations: how many decisions were scored.
-        sample_forwards: forwards through the network, an example at a time.
+        sample_forwards: forwards through the network, an example at a time; but for the one of a
+            batch that tells which layer makes the outputs.
         settings: what it was asked for.
     """
 

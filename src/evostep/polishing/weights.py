@@ -133,6 +133,10 @@ class Network:
         self._fitness, given, self._problem = self._all[0]
         self.examples = given.examples
 
+    def forwards(self, *, everything: bool) -> int:
+        """Return the sample-forwards of `outputs`."""
+        return sum(given.examples for _, given, _ in self._all) if everything else self.examples
+
     @property
     def size(self) -> int:
         """How many weights move."""

@@ -9,9 +9,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from evostep.errors import InputError
-from evostep.lab.arms.evaluation import evaluate, make_fitness, resolve_metric
+from evostep.lab.arms.evaluation import evaluate, make_fitness
 from evostep.lab.data.images import ImageData
 from evostep.lab.data.parts import Part, Parts
+from evostep.lab.imports import resolve_metric
 from evostep.lab.models import build_model
 from evostep.lab.options import Options
 

@@ -51,7 +51,7 @@ def test_the_written_weights_decide_as_the_written_decision(
     assert not before
     assert record["applied"]
     assert record["verdict"].startswith("improved")
-    assert record["budget"]["sample_forwards"] == len(test)
+    assert record["budget"]["sample_forwards"] == 2 * len(test)  # before, and as it was written
     model = build_model(
         "mlp",
         channels=1,

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from evostep.errors import InputError, reason
 from evostep.lab.data.images import ImageData
 from evostep.lab.data.parts import Part, Parts
-from evostep.lab.imports import load_attribute
+from evostep.lab.imports import resolve_metric
 from evostep.lab.options import Options
 from evostep.scoring.fitness import Fitness
 from evostep.scoring.metrics import accuracy, is_to_be_large, make_metric
@@ -32,26 +31,6 @@ def make_fitness(
         higher_is_better=options.higher_is_better,
         calibration=calibration,
     )
-
-
-def resolve_metric(name: str) -> object:
-    """Return a metric by name, or what an import path names; a class is called without arguments.
-
-    Raises:
-        InputError: it cannot be imported, or made.
-    """
-    if ":" not in name:
-        return name
-    metric = load_attribute(name)
-    if not isinstance(metric, type):
-        return metric
-    try:
-        return metric()
-    except Exception as error:  # a user's class may raise anything
-        raise InputError(
-            f"{name} cannot be made without arguments ({reason(error)}): name a metric that is "
-            "made already, or a function on (outputs, targets)"
-        ) from error
 
 
 def evaluate(model: nn.Module, part: Part, data: ImageData, options: Options) -> dict[str, float]:

@@ -15,7 +15,6 @@ from evostep.errors import InputError, reason, warn
 from evostep.genome.slots import slots_of_module
 from evostep.lab.arms.arm import Arm, Start, Training
 from evostep.lab.arms.budget import budgets, settled
-from evostep.lab.arms.evaluation import resolve_metric
 from evostep.lab.arms.methods import METHODS
 from evostep.lab.arms.precedence import make_arms
 from evostep.lab.arms.registration import registered_contrast
@@ -24,6 +23,7 @@ from evostep.lab.arms.training import import_sam
 from evostep.lab.data.images import ImageData, load_data
 from evostep.lab.data.parts import Sizes
 from evostep.lab.data.splits import Splits, splits_of, warn_of_absent_classes
+from evostep.lab.imports import resolve_metric
 from evostep.lab.options import Options
 from evostep.scoring.metrics import make_metric
 

@@ -40,8 +40,12 @@ class PolishOptions:
     metric: Annotated[
         str,
         "{metrics}, f-beta(2), cost; sums such as 0.7*macro-f1 + 0.3*mcc; constraints after "
-        "'subject to', such as accuracy >= 0.99*parent",
+        "'subject to', such as accuracy >= 0.99*parent; or package.module:attribute, a metric of "
+        "torchmetrics', scikit-learn's or one's own, called with logits and targets",
     ] = "worst-class-recall"
+    higher_is_better: Annotated[
+        bool | None, "direction of a metric of one's own that does not say it"
+    ] = None
     scores: Annotated[
         Path | None,
         "CSV, parquet or npz file with a column score_<class> for each class and a column label, "

@@ -11,6 +11,7 @@ import torch
 
 from evostep.errors import InputError, warn
 from evostep.lab.comparison.environment import describe_environment
+from evostep.lab.imports import resolve_metric
 from evostep.lab.polish.directory import FORMAT, RESULTS, read_finished, staged
 from evostep.lab.polish.files import read_costs, read_prior
 from evostep.lab.polish.options import PolishOptions
@@ -20,7 +21,7 @@ from evostep.lab.polish.progress import show_search
 from evostep.lab.polish.subject import Subject, make_subject, warn_of_order
 from evostep.lab.storage import read_json, save_weights, write_json
 from evostep.polishing.evaluation import evaluate
-from evostep.polishing.objective import parse_objective
+from evostep.polishing.objective import make_objective
 from evostep.polishing.polish import polish
 from evostep.polishing.result import Polished
 
@@ -55,12 +56,13 @@ def run_polish(options: PolishOptions, out: Path) -> tuple[Record, bool]:
         if options.prior is not None:
             prior = read_prior(options.prior, names)
         warn_of_order(options.metric, names)
-        objective = parse_objective(options.metric, costs=costs)
+        metric = resolve_metric(options.metric)
+        objective = make_objective(metric, costs=costs, higher_is_better=options.higher_is_better)
         with show_search(objective.fraction) as watch:
             result = polish(
                 subject.model,
                 subject.examples,
-                options.metric,
+                metric,
                 space=options.space,
                 folds=options.folds,
                 confirm=options.confirm,
@@ -71,6 +73,7 @@ def run_polish(options: PolishOptions, out: Path) -> tuple[Record, bool]:
                 weights=subject.weights,
                 groups=subject.groups,
                 seed=options.seed,
+                higher_is_better=options.higher_is_better,
                 watch=watch,
                 store=partial,
             )
@@ -101,15 +104,16 @@ def _evaluated(options: PolishOptions, identity: Record) -> Record:
     found = evaluate(
         subject.model,
         subject.examples,
-        options.metric,
+        resolve_metric(options.metric),
         costs=_costs(options, subject.classes, only_cost=False),
         weights=subject.weights,
         groups=subject.groups,
         seed=options.seed,
+        higher_is_better=options.higher_is_better,
     )
     return {
         "format": FORMAT,
-        "metric": options.metric,
+        "metric": next(iter(found.metrics)),
         **found.as_dict(),
         **_about(subject, identity),
     }
