@@ -142,7 +142,9 @@ class _Nested:
         if (name, gone) in self._runs:
             return self._runs[name, gone]
         plan, network = self._plan, self._networks[name]
-        key = "-".join(["evolved", str(list(self._networks).index(name)), *map(str, gone)])
+        which = list(self._networks).index(name)
+        # what took another number of generations is of another run
+        key = "-".join(map(str, ("evolved", plan.generations, which, *gone)))
         found = plan.store.load(key)
         if found is None:
             rows, start = self.without(gone), self.start(gone)

@@ -17,12 +17,13 @@ from evostep.lab.arms.budget import arm_cost
 from evostep.lab.arms.evaluation import evaluate
 from evostep.lab.arms.methods import METHODS
 from evostep.lab.arms.seed_run import SeedRun, Watch, run_directory, trunk_directory
+from evostep.lab.checkpoints import load_checkpoint, save_checkpoint
 from evostep.lab.comparison import run as run_module
 from evostep.lab.comparison.plan import Plan, make_plan
 from evostep.lab.comparison.run import run_arm, run_trunk
 from evostep.lab.data.parts import cut
 from evostep.lab.options import Options
-from evostep.lab.storage import History, load_checkpoint, save_checkpoint
+from evostep.lab.storage import History
 from evostep.optimizer import Evolved
 
 CPU = torch.device("cpu")
@@ -95,7 +96,7 @@ def test_a_trunk_keeps_what_arms_branch_from_and_nothing_else(plan: Plan, tmp_pa
     seed_run, training = seed_run_of(plan, tmp_path), plan.arms[0].training
     checkpoint = run_trunk(seed_run, training, ["sgd", "mutation"])
     folder = trunk_directory(tmp_path, training, 0)
-    assert [p.name for p in folder.iterdir()] == ["last.pt"]
+    assert sorted(p.name for p in folder.iterdir()) == ["last.before.pt", "last.pt"]
     state = load_checkpoint(checkpoint, CPU)
     assert state["counters"]["epoch"] == 2
     assert state["counters"]["forwards"] == 2 * 300
@@ -460,14 +461,37 @@ def test_no_method_costs_more_than_its_procedure_says(
 def test_a_truncated_checkpoint_is_named_and_what_to_do(plan: Plan, tmp_path: Path) -> None:
     training = plan.arms[0].training
     checkpoint = run_trunk(seed_run_of(plan, tmp_path), training, ["sgd"])
-    checkpoint.write_bytes(checkpoint.read_bytes()[:500])
+    before = checkpoint.with_name("last.before.pt")
+    for path in (checkpoint, before):
+        path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(InputError, match=r"corrupt.*delete it") as caught:
         run(plan, tmp_path, "sgd")
     assert str(checkpoint) in str(caught.value)
     checkpoint.unlink()  # as it says
+    before.unlink()
     again = run(plan, tmp_path, "sgd")
     assert timeless(again) == timeless(run(plan, tmp_path / "fresh", "sgd"))
     assert timeless(lines(tmp_path)) == timeless(lines(tmp_path / "fresh"))
+
+
+@pytest.mark.parametrize("changed", ["cut off", "a bit"])
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
+    changed: str, plan: Plan, tmp_path: Path
+) -> None:
+    training = plan.arms[0].training
+    checkpoint = run_trunk(seed_run_of(plan, tmp_path), training, plan.trunks[training.key][1])
+    whole = bytearray(checkpoint.read_bytes())
+    weights = load_checkpoint(checkpoint, CPU)["model"]["head.weight"].numpy().tobytes()
+    if changed == "cut off":
+        del whole[len(whole) // 2 :]
+    else:
+        whole[whole.index(weights) + 100] ^= 1
+    checkpoint.write_bytes(bytes(whole))
+    with pytest.warns(UserWarning, match=r"last.pt is corrupt .*: the one before is taken"):
+        again = run(plan, tmp_path, "sgd")
+    assert timeless(again) == timeless(run(plan, tmp_path / "fresh", "sgd"))
+    assert timeless(lines(tmp_path)) == timeless(lines(tmp_path / "fresh"))
+    assert weights_of(plan, tmp_path, "sgd") == weights_of(plan, tmp_path / "fresh", "sgd")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ from evostep.lab.arms.arm import Arm
 from evostep.lab.arms.budget import arm_cost, trunk_cost
 from evostep.lab.arms.procedures import PROCEDURES
 from evostep.lab.arms.seed_run import SeedRun, Watch, run_directory
+from evostep.lab.checkpoints import drop_checkpoint
+from evostep.lab.claims import claimed
 from evostep.lab.comparison.directory import (
     Runs,
     check_directory,
@@ -28,7 +30,7 @@ from evostep.lab.comparison.run import run_arm, run_start, run_trunk
 from evostep.lab.data.parts import cut
 from evostep.lab.report.page import ReportPaths, write_report
 from evostep.lab.report.wording import duration, forwards, of_budget
-from evostep.lab.storage import History, claimed, write_json
+from evostep.lab.storage import History, write_json
 
 
 def compare(
@@ -81,7 +83,7 @@ def _run_missing(plan: Plan, directory: Path, runs: Runs, watch: Watch) -> None:
             result["environment"] = environment
             folder = run_directory(directory, arm.label, seed)
             write_json(folder / "result.json", result)
-            (folder / "checkpoint.pt").unlink(missing_ok=True)
+            drop_checkpoint(folder / "checkpoint.pt")
             runs[arm.label, seed] = result
             write_results(plan, directory, runs)
 
