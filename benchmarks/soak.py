@@ -2,10 +2,10 @@
 
 Each trial starts a command of `ARMS` in a new directory, in a process forked from a warm one, and
 kills it with SIGKILL: at a random moment, or exactly at one of its writes (half of it is on the
-disk then), syncs, renames, deletions and new folders. Every other one is killed again as it goes on, and again.
-Then the same command runs to its end, and weights, history, results, checkpoints and the names of
-all files are compared with those of a run that was never stopped. `--full` makes the disk full
-there instead: one line, exit code 1, and the same bits once there is room.
+disk then), syncs, renames, deletions and new folders; every other one again as it goes on. Then
+the same command runs to its end, and weights, history, results, checkpoints and the names of all
+files are compared with those of a run that was never stopped. `--full` makes the disk full there
+instead: one line that says so, and the same bits once there is room.
 
     python benchmarks/soak.py --kills 200 --out results/soak.json
     python benchmarks/soak.py --kills 20 --arms polish-head,compare-esgd

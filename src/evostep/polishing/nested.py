@@ -142,11 +142,10 @@ class _Nested:
         if (name, gone) in self._runs:
             return self._runs[name, gone]
         plan, network = self._plan, self._networks[name]
-        which = list(self._networks).index(name)
-        # what took another number of generations is of another run
-        key = "-".join(map(str, ("evolved", plan.generations, which, *gone)))
+        key = "-".join(["evolved", str(list(self._networks).index(name)), *map(str, gone)])
         found = plan.store.load(key)
-        if found is None:
+        # with another number of generations it is of another run
+        if found is None or int(found["generations"]) != plan.generations:
             rows, start = self.without(gone), self.start(gone)
             weights, spent = network.evolve(rows, start, plan.generations, self._told)
             judged = ~rows if gone else torch.ones_like(rows)
@@ -161,6 +160,7 @@ class _Nested:
                     ]
                 ),
                 "forwards": torch.tensor(spent),
+                "generations": torch.tensor(plan.generations),
             }
             if not gone:
                 found |= {
