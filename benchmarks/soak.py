@@ -50,7 +50,7 @@ TINY = {
 }
 POLISH = (
     *("--init-from=weights/{model}.safetensors", "--metric=macro-f1", "--folds=3", "--threads=1"),
-    *("--part=test", "--test-size=80"),
+    *("--part=test", "--test-size=60"),
 )
 
 
@@ -86,15 +86,18 @@ def polish(space: str, budget: object, model: str = "mlp", *more: str) -> tuple[
 HELD = "--confirm=holdout"
 ARMS = {
     "compare-es": Arm(compare("sgd-all,mutation,openai-es,snes-head", augment="shift")),
-    "compare-more": Arm(compare("openai-es-adam,low-rank-es,guided-es,mutation-safe", seeds=2)),
-    "compare-norm": Arm(compare("snes-norm,random-search", model="small-cnn", evolve_from=0)),
+    "compare-more": Arm(compare("openai-es-adam,low-rank-es,guided-es,mutation-safe", seeds="3,")),
+    "compare-norm": Arm(
+        compare("snes-norm,random-search", model="small-cnn", evolve_from=0, epochs=2)
+    ),
     "compare-soups": Arm(compare("uniform-soup,greedy-soup,soup-cmaes,soup-cycle,swa,ema")),
     "compare-esgd": Arm(compare("sgd-all-cosine,esgd,sam,gradient-noise", augment="shift")),
-    "train": Arm(compare("openai-es", "train", accept_size=20), page=True),
+    "train": Arm(compare("openai-es", "train", accept_size=20)),
+    "train-page": Arm(compare("sgd", "train", epochs=2), page=True),
     "polish-decision": Arm(polish("decision", 3000)),
     "polish-head": Arm(polish("head", 40_000, "mlp", HELD)),
-    "polish-auto": Arm(polish("auto", 100_000, "small-cnn", HELD)),
-    "polish-time": Arm(polish("head", "3s", "mlp", HELD), timed=True),
+    "polish-auto": Arm(polish("auto", 62_000, "small-cnn", HELD)),
+    "polish-time": Arm(polish("head", "1s", "mlp", HELD), timed=True),
 }
 
 
@@ -341,6 +344,29 @@ class Soak:
             self.failures.append({"arm": name, "full at": event, "code": code, "told": told[-5:]})
         self._compare(name, out, {"full at": event})
 
+    @property
+    def killed(self) -> int:
+        """How many processes were killed so far."""
+        return sum(self.kills.values()) - self.kills["full disk"]
+
+    def facts(self, began: float) -> dict[str, Any]:
+        """Return what came of it so far, as plain data."""
+        import torch
+
+        from evostep.lab.comparison.environment import describe_environment
+
+        return {
+            "kills": self.killed,
+            "by_kind": {kind: n for kind, n in self.kills.items() if kind != "full disk"},
+            "full_disks": self.kills["full disk"],
+            "trials": self.trials,
+            "by_arm": dict(self.by_arm),
+            "events": {name: dict(Counter(events)) for name, events in self.events.items()},
+            "failures": self.failures,
+            "seconds": round(time.perf_counter() - began, 1),
+            "environment": describe_environment(torch.device("cpu")),
+        }
+
     def _next_event(self, name: str, kind: str | None) -> int:
         """Return an event that was not tried before, as long as there is one."""
         left = self._left.setdefault(name, [])
@@ -433,10 +459,16 @@ def _prepare() -> None:
         save_weights(Path("weights") / f"{name}.safetensors", model)
 
 
+def _write(path: Path | None, facts: Mapping[str, Any]) -> None:
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(facts, indent=1) + "\n")
+
+
 def main() -> int:
     """Run the trials, and write what came of them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=200, help="at least so many")
+    parser.add_argument("--kills", type=int, default=200, help="how many (default: 200)")
     parser.add_argument("--minutes", type=float, default=40, help="after which no trial begins")
     parser.add_argument("--full", type=int, default=0, help="so many trials with a full disk")
     parser.add_argument("--arms", help="names, separated by commas (default: all)")
@@ -445,6 +477,7 @@ def main() -> int:
     given = parser.parse_args()
     names = given.arms.split(",") if given.arms else list(ARMS)
     began, at = time.perf_counter(), Path.cwd()
+    given.out = given.out and given.out.absolute()
     folder = Path(tempfile.mkdtemp(prefix="evostep-soak-"))
     os.chdir(folder)
     soak = Soak(folder, {name: ARMS[name] for name in names}, given.seed)
@@ -452,37 +485,19 @@ def main() -> int:
     told = ", ".join(f"{name} {len(e)} events" for name, e in soak.events.items())
     print(f"{time.perf_counter() - began:.0f} s to prepare: {told}", flush=True)
 
-    def in_time() -> bool:
-        return time.perf_counter() - began < 60 * given.minutes
-
-    while sum(soak.kills.values()) < given.kills and in_time():
-        # in turns: an event, a random moment; each arm as often as the others
-        kind = None if soak.trials // len(names) % 2 == 0 else "random moment"
-        soak.trial(names[soak.trials % len(names)], kind)
+    while soak.killed < given.kills and time.perf_counter() - began < 60 * given.minutes:
+        name = names[soak.trials % len(names)]
+        if soak.trials % 10 == 9 and soak.kills["full disk"] < given.full:
+            soak.fill(name)
+        else:  # in turns: an event, a random moment; each arm as often as the others
+            by_event = soak.trials // len(names) % 2 == 0
+            soak.trial(name, None if by_event else "random moment")
         if soak.trials % 10 == 0:
-            print(f"{sum(soak.kills.values())} kills, {len(soak.failures)} failures", flush=True)
-    kills = dict(soak.kills)
-    for i in range(given.full if in_time() else 0):
-        soak.fill(names[i % len(names)])
+            print(f"{soak.killed} kills, {len(soak.failures)} failures", flush=True)
+            _write(given.out, soak.facts(began))
     os.chdir(at)
-    import torch
-
-    from evostep.lab.comparison.environment import describe_environment
-
-    facts = {
-        "kills": sum(kills.values()),
-        "by_kind": kills,
-        "full_disks": soak.kills.get("full disk", 0),
-        "trials": soak.trials,
-        "by_arm": dict(soak.by_arm),
-        "events": {name: dict(Counter(events)) for name, events in soak.events.items()},
-        "failures": soak.failures,
-        "seconds": round(time.perf_counter() - began, 1),
-        "environment": describe_environment(torch.device("cpu")),
-    }
-    if given.out is not None:
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text(json.dumps(facts, indent=1) + "\n")
+    facts = soak.facts(began)
+    _write(given.out, facts)
     print(json.dumps({key: facts[key] for key in ("kills", "full_disks", "failures", "seconds")}))
     if not soak.failures:
         shutil.rmtree(folder)

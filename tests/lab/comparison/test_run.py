@@ -494,6 +494,21 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
     assert weights_of(plan, tmp_path, "sgd") == weights_of(plan, tmp_path / "fresh", "sgd")
 
 
+def test_a_run_that_goes_on_elsewhere_says_so(plan: Plan, tmp_path: Path) -> None:
+    checkpoint = run_trunk(seed_run_of(plan, tmp_path), plan.arms[0].training, ["sgd"])
+    state = load_checkpoint(checkpoint, CPU)
+    state["made_on"] |= {"threads": 7, "torch": "2.0.1"}
+    save_checkpoint(checkpoint, state)
+    told = (
+        r"stopped elsewhere \(torch 2.0.1 -> .*; threads 7 -> 1\): it goes on, but not to the bits"
+    )
+    with pytest.warns(UserWarning, match=told):
+        run(plan, tmp_path, "sgd")
+    del state["made_on"]  # as older versions saved it
+    save_checkpoint(checkpoint, state)
+    run(plan, tmp_path, "sgd-all")
+
+
 @pytest.mark.parametrize(
     "state",
     [
