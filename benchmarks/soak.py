@@ -30,7 +30,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,11 +126,9 @@ class Events:
         half()
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def install(self) -> None:
-        """Watch this process, which has nothing else to do."""
-        for name in ("fsync", "replace", "rename", "mkdir", "unlink", "remove", "rmdir"):
-            if not (self._full and name in ("unlink", "remove", "rmdir")):  # they make room
-                setattr(os, name, self._watched(name, getattr(os, name)))
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch this process, until the context is left or it has died."""
         opened, happen = io.open, self.happen
 
         class Raw(io.FileIO):
@@ -145,7 +143,18 @@ class Events:
             binary = io.BufferedWriter(Raw(file, mode.rstrip("b")))
             return binary if "b" in mode else io.TextIOWrapper(binary, encoding="utf-8")
 
+        names = ("fsync", "replace", "rename", "mkdir", "unlink", "remove", "rmdir")
+        before = {name: getattr(os, name) for name in names}
+        for name, function in before.items():
+            if not (self._full and name in ("unlink", "remove", "rmdir")):  # they make room
+                setattr(os, name, self._watched(name, function))
         io.open = watched  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            io.open = opened
+            for name, function in before.items():
+                setattr(os, name, function)
 
     def _watched(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         kind = {"replace": "rename", "remove": "unlink"}.get(name, name)
@@ -159,7 +168,7 @@ class Events:
 
 
 def start(arguments: tuple[str, ...], log: Path, events: Events, *, page: bool) -> int:
-    """Return the id of a process that runs a command; it writes what it has seen beside the log."""
+    """Return the id of a process that runs a command, and tells what it says in a file."""
     sys.stdout.flush()
     pid = os.fork()
     if pid:
@@ -172,12 +181,9 @@ def start(arguments: tuple[str, ...], log: Path, events: Events, *, page: bool) 
         # the streams of the one before, a test's perhaps, are not to be written to
         sys.stdout = io.TextIOWrapper(io.FileIO(1, "w", closefd=False), write_through=True)
         sys.stderr = io.TextIOWrapper(io.FileIO(2, "w", closefd=False), write_through=True)
-        seen = os.open(log.with_suffix(".seen"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        if page:
-            _draw(True)
-        events.install()
-        code = run(arguments)
-        os.write(seen, json.dumps(events.seen).encode())
+        _draw(page)
+        with events.watching():
+            code = run(arguments)
     finally:
         os._exit(code)
 
@@ -273,14 +279,17 @@ class Soak:
         self.trials = 0
 
     def prepare(self) -> None:
-        """Warm this process, and run each command whole."""
+        """Run each command whole; it is this process that does, and so is warm."""
         _prepare()
         for name, arm in self._arms.items():
-            with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-                run((*arm.command, f"--out={self._folder / name / 'warm'}"))
-            self._finish(name, "whole")
-            self._whole[name] = bits(self._folder / name / "whole")
-            self.events[name] = json.loads((self._folder / name / "whole.seen").read_text())
+            out, events, began = self._folder / name / "whole", Events(), time.perf_counter()
+            _draw(arm.page)
+            with redirect_stdout(io.StringIO()) as told, redirect_stderr(told), events.watching():
+                code = run((*arm.command, f"--out={out}"))
+            if code:
+                raise RuntimeError(f"{name}: exit status {code}: {told.getvalue()[-500:]}")
+            self.seconds[name] = time.perf_counter() - began
+            self.events[name], self._whole[name] = events.seen, bits(out)
 
     def _start(self, name: str, out: str, events: Events) -> int:
         folder = self._folder / name
@@ -289,15 +298,13 @@ class Soak:
         command = (*arm.command, f"--out={folder / out}")
         return start(command, folder / f"{out}.log", events, page=arm.page)
 
-    def _finish(self, name: str, out: str, events: Events | None = None) -> None:
+    def _finish(self, name: str, out: str) -> None:
         """Run a command to its end.
 
         Raises:
             RuntimeError: it failed.
         """
-        began = time.perf_counter()
-        _, status = os.waitpid(self._start(name, out, events or Events()), 0)
-        self.seconds[name] = time.perf_counter() - began
+        _, status = os.waitpid(self._start(name, out, Events()), 0)
         if status:
             told = (self._folder / name / f"{out}.log").read_text()
             raise RuntimeError(f"exit status {os.waitstatus_to_exitcode(status)}: {told[-500:]}")

@@ -494,6 +494,26 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
     assert weights_of(plan, tmp_path, "sgd") == weights_of(plan, tmp_path / "fresh", "sgd")
 
 
+def test_lines_are_on_the_disk_before_a_checkpoint_counts_them(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    sync, save = History.sync, run_module.save_checkpoint
+
+    def noted(self: History) -> None:
+        sync(self)
+        synced.append(len(lines(tmp_path)))
+
+    def saving(path: Path, state: Any) -> None:
+        assert synced[-1] == state["counters"]["lines"] == len(lines(tmp_path))
+        save(path, state)
+
+    monkeypatch.setattr(History, "sync", noted)
+    monkeypatch.setattr(run_module, "save_checkpoint", saving)
+    run_trunk(seed_run_of(plan, tmp_path), plan.arms[0].training, ["sgd"])
+    assert synced == [1, 2]
+
+
 def test_a_run_that_goes_on_elsewhere_says_so(plan: Plan, tmp_path: Path) -> None:
     checkpoint = run_trunk(seed_run_of(plan, tmp_path), plan.arms[0].training, ["sgd"])
     state = load_checkpoint(checkpoint, CPU)
