@@ -1,8 +1,8 @@
 """States that other processes saved, with other versions of torch and evostep, are gone on with.
 
-`states/` holds what ``python tests/faults/test_states_of_before.py`` wrote when a format was new, with the
-versions it was written by; each stays as it is. What comes of it is compared to 1e-5, for other
-versions of torch round otherwise.
+`states/` holds what ``python tests/faults/test_states_of_before.py`` wrote when a format was new,
+with the versions it was written by; each stays as it is. What comes of it is compared to 1e-5, for
+other versions of torch round otherwise.
 """
 
 import copy

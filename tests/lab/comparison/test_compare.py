@@ -370,6 +370,15 @@ def test_stopped_before_the_first_run_the_directory_is_still_ones_own(
 
 
 @pytest.mark.usefixtures("without_report")
+def test_killed_when_its_result_was_there_it_leaves_no_checkpoint(copied: Path) -> None:
+    before = stamps(copied)
+    for name in ("checkpoint.pt", "checkpoint.before.pt"):
+        (copied / "runs" / "sgd-seed1" / name).write_bytes(b"of the killed run")
+    run(plan_of(), copied)
+    assert stamps(copied) == before
+
+
+@pytest.mark.usefixtures("without_report")
 def test_more_seeds_run_those_alone(finished: Path, tmp_path: Path) -> None:
     run(plan_of(seeds="1,"), tmp_path)
     before, history = stamps(tmp_path), lines(tmp_path)

@@ -31,6 +31,8 @@ from evostep.lab.checkpoints import (
 from evostep.lab.comparison.environment import warn_of_other_bits, what_bits_hang_on
 from evostep.lab.storage import save_weights
 
+CHECKPOINT = "checkpoint.pt"  # of a run that is not finished
+
 
 class _Saved(Protocol):
     def state(self) -> dict[str, Any]: ...
@@ -78,11 +80,11 @@ def run_start(seed_run: SeedRun, start: Start, labels: list[str], trunk: Path) -
         The checkpoint from which arms start.
     """
     folder = start_directory(seed_run.directory, start, seed_run.seed)
-    last = folder / "last.pt"
+    last, checkpoint = folder / "last.pt", folder / CHECKPOINT
     if has_checkpoint(last):
+        drop_checkpoint(checkpoint)
         return last
     arm = dataclasses.replace(start.arm, label=f"start:{start.name}")
-    checkpoint = folder / "checkpoint.pt"
     seed_run = dataclasses.replace(seed_run, arms=labels)
     model, counters = _train(seed_run, arm, trunk, start.budget, checkpoint)
     save_checkpoint(last, {"model": model.state_dict(), "counters": vars(counters)})
@@ -106,7 +108,7 @@ def run_arm(seed_run: SeedRun, arm: Arm, trunk: Path, budget: int | None) -> dic
         One entry of ``runs`` in ``results.json``.
     """
     folder = run_directory(seed_run.directory, arm.label, seed_run.seed)
-    model, counters = _train(seed_run, arm, trunk, budget, folder / "checkpoint.pt")
+    model, counters = _train(seed_run, arm, trunk, budget, folder / CHECKPOINT)
     result = _conclude(seed_run, arm, model, counters)
     save_weights(folder / "model.safetensors", model)
     return result
