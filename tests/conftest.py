@@ -38,6 +38,14 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture(autouse=True, scope="session")
+def no_waiting_for_the_disk() -> Iterator[None]:
+    """Let files of tests stay in memory: no power cut is to be survived, and syncing takes long."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def digits_read_once() -> Iterator[None]:
     """Read scikit-learn's digits once; each reading of its text file takes a third of a second."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 import evostep
 from evostep import Always, Evolution, Evolved, Fitness, LowRank, Only, OpenAIES, RandomMutation
+from evostep.strategies import STRATEGIES
 
 DEVICES = [
     pytest.param("cpu", id="cpu"),
@@ -96,6 +98,38 @@ def test_a_resumed_run_gives_the_same_bits(device: str) -> None:
     go(*rest)
     for one, other in zip(whole[0].parameters(), rest[0].parameters(), strict=True):
         assert one.device.type == device
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_state_moves_between_devices(device: str, strategy: str, tmp_path: Path) -> None:
+    """Through a file, to the CPU and back: the same bits as without."""
+
+    def start() -> tuple[nn.Module, Evolved, Fitness]:
+        model = network(device)
+        base = torch.optim.SGD(model.named_parameters(), lr=0.01, momentum=0.9)
+        made = STRATEGIES[strategy](sigma=0.05, population=6)  # type: ignore[call-arg]
+        optimizer = Evolved(base, made, model=model, space=Only("head"), accept=Always())
+        return model, optimizer, Fitness(model, batches(device), "neg-loss")
+
+    def go(model: nn.Module, optimizer: Evolved, fitness: Fitness) -> None:
+        inputs, targets = (part.to(device) for part in batches(device)[0])
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(inputs), targets).backward()
+        optimizer.step()
+        optimizer.evolve(fitness, 2)
+
+    whole, moved = start(), start()
+    go(*whole)
+    torch.save([whole[0].state_dict(), whole[1].state_dict()], tmp_path / "state.pt")
+    weights, state = torch.load(tmp_path / "state.pt", map_location="cpu", weights_only=True)
+    moved[0].load_state_dict(weights)
+    moved[1].load_state_dict(state)
+    go(*whole)
+    go(*moved)
+    for one, other in zip(whole[0].parameters(), moved[0].parameters(), strict=True):
+        assert other.device.type == device
         assert torch.equal(one, other)
 
 

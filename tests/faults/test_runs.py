@@ -16,6 +16,8 @@ from rich.console import Console
 from evostep.cli import main
 from evostep.errors import DiskError, InputError
 from evostep.lab.arms.precedence import make_arms
+from evostep.lab.checkpoints import save_checkpoint
+from evostep.lab.claims import claimed
 from evostep.lab.comparison import compare as compare_module
 from evostep.lab.comparison.compare import compare
 from evostep.lab.comparison.directory import check_directory, is_complete, known_plan
@@ -23,14 +25,7 @@ from evostep.lab.comparison.environment import merge_environments
 from evostep.lab.comparison.plan import make_plan
 from evostep.lab.options import Options, parse_seeds
 from evostep.lab.report.records import read_records
-from evostep.lab.storage import (
-    History,
-    claimed,
-    read_json,
-    save_checkpoint,
-    save_weights,
-    write_json,
-)
+from evostep.lab.storage import History, read_json, save_weights, write_json
 
 TINY: dict[str, Any] = {
     "model": "mlp",

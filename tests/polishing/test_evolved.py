@@ -191,6 +191,15 @@ def test_a_killed_run_goes_on_with_the_same_bits() -> None:
 
 
 @pytest.mark.usefixtures("plain")
+def test_what_another_number_of_generations_has_left_is_not_taken_up() -> None:
+    store, whole = Kept(), Kept()
+    quick(network(spoilt=True), store=store, budget=budget(1, N))
+    other = quick(network(spoilt=True), store=store)
+    assert other.as_dict() == quick(network(spoilt=True), store=whole).as_dict()
+    assert {int(found["generations"]) for found in store.values()} == {2}
+
+
+@pytest.mark.usefixtures("plain")
 def test_labels_of_a_fold_decide_nothing_about_it() -> None:
     """Other labels in the fold that judges leave what was evolved without it as it was."""
     inputs, labels = examples(N, 1)

@@ -97,11 +97,10 @@ def _stopped(parsed: Any) -> int:
     out = parsed[parsed.command].get("out") if parsed is not None else None
     again = ""
     if out is not None and (out / "plan.json").exists():
-        name = "train --resume" if parsed.command == "train" else "the same command"
-        again = f"; {name} goes on from the last checkpoint"
+        again = "; the same command goes on from the last checkpoint"
     if parsed is not None and parsed.command in ("polish", "evaluate"):
         again = "; nothing was written"
-        if out is not None and (out / ".evostep-run").exists():
+        if out is not None and (out / ".evostep-run" / "arguments.json").exists():
             again = "; the same command goes on from what is finished"
     print(f"evostep: stopped{again}", file=sys.stderr)
     return 130

@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 SUMMARY = "train one arm with one seed"
-DESCRIPTION = "Train one arm with one seed."
+DESCRIPTION = (
+    "Train one arm with one seed. The same command on a directory with a run goes on where that "
+    "was stopped."
+)
 USAGE = "evostep train [--out DIR] [option ...]"
 
 
@@ -21,7 +24,7 @@ def add_arguments(parser: ArgumentParser, *, everything: bool = True) -> None:
     add_options(parser, skip=("arms", "seeds"), everything=everything)
     parser.add_argument("--arm", type=str | dict[str, Any], default="openai-es", help="method")
     parser.add_argument("--seed", type=int, default=0, help="seed of the run")
-    add_option(parser, "resume", bool, False, "go on from the last checkpoint in --out")
+    add_option(parser, "resume", bool, False, "refuse an --out that holds no run to go on with")
 
 
 def run(parsed: Any) -> None:
@@ -39,8 +42,6 @@ def run(parsed: Any) -> None:
     check_writable(out)
     plan = make_plan(options)
     check_directory(plan, out)
-    if (out / "plan.json").exists() and not parsed.get("resume"):
-        raise InputError(f"{out} holds a run already: add --resume, or choose another --out")
     if parsed.get("resume") and not (out / "plan.json").exists():
         raise InputError(f"{out} holds no run to resume: leave --resume out")
     run_plan(plan, out)

@@ -18,34 +18,67 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from evostep.errors import DiskError, InputError, reason, warn
+from evostep.errors import DiskError, InputError, counted, reason, warn
+from evostep.lab.claims import check_claims
 
+LEFT = ".evostep-"  # begins the name of what a killed run may leave behind
 _OF_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}  # the rest, another --out mends
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, before: Path | None = None) -> Iterator[Path]:
     """Yield a file to write, which takes the place of `path` when the context is left.
 
-    No reader, and no killed run, is left with half of a file. Folders that are missing are made;
-    the mode is that of any new file.
+    It is on the disk before it does, so that no reader, no killed run and no power cut is left
+    with half of a file. Folders that are missing are made; the mode is that of any new file.
+
+    Args:
+        path: of the file.
+        before: takes what stands at `path` until then; None: that is gone.
 
     Raises:
         InputError: the place cannot be written.
-        DiskError: the disk is full, or fails; the file that was there is there still.
+        DiskError: the disk is full, or fails; the file that was there is there still. Or the
+            directory that was `claimed` is there no more.
     """
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(f"{LEFT}{path.name}.part")
     with writing(path):
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            _make(path.parent)
             part.touch()
             mode = part.stat().st_mode
             yield part
             part.chmod(mode)  # safetensors gives its files to their owner alone
+            sync(part)
+            if before is not None and path.exists():
+                path.replace(before)
             part.replace(path)
+            sync(path.parent)
         finally:
             with suppress(OSError):  # after success it is not there
                 part.unlink()
+
+
+def _make(folder: Path) -> None:
+    """Make a folder and those above it that are missing, and wait until they are on the disk."""
+    if not folder.is_dir():
+        _make(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync(folder.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of its files, is on the disk."""
+    if os.name == "nt":  # which opens no folders
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that cannot
+            raise
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
@@ -54,9 +87,10 @@ def writing(path: Path) -> Iterator[None]:
 
     Raises:
         InputError: the place cannot be written.
-        DiskError: the disk is full, or fails.
+        DiskError: the disk is full, or fails; the directory is not the one that was `claimed`.
     """
     try:
+        check_claims(path)
         yield
     except InputError:
         raise
@@ -70,38 +104,6 @@ def writing(path: Path) -> Iterator[None]:
             f"cannot write {path} ({why}): free some space on the disk; what is finished is kept, "
             "and the same command goes on from there"
         ) from error
-
-
-@contextmanager
-def claimed(directory: Path) -> Iterator[None]:
-    """Make a directory and keep other processes out of it, until the context is left or we die.
-
-    Raises:
-        InputError: another process is at work in it, or it cannot be made.
-    """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(directory, os.O_RDONLY)
-    except OSError as error:
-        raise InputError(
-            f"--out {directory} cannot be made ({reason(error)}): choose another"
-        ) from error
-    try:
-        with suppress(ImportError):  # where there is none (Windows), nobody is kept out
-            import fcntl
-
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(
-                    f"another evostep is at work in {directory}: wait until it has ended, or "
-                    "choose another --out"
-                ) from None
-            except OSError:
-                pass  # a file system without locks
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -204,28 +206,6 @@ def _in_words(shapes: tuple[Any, ...]) -> str:
     return " or ".join(_WORDS[kind] for kind in kinds)
 
 
-def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
-    """Save the state of a run atomically, so that it loads with ``weights_only=True``."""
-    # an open file, for torch has no words for what happens to a path
-    with replacing(path) as part, part.open("wb") as file:
-        torch.save(dict(state), file)
-
-
-def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
-    """Load a state; a file that is truncated or something else is an InputError."""
-    try:
-        state = torch.load(path, map_location=device, weights_only=True)
-        if not isinstance(state, dict):
-            raise ValueError(f"it holds a {type(state).__name__}")
-        return state
-    except Exception as error:  # torch raises half a dozen kinds
-        first = str(error).strip().splitlines()
-        raise InputError(
-            f"checkpoint {path} is corrupt ({first[0] if first else type(error).__name__}): "
-            "delete it, and the part of the run that it holds is done again"
-        ) from error
-
-
 def save_weights(path: Path, model: torch.nn.Module) -> None:
     """Save a model's parameters and buffers as safetensors, atomically."""
     seen: set[int] = set()
@@ -237,6 +217,11 @@ def save_weights(path: Path, model: torch.nn.Module) -> None:
         tensors[name] = tensor.contiguous()
     with replacing(path) as part:
         save_file(tensors, part)
+
+
+def is_untouched(directory: Path) -> bool:
+    """Return whether a directory is missing, or holds nothing but what a killed run has left."""
+    return not directory.exists() or all(path.name.startswith(LEFT) for path in directory.iterdir())
 
 
 def check_place(directory: Path) -> Path:
@@ -267,7 +252,7 @@ def check_writable(directory: Path) -> None:
     """
     there = check_place(directory)
     try:
-        tempfile.TemporaryDirectory(prefix=".evostep-", dir=there).cleanup()
+        tempfile.TemporaryDirectory(prefix=LEFT, dir=there).cleanup()
     except OSError as error:
         if error.errno in _OF_DISK:  # a plan may be read with no room for it, which is told there
             return
@@ -309,17 +294,29 @@ class History:
         with writing(self.path), self.path.open("a") as file:
             file.write(json.dumps(_finite(record)) + "\n")
 
+    def sync(self) -> None:
+        """Wait until all lines are on the disk: a checkpoint that counts them comes next.
+
+        Raises:
+            DiskError: the disk fails.
+        """
+        if self.path.exists():
+            with writing(self.path):
+                sync(self.path)
+
     def cut(self, arm: str, seed: int, keep: int) -> None:
         """Drop what a run wrote after its last checkpoint, for it will be written again.
+
+        Lines that the checkpoint counts and that are not there are lost, and a warning says so.
 
         Raises:
             InputError: it cannot be read or written.
             DiskError: the disk is full, or fails.
         """
-        if not self.path.exists():
-            return
-        with writing(self.path):
-            content = self.path.read_bytes()
+        content = b""
+        if self.path.exists():
+            with writing(self.path):
+                content = self.path.read_bytes()
         kept, seen = [], 0
         for line in content.splitlines():
             try:
@@ -330,9 +327,10 @@ class History:
             seen += own
             if not own or seen <= keep:
                 kept.append(line + b"\n")
-        if (
-            b"".join(kept) != content
-        ):  # also where half a line is left, to which the next would stick
+        if seen < keep:
+            lost = counted(keep - seen, "line")
+            warn(f"{self.path} lacks {lost} of {arm}, seed {seed}: they were lost or deleted")
+        if b"".join(kept) != content:  # also where half a line is left: the next would stick to it
             write_bytes(self.path, b"".join(kept))
 
 

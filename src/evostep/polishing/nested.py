@@ -144,7 +144,8 @@ class _Nested:
         plan, network = self._plan, self._networks[name]
         key = "-".join(["evolved", str(list(self._networks).index(name)), *map(str, gone)])
         found = plan.store.load(key)
-        if found is None:
+        # with another number of generations it is of another run
+        if found is None or int(found["generations"]) != plan.generations:
             rows, start = self.without(gone), self.start(gone)
             weights, spent = network.evolve(rows, start, plan.generations, self._told)
             judged = ~rows if gone else torch.ones_like(rows)
@@ -159,6 +160,7 @@ class _Nested:
                     ]
                 ),
                 "forwards": torch.tensor(spent),
+                "generations": torch.tensor(plan.generations),
             }
             if not gone:
                 found |= {

@@ -33,9 +33,14 @@ class Nowhere:
 
 
 def number_in(store: Store, name: str, measure: Callable[[], int]) -> int:
-    """Return a number that is measured once, and kept: a resumed run reads it again."""
-    kept = store.load(name)
+    """Return a number that is measured once, and kept: a resumed run reads it again.
+
+    It is kept twice, for it could not be measured again where it is damaged.
+    """
+    names = name, f"{name}-again"
+    kept = store.load(names[0]) or store.load(names[1])
     if kept is None:
         kept = {"number": torch.tensor(measure())}
-        store.save(name, kept)
+        for one in names:
+            store.save(one, kept)
     return int(kept["number"])

@@ -40,6 +40,8 @@ from evostep.strategies.base import SCALE_KINDS, ScaleKind
 
 TrainEpoch = Callable[[nn.Module, Optimizer], int]
 
+FORMAT = 1  # of what `ESGD.state_dict` returns; states from before have no number
+
 
 class ESGD:
     """Trains a population by gradient descent and evolution in turns; the best never gets worse.
@@ -414,6 +416,7 @@ class ESGD:
         torch the tensors are the live ones: save or deepcopy it before going on. No history in it.
         """
         return {
+            "format": FORMAT,
             "seed": self.seed,
             "epoch": self.epoch,
             "generation": self.generation,
@@ -438,9 +441,14 @@ class ESGD:
         An optimizer whose species is another one in the saved population is replaced.
 
         Raises:
-            ValueError: a key that is missing; a population of another size, architecture or other
-                species. Everything is untouched then.
+            ValueError: a later format; a key that is missing; a population of another size,
+                architecture or other species. Everything is untouched then.
         """
+        if state.get("format", FORMAT) != FORMAT:
+            raise ValueError(
+                f"the state of an ESGD has the format {state['format']!r}, this version of evostep "
+                f"reads {FORMAT}: load it with the version that saved it"
+            )
         keys = ("seed", "epoch", "generation", "phase", "evolved", "sample_forwards", "scores")
         missing = {*keys, "individuals"} - set(state)
         if missing:

@@ -10,13 +10,14 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from evostep.errors import InputError
+from evostep.lab.checkpoints import load_checkpoint
 from evostep.lab.comparison import compare as compare_module
 from evostep.lab.comparison.compare import compare
 from evostep.lab.comparison.directory import check_directory, is_complete
 from evostep.lab.comparison.plan import make_plan
 from evostep.lab.options import Options
 from evostep.lab.report.page import ReportPaths
-from evostep.lab.storage import History, load_checkpoint, read_json
+from evostep.lab.storage import History, read_json
 
 START = {"start-from": "sgd-all-cosine"}
 CONTRAST = {

@@ -370,6 +370,15 @@ def test_stopped_before_the_first_run_the_directory_is_still_ones_own(
 
 
 @pytest.mark.usefixtures("without_report")
+def test_killed_when_its_result_was_there_it_leaves_no_checkpoint(copied: Path) -> None:
+    before = stamps(copied)
+    for name in ("checkpoint.pt", "checkpoint.before.pt"):
+        (copied / "runs" / "sgd-seed1" / name).write_bytes(b"of the killed run")
+    run(plan_of(), copied)
+    assert stamps(copied) == before
+
+
+@pytest.mark.usefixtures("without_report")
 def test_more_seeds_run_those_alone(finished: Path, tmp_path: Path) -> None:
     run(plan_of(seeds="1,"), tmp_path)
     before, history = stamps(tmp_path), lines(tmp_path)
@@ -542,13 +551,15 @@ def test_a_lost_result_is_found_again_from_the_trunk(finished: Path, copied: Pat
 def test_a_truncated_checkpoint_of_a_finished_trunk(finished: Path, copied: Path) -> None:
     """It matters only where an arm is missing; then it is named, and can be deleted."""
     (checkpoint,) = (copied / "trunks").glob("*b64-seed1/last.pt")
-    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    for path in checkpoint.parent.iterdir():
+        path.write_bytes(path.read_bytes()[:1000])
     run(plan_of(), copied)  # nothing is missing
     (copied / "runs" / "mutation-seed1" / "result.json").unlink()
     with pytest.raises(InputError, match=r"corrupt.*delete it") as caught:
         run(plan_of(), copied)
     assert str(checkpoint) in str(caught.value)
-    checkpoint.unlink()
+    for path in checkpoint.parent.iterdir():
+        path.unlink()
     run(plan_of(), copied)
     assert weights(copied) == weights(finished)
 

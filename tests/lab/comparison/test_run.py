@@ -17,12 +17,13 @@ from evostep.lab.arms.budget import arm_cost
 from evostep.lab.arms.evaluation import evaluate
 from evostep.lab.arms.methods import METHODS
 from evostep.lab.arms.seed_run import SeedRun, Watch, run_directory, trunk_directory
+from evostep.lab.checkpoints import load_checkpoint, save_checkpoint
 from evostep.lab.comparison import run as run_module
 from evostep.lab.comparison.plan import Plan, make_plan
 from evostep.lab.comparison.run import run_arm, run_trunk
 from evostep.lab.data.parts import cut
 from evostep.lab.options import Options
-from evostep.lab.storage import History, load_checkpoint, save_checkpoint
+from evostep.lab.storage import History
 from evostep.optimizer import Evolved
 
 CPU = torch.device("cpu")
@@ -95,7 +96,7 @@ def test_a_trunk_keeps_what_arms_branch_from_and_nothing_else(plan: Plan, tmp_pa
     seed_run, training = seed_run_of(plan, tmp_path), plan.arms[0].training
     checkpoint = run_trunk(seed_run, training, ["sgd", "mutation"])
     folder = trunk_directory(tmp_path, training, 0)
-    assert [p.name for p in folder.iterdir()] == ["last.pt"]
+    assert sorted(p.name for p in folder.iterdir()) == ["last.before.pt", "last.pt"]
     state = load_checkpoint(checkpoint, CPU)
     assert state["counters"]["epoch"] == 2
     assert state["counters"]["forwards"] == 2 * 300
@@ -460,14 +461,72 @@ def test_no_method_costs_more_than_its_procedure_says(
 def test_a_truncated_checkpoint_is_named_and_what_to_do(plan: Plan, tmp_path: Path) -> None:
     training = plan.arms[0].training
     checkpoint = run_trunk(seed_run_of(plan, tmp_path), training, ["sgd"])
-    checkpoint.write_bytes(checkpoint.read_bytes()[:500])
+    before = checkpoint.with_name("last.before.pt")
+    for path in (checkpoint, before):
+        path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(InputError, match=r"corrupt.*delete it") as caught:
         run(plan, tmp_path, "sgd")
     assert str(checkpoint) in str(caught.value)
     checkpoint.unlink()  # as it says
+    before.unlink()
     again = run(plan, tmp_path, "sgd")
     assert timeless(again) == timeless(run(plan, tmp_path / "fresh", "sgd"))
     assert timeless(lines(tmp_path)) == timeless(lines(tmp_path / "fresh"))
+
+
+@pytest.mark.parametrize("changed", ["cut off", "a bit"])
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
+    changed: str, plan: Plan, tmp_path: Path
+) -> None:
+    training = plan.arms[0].training
+    checkpoint = run_trunk(seed_run_of(plan, tmp_path), training, plan.trunks[training.key][1])
+    whole = bytearray(checkpoint.read_bytes())
+    weights = load_checkpoint(checkpoint, CPU)["model"]["head.weight"].numpy().tobytes()
+    if changed == "cut off":
+        del whole[len(whole) // 2 :]
+    else:
+        whole[whole.index(weights) + 100] ^= 1
+    checkpoint.write_bytes(bytes(whole))
+    with pytest.warns(UserWarning, match=r"last.pt is corrupt .*: the one before is taken"):
+        again = run(plan, tmp_path, "sgd")
+    assert timeless(again) == timeless(run(plan, tmp_path / "fresh", "sgd"))
+    assert timeless(lines(tmp_path)) == timeless(lines(tmp_path / "fresh"))
+    assert weights_of(plan, tmp_path, "sgd") == weights_of(plan, tmp_path / "fresh", "sgd")
+
+
+def test_lines_are_on_the_disk_before_a_checkpoint_counts_them(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    sync, save = History.sync, run_module.save_checkpoint
+
+    def noted(self: History) -> None:
+        sync(self)
+        synced.append(len(lines(tmp_path)))
+
+    def saving(path: Path, state: Any) -> None:
+        assert synced[-1] == state["counters"]["lines"] == len(lines(tmp_path))
+        save(path, state)
+
+    monkeypatch.setattr(History, "sync", noted)
+    monkeypatch.setattr(run_module, "save_checkpoint", saving)
+    run_trunk(seed_run_of(plan, tmp_path), plan.arms[0].training, ["sgd"])
+    assert synced == [1, 2]
+
+
+def test_a_run_that_goes_on_elsewhere_says_so(plan: Plan, tmp_path: Path) -> None:
+    checkpoint = run_trunk(seed_run_of(plan, tmp_path), plan.arms[0].training, ["sgd"])
+    state = load_checkpoint(checkpoint, CPU)
+    state["made_on"] |= {"threads": 7, "torch": "2.0.1"}
+    save_checkpoint(checkpoint, state)
+    told = (
+        r"stopped elsewhere \(torch 2.0.1 -> .*; threads 7 -> 1\): it goes on, but not to the bits"
+    )
+    with pytest.warns(UserWarning, match=told):
+        run(plan, tmp_path, "sgd")
+    del state["made_on"]  # as older versions saved it
+    save_checkpoint(checkpoint, state)
+    run(plan, tmp_path, "sgd-all")
 
 
 @pytest.mark.parametrize(

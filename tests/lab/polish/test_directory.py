@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from evostep.errors import InputError
-from evostep.lab.polish.directory import FORMAT, RESULTS, read_finished, staged
+from evostep.errors import DiskError, InputError
+from evostep.lab.polish.directory import FOLDER, FORMAT, RESULTS, read_finished, staged
+from evostep.lab.polish.partial import Partial
 from evostep.lab.storage import write_json
 
 
@@ -22,8 +23,8 @@ def test_it_appears_when_all_is_written(there: bool, tmp_path: Path) -> None:
     assert [path.name for path in out.iterdir()] == [RESULTS]
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     assert [path.name for path in out.parent.iterdir()] == ["out"]
-    if not there:
-        assert out.stat().st_mode == tmp_path.stat().st_mode
+    (tmp_path / "plain").mkdir()
+    assert out.stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 @pytest.mark.parametrize("error", [InputError, KeyboardInterrupt])
@@ -66,15 +67,41 @@ def test_what_is_finished_is_read_by_what_was_asked(tmp_path: Path) -> None:
         read_finished(out, {})
 
 
-@pytest.mark.parametrize("again", [False, True])
-def test_what_a_killed_run_has_left_is_deleted_and_no_living_one_s(
-    again: bool, tmp_path: Path
+def test_what_a_killed_run_has_left_is_deleted_and_a_living_one_keeps_others_out(
+    tmp_path: Path,
 ) -> None:
     out = tmp_path / "out"
-    (tmp_path / ".evostep-writing-1").mkdir()
-    if again:
-        out.mkdir()  # what is finished so far is kept there
-    with staged(tmp_path / "other") as living, staged(out) as folder:
-        assert {path for path in tmp_path.iterdir() if path != out} - {folder} == {living}
+    left = out / FOLDER / "results"
+    left.mkdir(parents=True)
+    (left / "half").write_text("")
+    assert read_finished(out, {}) is None
+    with staged(out) as folder:
+        with pytest.raises(InputError, match=f"another evostep is at work in {out}: wait"):
+            staged(out).__enter__()
         (folder / RESULTS).write_text("{}")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "out"]
+    assert [path.name for path in out.iterdir()] == [RESULTS]
+
+
+def test_what_was_killed_as_its_results_moved_in_is_its_own_to_finish(tmp_path: Path) -> None:
+    identity = {"a": 1}
+    Partial(tmp_path, identity).mark()
+    (tmp_path / "decision.json").write_text("of the killed run")
+    assert read_finished(tmp_path, identity) is None
+    with staged(tmp_path) as folder:
+        (folder / "decision.json").write_text("{}")
+        (folder / RESULTS).write_text("{}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["decision.json", RESULTS]
+    assert (tmp_path / "decision.json").read_text() == "{}"
+
+
+def test_a_directory_that_goes_away_is_told_and_not_made_again(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def lose() -> None:
+        with staged(out) as folder:
+            out.rename(tmp_path / "elsewhere")
+            write_json(folder / RESULTS, {})
+
+    with pytest.raises(DiskError, match=r"is not the directory any more .*: bring it back"):
+        lose()
+    assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from evostep.errors import InputError
-from evostep.lab.polish.directory import read_finished
-from evostep.lab.polish.partial import FOLDER, Partial
+from evostep.lab.polish.directory import FOLDER, read_finished
+from evostep.lab.polish.partial import Partial
+from evostep.polishing.store import number_in
 
 IDENTITY = {"seed": 0, "metric": "accuracy"}
 
@@ -32,7 +33,26 @@ def test_other_arguments_and_broken_files_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--metric was accuracy, now mcc") as error:
         Partial(tmp_path, {**IDENTITY, "metric": "mcc"})
     assert "\n" not in str(error.value)
-    path = tmp_path / FOLDER / "a.safetensors"
+    path = tmp_path / FOLDER / "a.pt"
     path.write_bytes(path.read_bytes()[:-3])
-    with pytest.raises(InputError, match="delete it, and it is made again"):
-        Partial(tmp_path, IDENTITY).load("a")
+    with pytest.warns(UserWarning, match=r"a.pt is corrupt .*: it is made again"):
+        assert Partial(tmp_path, IDENTITY).load("a") is None
+    assert not path.exists()
+
+
+def test_a_number_that_was_measured_survives_damage_to_it(tmp_path: Path) -> None:
+    assert number_in(Partial(tmp_path, IDENTITY), "budget", lambda: 7) == 7
+    path = tmp_path / FOLDER / "budget.pt"
+    path.write_bytes(b"")
+    with pytest.warns(UserWarning, match="budget.pt is corrupt"):
+        assert number_in(Partial(tmp_path, IDENTITY), "budget", lambda: 8) == 7
+
+
+def test_the_seconds_of_killed_runs_count(tmp_path: Path) -> None:
+    first = Partial(tmp_path, IDENTITY)
+    first._since -= 100
+    first.save("a", {"x": torch.ones(1)})
+    second = Partial(tmp_path, IDENTITY)
+    assert second.seconds < 50
+    second.load("a")
+    assert second.seconds > 100

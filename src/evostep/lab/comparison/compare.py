@@ -13,6 +13,8 @@ from evostep.lab.arms.arm import Arm
 from evostep.lab.arms.budget import arm_cost, trunk_cost
 from evostep.lab.arms.procedures import PROCEDURES
 from evostep.lab.arms.seed_run import SeedRun, Watch, run_directory
+from evostep.lab.checkpoints import drop_checkpoint
+from evostep.lab.claims import claimed
 from evostep.lab.comparison.directory import (
     Runs,
     check_directory,
@@ -24,11 +26,11 @@ from evostep.lab.comparison.environment import describe_environment
 from evostep.lab.comparison.estimate import Estimate
 from evostep.lab.comparison.plan import Plan
 from evostep.lab.comparison.progress import show_progress
-from evostep.lab.comparison.run import run_arm, run_start, run_trunk
+from evostep.lab.comparison.run import CHECKPOINT, run_arm, run_start, run_trunk
 from evostep.lab.data.parts import cut
 from evostep.lab.report.page import ReportPaths, write_report
 from evostep.lab.report.wording import duration, forwards, of_budget
-from evostep.lab.storage import History, claimed, write_json
+from evostep.lab.storage import History, write_json
 
 
 def compare(
@@ -66,6 +68,8 @@ def _run_missing(plan: Plan, directory: Path, runs: Runs, watch: Watch) -> None:
     """Run what is missing, and add it to the runs that are finished."""
     history = History(directory / "history.jsonl")
     environment = describe_environment(plan.device)
+    for label, seed in runs:  # of one that was killed when its result was there
+        drop_checkpoint(run_directory(directory, label, seed) / CHECKPOINT)
     for seed in plan.seeds:
         missing = [arm for arm in plan.arms if (arm.label, seed) not in runs]
         if not missing:
@@ -81,7 +85,7 @@ def _run_missing(plan: Plan, directory: Path, runs: Runs, watch: Watch) -> None:
             result["environment"] = environment
             folder = run_directory(directory, arm.label, seed)
             write_json(folder / "result.json", result)
-            (folder / "checkpoint.pt").unlink(missing_ok=True)
+            drop_checkpoint(folder / CHECKPOINT)
             runs[arm.label, seed] = result
             write_results(plan, directory, runs)
 

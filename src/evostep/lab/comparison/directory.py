@@ -21,7 +21,7 @@ from evostep.lab.comparison.plan import Plan, describe_arms, describe_options
 from evostep.lab.options import Options
 from evostep.lab.report.contrasts import with_statistics
 from evostep.lab.report.records import RESULTS, RUN
-from evostep.lab.storage import check_place, mismatch, read_json, write_json
+from evostep.lab.storage import check_place, is_untouched, mismatch, read_json, write_json
 
 Runs = dict[tuple[str, int], dict[str, Any]]
 
@@ -35,7 +35,7 @@ def check_directory(plan: Plan, directory: Path) -> None:
     """Refuse a directory that holds something else, or results of another configuration."""
     known = known_plan(directory)
     if known is None:
-        if directory.exists() and any(directory.iterdir()):
+        if not is_untouched(directory):
             raise InputError(
                 f"--out {directory} is not empty and holds no comparison: choose another"
             )

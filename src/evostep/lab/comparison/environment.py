@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from evostep._version import __version__
+from evostep.errors import warn
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
@@ -24,19 +25,47 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "evostep": __version__,
         "python": platform.python_version(),
-        "torch": torch.__version__,
         "platform": f"{platform.system()} {platform.machine()}",
-        "cpu": cpu_name(),
         "cores": os.cpu_count(),
+        **what_bits_hang_on(device),
+    }
+    commit = _commit()
+    if commit:
+        facts["commit"] = commit
+    return facts
+
+
+def what_bits_hang_on(device: torch.device) -> dict[str, Any]:
+    """Return that part of the environment with which the same run gives the same bits."""
+    facts = {
+        "torch": str(torch.__version__),
+        "cpu": cpu_name(),
         "threads": torch.get_num_threads(),
         "device": str(device),
     }
     if device.type == "cuda":
         facts["gpu"] = torch.cuda.get_device_name(device)
-    commit = _commit()
-    if commit:
-        facts["commit"] = commit
     return facts
+
+
+def warn_of_other_bits(before: Mapping[str, Any], device: torch.device) -> None:
+    """Warn where a run goes on elsewhere than where it was stopped.
+
+    Args:
+        before: `what_bits_hang_on` then; what is not in it is not known.
+        device: on which it goes on.
+    """
+    now = what_bits_hang_on(device)
+    differs = [
+        f"{name} {before[name]} -> {value}"
+        for name, value in now.items()
+        if before.get(name, value) != value
+    ]
+    if differs:
+        warn(
+            f"this run was stopped elsewhere ({'; '.join(differs)}): it goes on, but not to the "
+            "bits of one that was never stopped"
+        )
 
 
 def merge_environments(environments: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

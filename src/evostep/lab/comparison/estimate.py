@@ -90,7 +90,8 @@ def estimate(plan: Plan) -> Estimate:
         budget = plan.budgets[arm.label]
         runs[arm.label] = (budget or arm_cost(arm, sizes), hours(arm, budget))
     weights = sum(t.numel() * t.element_size() for t in model.state_dict().values())
-    per_seed = 4 * (len(plan.trunks) + len(plan.starts) + len(plan.arms)) * weights
+    # weights and an optimizer's two moments, in each of two checkpoints and the one being written
+    per_seed = 9 * (len(plan.trunks) + len(plan.starts) + len(plan.arms)) * weights
     total = len(plan.seeds) * (trunk_hours + sum(hours for _, hours in runs.values()))
     size = len(plan.seeds) * per_seed
     return Estimate(gradient, forward, scored, total, size, runs, trunk_hours)

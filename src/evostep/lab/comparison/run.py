@@ -22,7 +22,16 @@ from evostep.lab.arms.seed_run import (
     start_directory,
     trunk_directory,
 )
-from evostep.lab.storage import load_checkpoint, save_checkpoint, save_weights
+from evostep.lab.checkpoints import (
+    drop_checkpoint,
+    has_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
+from evostep.lab.comparison.environment import warn_of_other_bits, what_bits_hang_on
+from evostep.lab.storage import save_weights
+
+CHECKPOINT = "checkpoint.pt"  # of a run that is not finished
 
 
 class _Saved(Protocol):
@@ -43,15 +52,15 @@ def run_trunk(seed_run: SeedRun, training: Training, labels: list[str]) -> Path:
     name = f"trunk:{training.key}"
     counters = Counters()
     learner = Learner(seed_run, training)
-    if checkpoint.exists():
+    if has_checkpoint(checkpoint):
         counters = _restore(seed_run, checkpoint, learner.load)
     seed_run.history.cut(name, seed, counters.lines)
     seed_run.watch.advance(counters.forwards)
     while counters.epoch < options.evolve_from and not counters.diverged:
         learner.descend(name, counters, arms=labels)
-        _save(checkpoint, learner, counters)
+        _save(seed_run, checkpoint, learner, counters)
     if not checkpoint.exists():  # evolution from the first epoch on
-        _save(checkpoint, learner, counters)
+        _save(seed_run, checkpoint, learner, counters)
     return checkpoint
 
 
@@ -71,15 +80,15 @@ def run_start(seed_run: SeedRun, start: Start, labels: list[str], trunk: Path) -
         The checkpoint from which arms start.
     """
     folder = start_directory(seed_run.directory, start, seed_run.seed)
-    last = folder / "last.pt"
-    if last.exists():
+    last, checkpoint = folder / "last.pt", folder / CHECKPOINT
+    if has_checkpoint(last):
+        drop_checkpoint(checkpoint)
         return last
     arm = dataclasses.replace(start.arm, label=f"start:{start.name}")
-    checkpoint = folder / "checkpoint.pt"
     seed_run = dataclasses.replace(seed_run, arms=labels)
     model, counters = _train(seed_run, arm, trunk, start.budget, checkpoint)
     save_checkpoint(last, {"model": model.state_dict(), "counters": vars(counters)})
-    checkpoint.unlink(missing_ok=True)
+    drop_checkpoint(checkpoint)
     return last
 
 
@@ -99,7 +108,7 @@ def run_arm(seed_run: SeedRun, arm: Arm, trunk: Path, budget: int | None) -> dic
         One entry of ``runs`` in ``results.json``.
     """
     folder = run_directory(seed_run.directory, arm.label, seed_run.seed)
-    model, counters = _train(seed_run, arm, trunk, budget, folder / "checkpoint.pt")
+    model, counters = _train(seed_run, arm, trunk, budget, folder / CHECKPOINT)
     result = _conclude(seed_run, arm, model, counters)
     save_weights(folder / "model.safetensors", model)
     return result
@@ -118,13 +127,13 @@ def _train(
     shared = counters.forwards
     counters.lines = 0
     procedure = PROCEDURES[arm.procedure](seed_run, arm, learner.state())
-    if checkpoint.exists():
+    if has_checkpoint(checkpoint):
         counters = _restore(seed_run, checkpoint, procedure.load)
     seed_run.history.cut(arm.label, seed_run.seed, counters.lines)
     seed_run.watch.advance(counters.forwards - shared)
     while not counters.diverged and not procedure.finished(counters, budget):
         procedure.epoch(counters, budget)
-        _save(checkpoint, procedure, counters)
+        _save(seed_run, checkpoint, procedure, counters)
     model = procedure.learner.model if counters.diverged else procedure.finish(counters)
     return model, counters
 
@@ -154,15 +163,19 @@ def _conclude(seed_run: SeedRun, arm: Arm, model: nn.Module, counters: Counters)
     }
 
 
-def _save(path: Path, saved: _Saved, counters: Counters) -> None:
-    save_checkpoint(path, {**saved.state(), "counters": vars(counters)})
+def _save(seed_run: SeedRun, path: Path, saved: _Saved, counters: Counters) -> None:
+    seed_run.history.sync()  # its lines are counted
+    made_on = what_bits_hang_on(seed_run.device)
+    save_checkpoint(path, {**saved.state(), "counters": vars(counters), "made_on": made_on})
 
 
 def _restore(seed_run: SeedRun, path: Path, load: Callable[[dict[str, Any]], object]) -> Counters:
     state = load_checkpoint(path, seed_run.device)
     try:
         load(state)
-        return Counters(**state["counters"])
+        counters = Counters(**state["counters"])
+        warn_of_other_bits(state.get("made_on", {}), seed_run.device)
+        return counters
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(

@@ -1,23 +1,28 @@
-"""The directory of results: written whole or not at all, and never over something else."""
+"""The directory of results: written whole or not at all, and never over something else.
+
+A run at work has a folder of its own in it, which keeps other processes out, and holds what is
+finished so far and what is being written. When all is done the results move out of it,
+``results.json`` last, and it goes.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from evostep.errors import InputError, reason
+from evostep.lab.claims import claimed
 from evostep.lab.options import flag
-from evostep.lab.storage import check_place, check_writable, claimed, read_json
+from evostep.lab.storage import LEFT, check_place, check_writable, is_untouched, read_json, sync
 
 FORMAT = 1
 RESULTS = "results.json"
-STAGE = ".evostep-"  # begins the name of a folder that a killed run has left
-_WRITING = f"{STAGE}writing-"
+FOLDER = f"{LEFT}run"
+ARGUMENTS = "arguments.json"  # in the folder: of which run it is
 
 
 def read_finished(out: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -31,9 +36,11 @@ def read_finished(out: Path, identity: Mapping[str, Any]) -> dict[str, Any] | No
         InputError: results of other arguments; something else is there.
     """
     check_place(out)
-    if not out.exists() or not any(path.name[: len(STAGE)] != STAGE for path in out.iterdir()):
+    if is_untouched(out):
         return None
     if not (out / RESULTS).is_file():
+        if (out / FOLDER / ARGUMENTS).is_file():
+            return None  # killed as its results were moving in
         raise InputError(f"--out {out} is not empty and holds no results: choose another")
     record = read_json(out / RESULTS)
     if not isinstance(record, dict) or record.get("format") != FORMAT:
@@ -59,45 +66,44 @@ def told(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 @contextmanager
 def staged(out: Path) -> Iterator[Path]:
-    """Yield a folder to write in, which becomes `out` when the context is left without an error.
+    """Yield a folder to write in; without an error, its files move to `out` in the end.
 
-    It is made at once, in the nearest folder that there is, so that a place that cannot be written
-    is told before the work is done. What killed runs have left there is deleted.
+    It is made at once, so that a place that cannot be written is told before the work is done, and
+    other processes are kept out of `out`. Where the work fails, and nothing of it was kept, nothing
+    stays behind.
 
     Raises:
-        InputError: the place cannot be written.
+        InputError: the place cannot be written, or another process is at work in it.
     """
-    out = out.absolute()
+    shown, out = out, out.absolute()
     check_writable(out)
-    there = check_place(out)
+    own = out / FOLDER
+    made = [folder for folder in (own, *own.parents) if not folder.exists()]
+    stage, done = own / "results", False
     try:
-        _sweep(there, out.parent)
-        folder = Path(tempfile.mkdtemp(prefix=_WRITING, dir=there))
+        with claimed(own, shown):
+            shutil.rmtree(stage, ignore_errors=True)  # of a run that was killed
+            try:
+                stage.mkdir()
+                yield stage
+                _move_in(stage, out)
+                done = True
+            finally:
+                shutil.rmtree(own if done else stage, ignore_errors=True)
+    finally:
+        for folder in () if done else made:
+            with suppress(OSError):  # it holds what is finished so far
+                folder.rmdir()
+
+
+def _move_in(stage: Path, out: Path) -> None:
+    """Move all files, what tells that they are there last."""
+    try:
+        for path in sorted(stage.iterdir(), key=lambda path: path.name == RESULTS):
+            sync(out)  # what has moved before
+            path.replace(out / path.name)
+        sync(out)
     except OSError as error:
         raise InputError(f"--out {out} cannot be written ({reason(error)}): choose another") from (
             error
         )
-    try:
-        with claimed(folder):  # as long as we live
-            yield folder
-        folder.chmod(there.stat().st_mode)  # mkdtemp's own is for its owner alone
-        try:
-            if out.exists():  # it is empty, and may be where the user stands
-                for path in sorted(folder.iterdir(), key=lambda path: path.name == RESULTS):
-                    path.replace(out / path.name)
-            else:
-                out.parent.mkdir(parents=True, exist_ok=True)
-                folder.replace(out)
-        except OSError as error:
-            raise InputError(
-                f"--out {out} cannot be written ({reason(error)}): choose another"
-            ) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _sweep(*places: Path) -> None:
-    """Delete folders that nobody writes in any more: their runs were killed."""
-    for folder in {folder for place in places for folder in place.glob(f"{_WRITING}*")}:
-        with suppress(InputError), claimed(folder):
-            shutil.rmtree(folder, ignore_errors=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -48,7 +47,8 @@ def run_polish(options: PolishOptions, out: Path) -> tuple[Record, bool]:
         partial.drop()  # killed between the last two steps
         return finished, True
     with staged(out) as folder:
-        began = time.perf_counter()
+        if (finished := read_finished(out, identity)) is not None:
+            return finished, True  # another process has just done it
         subject = make_subject(options)
         _check_counts(subject, options.folds)
         names = subject.classes
@@ -77,9 +77,9 @@ def run_polish(options: PolishOptions, out: Path) -> tuple[Record, bool]:
                 watch=watch,
                 store=partial,
             )
-        record = _record(options, subject, result, identity, time.perf_counter() - began)
+        record = _record(options, subject, result, identity, partial.seconds)
         record = _write(folder, record, subject, result)
-    partial.drop()
+        partial.mark()  # what moves in now is ours, should we be killed on the way
     return record, False
 
 
