@@ -1,6 +1,6 @@
 """Put the pages of the site together, for whatever builds them.
 
-    python website/stage.py --out build/pages --examples build/examples
+    python website/stage.py --out build/pages --source build/source --examples build/examples
 
 The sources are Markdown that a code host shows as well: docs/ and some pages of the root. Here
 links to what is no page become links to the repository, formulas between dollars become MathML
@@ -29,7 +29,8 @@ OF_ROOT = {
 }
 
 _CODE = re.compile(r"(^```.*?^```$|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
-_LINK = re.compile(r"(!?\[(?:[^\[\]]|\[[^\]]*\])*\])\(([^()\s]+)\)")
+# code, which is passed over, or a link, whose text may hold code
+_LINK = re.compile(r"`[^`\n]+`|(!?\[(?:[^\[\]]|\[[^\]]*\])*\])\(([^()\s]+)\)")
 _DISPLAY = re.compile(r"^\$\$\n(.+?)\n\$\$$", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(r"(?<![\\$\w])\$(?=\S)([^$\n]+?)(?<=\S)\$(?![\w$])")
 
@@ -72,7 +73,7 @@ def relink(text: str, source: str, pages: dict[str, str]) -> str:
     """
 
     def follow(link: re.Match[str]) -> str:
-        target, hash_, anchor = link[2].partition("#")
+        target, hash_, anchor = (link[2] or "").partition("#")
         if not target or re.match(r"[a-z]+:", target):
             return link[0]
         path = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
@@ -84,7 +85,6 @@ def relink(text: str, source: str, pages: dict[str, str]) -> str:
         kind = "tree" if (ROOT / path).is_dir() else "blob"
         return f"{link[1]}({REPOSITORY}/{kind}/main/{path}{hash_}{anchor})"
 
-    # a link's text may hold code: links are found in the whole, and kept out of fenced blocks
     parts = re.split(r"(^```.*?^```$)", text, flags=re.MULTILINE | re.DOTALL)
     return "".join(p if i % 2 else _LINK.sub(follow, p) for i, p in enumerate(parts))
 
@@ -93,17 +93,17 @@ def formulas(text: str) -> str:
     """Return a page whose TeX between dollars is MathML.
 
     Example:
-        >>> formulas("`$a$` and $a$")[:18]
-        '`$a$` and <math xm'
+        >>> formulas("`$a$` and $a$")[:24]
+        '`$a$` and <span><math xm'
     """
 
     def convert(tex: str, display: str) -> str:
-        # MathML is one line: Markdown would take what follows a line's end for its own
         return latex2mathml.converter.convert(tex, display=display).replace("\n", " ")
 
     def of_text(part: str) -> str:
         part = _DISPLAY.sub(lambda m: f"<div>{convert(m[1], 'block')}</div>", part)
-        return _INLINE.sub(lambda m: convert(m[1], "inline"), part)
+        # in a span: a line that began with <math> would be a block of its own
+        return _INLINE.sub(lambda m: f"<span>{convert(m[1], 'inline')}</span>", part)
 
     return outside_code(of_text, text)
 
@@ -119,7 +119,7 @@ def example_page(script: Path, ran: Path) -> str:
     opening, _, rest = code.partition('"""')[2].partition('"""')
     title, _, about = opening.partition("\n")
     # a command that is indented in a docstring is a block of its own
-    about = re.sub(r"(?m)^    (python .*)$", r"```console\n\1\n```", about.strip())
+    about = re.sub(r"(?m)^    (python .*)$", r"```console\n\1\n```", about.strip("\n"))
     lines = [f"# {title.removesuffix('.')}", "", about, ""]
     output = ran / script.stem / "output.txt"
     if output.exists():
@@ -160,13 +160,28 @@ def stage(out: Path, ran: Path) -> None:
     shutil.copytree(ROOT / "website/assets", out / "assets")
 
 
+def stage_source(out: Path) -> None:
+    """Write the package as mkdocstrings reads it, which knows examples under "Examples" alone.
+
+    Args:
+        out: folder of the package, replaced.
+    """
+    shutil.rmtree(out, ignore_errors=True)
+    for path in (ROOT / "src").rglob("*.py"):
+        place = out / path.relative_to(ROOT / "src")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(re.sub(r"(?m)^( +)Example:$", r"\1Examples:", path.read_text()))
+
+
 def main() -> None:
     """Read the options, write the pages."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the pages, replaced")
     parser.add_argument("--examples", type=Path, required=True, help="output of the examples")
+    parser.add_argument("--source", type=Path, required=True, help="the package, for the API")
     args = parser.parse_args()
     stage(args.out, args.examples)
+    stage_source(args.source)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from evostep.polishing.bootstrap import Interval
@@ -62,6 +63,16 @@ class Polished:
         evaluations: how many decisions were scored.
         sample_forwards: forwards through the network, an example at a time.
         settings: what it was asked for.
+
+    Example:
+        >>> import evostep
+        >>> labels = torch.arange(400) % 2
+        >>> outputs = torch.randn(400, 2, generator=torch.Generator().manual_seed(0))
+        >>> outputs[labels == 1, 1] += 2.0
+        >>> outputs[:, 0] += 3.0  # a network that prefers class 0
+        >>> result = evostep.polish(None, (outputs, labels), "balanced-accuracy")
+        >>> result.gain.low > 0, result.values["polished"] > result.values["checkpoint"]
+        (True, True)
     """
 
     verdict: str
