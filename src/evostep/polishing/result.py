@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from evostep.polishing.bootstrap import Interval
@@ -63,9 +62,11 @@ class Polished:
         evaluations: how many decisions were scored.
         sample_forwards: forwards through the network, an example at a time.
         settings: what it was asked for.
+        notes: what the reader should know besides, a sentence each.
+        folded: how it stands in the network, which `apply` and `revert` change; None without one.
 
     Example:
-        >>> import evostep
+        >>> import evostep, torch
         >>> labels = torch.arange(400) % 2
         >>> outputs = torch.randn(400, 2, generator=torch.Generator().manual_seed(0))
         >>> outputs[labels == 1, 1] += 2.0
