@@ -1,5 +1,6 @@
 # `make demo` and `make test` do all that they need, from nothing but Python 3.11, make and git.
 # Options: VENV=path (default .venv), PYTHON=interpreter, DEMO_OUT=dir, DEMO_ARGS="...", PYTEST_ARGS="...".
+# The site is built in build/site.
 
 VENV ?= .venv
 PYTHON ?=
@@ -17,7 +18,7 @@ BIN = $(VENV)/bin
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo article test lint types unit slow format schema pins clean
+.PHONY: help demo article docs site drawings test lint types unit slow format schema pins clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
@@ -29,6 +30,18 @@ demo: $(STAMP) ## polish a network, then compare arms, on real data; figures and
 article: $(STAMP) ## the article's comparison in small, with the control to beat
 	"$(BIN)/evostep" compare --train-size 200 --generations 2 --seeds 4 --threads 1 --out "$(DEMO_OUT)/article" $(DEMO_ARGS)
 	@echo "The page: $$(cd "$(DEMO_OUT)/article" && pwd)/report.html"
+
+docs: $(STAMP) ## run the examples, and build the documentation site with what they print and draw
+	"$(BIN)/python" website/examples.py --out build/examples
+	"$(MAKE)" site
+
+site: $(STAMP) ## build the documentation site, strictly: build/site/index.html
+	"$(BIN)/python" website/stage.py --out build/pages --source build/source --examples build/examples
+	NO_MKDOCS_2_WARNING=1 "$(BIN)/python" -m mkdocs build --strict --quiet
+	@echo "The site: $$(pwd)/build/site/index.html"
+
+drawings: $(STAMP) ## draw the pictures of docs/ again
+	"$(BIN)/python" website/drawings.py --out docs/figures
 
 test: lint types unit ## lint, types and tests: what must pass before a change lands
 
@@ -94,5 +107,5 @@ $(STAMP): pyproject.toml constraints.txt src/evostep/_version.py
 	  exit 1; \
 	}
 	"$(BIN)/python" -m pip install -c constraints.txt hatchling editables
-	"$(BIN)/python" -m pip install -c constraints.txt --no-build-isolation -e '.[lab,dev]'
+	"$(BIN)/python" -m pip install -c constraints.txt --no-build-isolation -e '.[lab,dev,docs]'
 	@touch "$@"

@@ -54,6 +54,10 @@ ABOVE_FILES = {
     "test_house",
     "test_laws",  # what holds for every strategy
     "test_packaging",
+    "website/test_browser",  # the documentation site, whose scripts are in website/
+    "website/test_pages",
+    "website/test_site",
+    "website/test_stage",
 }
 
 

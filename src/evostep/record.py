@@ -22,6 +22,15 @@ class Verdict:
         accepted: whether the center stays there; otherwise it is back where the phase began.
         error: what the candidate failed by.
         sample_forwards: what judging cost.
+
+    Example:
+        >>> import torch
+        >>> from evostep import Evolution, Improves, RandomMutation
+        >>> w = torch.tensor([3.0])
+        >>> search = Evolution({"w": w}, RandomMutation(0.1), accept=Improves(every="phase"))
+        >>> records = search.evolve(lambda: -float(w.abs()), generations=3)
+        >>> records[-1].verdict.accepted, records[-1].verdict.parent
+        (True, -3.0)
     """
 
     generation: int
@@ -57,6 +66,15 @@ class Record:
             it was accepted, the phase opened elsewhere, or the verdict on the phase was in favour.
         opened: in the first record of a phase, the start that the space chose: ``"current"`` or
             ``"average"`` for a `Span`; None where there is no choice.
+
+    Example:
+        >>> import torch
+        >>> from evostep import Evolution, RandomMutation
+        >>> w = torch.tensor([3.0])
+        >>> search = Evolution({"w": w}, RandomMutation(0.1, population=8))
+        >>> (record,) = search.evolve(lambda: -float(w.abs()))
+        >>> record.parent, len(record.scores), record.accepted, max(record.scores) > record.parent
+        (-3.0, 8, True, True)
     """
 
     generation: int

@@ -30,6 +30,13 @@ class Rule(ABC):
         beats_parent: whether a candidate that does not score higher than the parent is rejected,
             whatever else.
         needs_fresh: whether what it promises holds only on examples that selection has not seen.
+
+    Example:
+        >>> class ByAMargin(Rule):
+        ...     def __call__(self, parent, candidate, attempts):
+        ...         return candidate.value > parent.value + 0.01
+        >>> ByAMargin()(Scores(0.90), Scores(0.92), attempts=1)
+        True
     """
 
     every: Every = "generation"

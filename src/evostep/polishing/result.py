@@ -63,6 +63,18 @@ class Polished:
         sample_forwards: forwards through the network, an example at a time; but for the one of a
             batch that tells which layer makes the outputs.
         settings: what it was asked for.
+        notes: what the reader should know besides, a sentence each.
+        folded: how it stands in the network, which `apply` and `revert` change; None without one.
+
+    Example:
+        >>> import evostep, torch
+        >>> labels = torch.arange(400) % 2
+        >>> outputs = torch.randn(400, 2, generator=torch.Generator().manual_seed(0))
+        >>> outputs[labels == 1, 1] += 2.0
+        >>> outputs[:, 0] += 3.0  # a network that prefers class 0
+        >>> result = evostep.polish(None, (outputs, labels), "balanced-accuracy")
+        >>> result.gain.low > 0, result.values["polished"] > result.values["checkpoint"]
+        (True, True)
     """
 
     verdict: str

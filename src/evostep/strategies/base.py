@@ -47,6 +47,18 @@ class Strategy(ABC):
         selects: whether it proposes the best member, whose score then is known, and learns nothing
             from the others.
         beats_parent: whether it proposes only what scores higher than the parent.
+
+    Example:
+        >>> class Walk(NoiseStrategy):  # goes where its one member is, whatever it scores
+        ...     size = 1
+        ...
+        ...     def member(self, genome, state, generation, i, seed):
+        ...         return self.perturbed(genome, seed, generation, i)
+        ...
+        ...     def tell(self, genome, state, generation, scores, parent, seed):
+        ...         return Step(self.member(genome, state, generation, 0, seed), scored=0), state
+        >>> Walk(sigma=0.1).size
+        1
     """
 
     needs_guides: ClassVar[bool] = False
