@@ -1,0 +1,151 @@
+"""One phase of evolution in a loop of one's own, whatever wraps the optimizer, on every process.
+
+With several processes, as under DistributedDataParallel, the first one evolves, and the others wait
+for what comes of it: weights, buffers, the optimizer's state, evolution's state and the records.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from evostep.compatibility import FitnessLike, check_processes, only_one_process
+from evostep.errors import InputError, reason
+from evostep.integrations.trackers import Tracker
+from evostep.integrations.wrappers import find_evolved, unwrapped
+from evostep.optimizer import Evolved
+from evostep.record import Record
+from evostep.scoring.fitness import Fitness
+
+
+def evolve(
+    optimizer: Any,
+    fitness: FitnessLike,
+    generations: int = 1,
+    *,
+    trackers: Sequence[Tracker] = (),
+    step: int | None = None,
+    on_generation: Callable[[Record], object] | None = None,
+    **options: Any,
+) -> list[Record]:
+    """Evolve the weights for some generations, as `Evolved.evolve` does, within any framework.
+
+    In a process group every process calls it with the same arguments, between steps. Nothing but
+    the first process scores, so a phase must not last longer than the group's timeout.
+
+    Args:
+        optimizer: an `Evolved`, or what Accelerate, Fabric or Lightning made of it.
+        fitness: of the model itself, not of DistributedDataParallel around it.
+        generations: how many.
+        trackers: are told of every generation, and of the phase, in the first process.
+        step: the number of gradient steps so far, for trackers.
+        on_generation: see `Evolved.evolve`; called in the first process.
+        **options: ``accept_on``, ``max_forwards`` and ``max_seconds`` of `Evolved.evolve`.
+
+    Returns:
+        One record for each generation, the same in each process.
+
+    Raises:
+        ValueError: see `Evolved.evolve`; no `Evolved` inside; a fitness of a wrapped model; sharded
+            weights or a sharded optimizer. In a group it is raised in every process.
+    """
+    found = find_evolved(optimizer)
+    size, rank = _group()
+
+    def tell(record: Record) -> object:
+        for tracker in trackers:
+            tracker.generation(record)
+        return on_generation(record) if on_generation is not None else None
+
+    phase = partial(found.evolve, fitness, generations, on_generation=tell, **options)
+    if size == 1:
+        records = phase()
+    else:
+        scored = fitness.model if isinstance(fitness, Fitness) else None
+        _check_group(found, scored)
+        records = _by_the_first(found, scored, phase, rank)
+    if records and rank == 0:
+        for tracker in trackers:
+            tracker.phase(records, step)
+    return records
+
+
+def _group() -> tuple[int, int]:
+    """Return how many processes there are, and which one this is."""
+    group = torch.distributed
+    if not (group.is_available() and group.is_initialized()):
+        return 1, 0
+    return group.get_world_size(), group.get_rank()
+
+
+def _check_group(found: Evolved, scored: nn.Module | None) -> None:
+    """Refuse, in every process alike, what one process cannot evolve for all."""
+    with only_one_process():
+        check_processes(found.evolution.slots.live)
+    if hasattr(found.base, "consolidate_state_dict"):
+        raise InputError(
+            f"{type(found.base).__name__} shards its state over processes, which cannot be "
+            "evolved: use the optimizer that it shards"
+        )
+    if scored is not None and unwrapped(scored) is not scored:
+        raise InputError(
+            f"the fitness scores a {type(scored).__name__}, whose forward waits for the other "
+            "processes: score evostep.integrations.unwrapped(model), the module inside"
+        )
+
+
+def _by_the_first(
+    found: Evolved, scored: nn.Module | None, phase: Callable[[], list[Record]], rank: int
+) -> list[Record]:
+    """Let the first process run a phase, and all take over what came of it."""
+    told: list[Any] = [None, None, None]
+    failure: Exception | None = None
+    here = str(found.param_groups[0]["params"][0].device)
+    if rank == 0:
+        try:
+            with only_one_process():
+                records = phase()
+            state = io.BytesIO()
+            torch.save(found.evolution.state_dict(), state)
+            told = [records, state.getvalue(), here]
+        except Exception as error:  # told to the others, who would wait for ever
+            told, failure = [None, reason(error), None], error
+    torch.distributed.broadcast_object_list(told, src=0)
+    if failure is not None:
+        raise failure
+    records, piece, there = told
+    if records is None:
+        raise InputError(f"evolution failed in the first process ({piece})")
+    with torch.no_grad():
+        for tensor in _shared(found, scored):
+            torch.distributed.broadcast(tensor, src=0)
+    if rank != 0:
+        where = {there: here}
+        found.evolution.load_state_dict(
+            torch.load(io.BytesIO(piece), map_location=where, weights_only=True)
+        )
+        found.evolution.history += records
+    return list(records)
+
+
+def _shared(found: Evolved, scored: nn.Module | None) -> Iterator[Tensor]:
+    """Yield, in one order everywhere, what a phase may have changed."""
+    groups = found.param_groups
+    seen: set[int] = set()
+    everything = [p for group in groups for p in group["params"]]
+    if scored is not None:
+        everything += [*scored.parameters(), *scored.buffers()]
+    for p in [*everything]:
+        state = found.base.state.get(p, {})
+        everything += [state[key] for key in sorted(state) if isinstance(state[key], Tensor)]
+    device = next((p.device for p in everything if p.device.type != "cpu"), None)
+    for tensor in everything:
+        # counts of steps, on the CPU beside weights on a GPU, stay as they are
+        if id(tensor) not in seen and device in (None, tensor.device):
+            seen.add(id(tensor))
+            yield tensor.data
