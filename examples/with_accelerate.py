@@ -1,6 +1,6 @@
 """Evolution in a loop with Accelerate, which hides `evolve` of the optimizer that it wraps.
 
-    python examples/with_accelerate.py
+python examples/with_accelerate.py
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Evolution in a loop with Lightning's Fabric.
 
-    python examples/with_fabric.py
+python examples/with_fabric.py
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Evolution in Lightning's Trainer: an `Evolved` from `configure_optimizers`, and a callback.
 
-    python examples/with_lightning.py
+python examples/with_lightning.py
 """
 
 from __future__ import annotations

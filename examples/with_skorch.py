@@ -1,6 +1,6 @@
 """Evolution in skorch: a callback, and a function in the place of the optimizer's class.
 
-    python examples/with_skorch.py
+python examples/with_skorch.py
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Evolution in a loop with timm: its optimizers, its schedulers, an average of the weights beside.
 
-    python examples/with_timm.py
+python examples/with_timm.py
 """
 
 from __future__ import annotations

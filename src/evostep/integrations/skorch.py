@@ -6,16 +6,15 @@ that of the weights that a `Checkpoint` saves.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from math import nan
 from typing import Any
 
 from skorch.callbacks import Callback
 
-from evostep.integrations.phases import FitnessOf, Phases
-from evostep.integrations.trackers import Tracker, scalars
+from evostep.integrations.phases import Phases
+from evostep.integrations.trackers import scalars
 from evostep.integrations.wrappers import evolved as evolved
-from evostep.schedule import Alternate
+from evostep.record import Record
 
 _SHOWN = "evolution/parent"
 
@@ -29,58 +28,46 @@ class Evolve(Phases, Callback):  # type: ignore[misc]
 
     Args:
         fitness: an `evostep.Fitness`, or a function of the module that returns one.
-        generations: see `Phases`, as is all else; phases are by epochs.
-        accept_on: see `Phases`.
-        max_forwards: see `Phases`.
-        max_seconds: see `Phases`.
-        trackers: see `Phases`.
+        generations: see `Phases`, as is all else.
     """
 
-    def __init__(
-        self,
-        fitness: FitnessOf,
-        generations: int | Alternate = 1,
-        accept_on: FitnessOf | None = None,
-        max_forwards: int | None = None,
-        max_seconds: float | None = None,
-        trackers: Sequence[Tracker] = (),
-    ) -> None:
-        super().__init__(
-            fitness,
-            generations,
-            accept_on=accept_on,
-            max_forwards=max_forwards,
-            max_seconds=max_seconds,
-            trackers=trackers,
-        )
-        self._evolved = False
+    _last: list[Record]  # of the epoch's last phase
+    _done: bool  # whether the epoch's end was seen to
 
     def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **_: Any) -> None:
         """Find the optimizer."""
-        self.begin([net.optimizer_])
+        self.begin([net.optimizer_], _steps(net))
 
     def on_epoch_begin(self, net: Any, *_: Any, **__: Any) -> None:
         """Note that nothing was done yet."""
-        self._evolved = False
+        self._last, self._done = [], False
 
     def on_batch_begin(self, net: Any, batch: Any = None, training: Any = None, **_: Any) -> None:
         """Evolve before the first batch of the validation."""
         if not training:
-            self._once(net)
+            self._end_epoch(net)
+
+    def on_batch_end(self, net: Any, batch: Any = None, training: Any = None, **_: Any) -> None:
+        """Evolve, if a step was the last of `every_steps`."""
+        if training:
+            self._last = self.after_step(net.module_, _steps(net)) or self._last
 
     def on_epoch_end(self, net: Any, *_: Any, **__: Any) -> None:
         """Evolve where there is no validation."""
-        self._once(net)
+        self._end_epoch(net)
 
-    def _once(self, net: Any) -> None:
-        if self._evolved:
+    def _end_epoch(self, net: Any) -> None:
+        if self._done:
             return
-        self._evolved = True
-        epoch = len(net.history) - 1
-        records = self.after_epoch(net.module_, epoch, epoch + 1)
-        score = scalars(records[-1]).get(_SHOWN, math.nan) if records else math.nan
-        net.history.record(_SHOWN, score)
+        self._done = True
+        last = self.after_epoch(net.module_, len(net.history) - 1, _steps(net)) or self._last
+        net.history.record(_SHOWN, scalars(last[-1]).get(_SHOWN, nan) if last else nan)
 
     def on_train_end(self, net: Any, X: Any = None, y: Any = None, **_: Any) -> None:
         """Close the trackers."""
         self.end()
+
+
+def _steps(net: Any) -> int:
+    """Return how many training batches there have been, those before `load_params`, too."""
+    return sum("train_loss" in batch for row in net.history for batch in row["batches"])
