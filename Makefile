@@ -94,5 +94,5 @@ $(STAMP): pyproject.toml constraints.txt src/evostep/_version.py
 	  exit 1; \
 	}
 	"$(BIN)/python" -m pip install -c constraints.txt hatchling editables
-	"$(BIN)/python" -m pip install -c constraints.txt --no-build-isolation -e '.[lab,dev]'
+	"$(BIN)/python" -m pip install -c constraints.txt --no-build-isolation -e '.[lab,dev,integrations]'
 	@touch "$@"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pytest
@@ -99,8 +98,7 @@ def same() -> Any:
 
 
 @pytest.fixture(autouse=True)
-def offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HF_HUB_OFFLINE", "WANDB_SILENT"):
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("WANDB_MODE", "offline")
-    yield

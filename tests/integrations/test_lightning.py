@@ -81,7 +81,7 @@ def test_twenty_steps_and_twenty_are_forty(train: Any, watch: Any, same: Any) ->
 
 
 def test_the_monitored_score_is_that_of_the_file(train: Any, digits: Any, tmp_path: Path) -> None:
-    module, trainer, best = train(2, generations=3)
+    module, _, best = train(2, generations=3)
     saved = torch.load(best.best_model_path, weights_only=True)
     module.load_state_dict(saved["state_dict"])  # the usual key
     assert saved["optimizer_states"][0]["evolution"]["generation"] in (3, 6)

@@ -1,8 +1,9 @@
-"""Every optimizer of torch's own test database, and of timm, does in `Evolved` what it does bare."""
+"""Every optimizer of torch's test database, and of timm, does in `Evolved` what it does bare."""
 
 from __future__ import annotations
 
 import copy
+import functools
 import re
 import warnings
 from collections.abc import Callable
@@ -97,15 +98,8 @@ def test_the_trajectory_is_that_of_the_bare_one(info: Any, same: Any) -> None:
     done = 0
     for case in cases:
         for start in starts(info):
-            bare, evolved = (
-                trajectory(
-                    lambda params: info.optim_cls(params, **copy.deepcopy(case.kwargs)),
-                    start,
-                    wrap,
-                    info,
-                )
-                for wrap in (False, True)
-            )
+            make = functools.partial(info.optim_cls, **case.kwargs)
+            bare, evolved = (trajectory(make, start, wrap, info) for wrap in (False, True))
             same(bare, evolved, case.desc)
             done += not isinstance(bare[-1], str)
     assert done >= len(cases) / 2  # what fails, fails in both; most do not
@@ -117,13 +111,13 @@ def test_what_the_bare_one_refuses_is_refused(info: Any) -> None:
     for dtype in (torch.float32, torch.complex64):
         for case in info.optim_error_inputs_func(device="cpu", dtype=dtype):
             given = case.optimizer_error_input
+            make = functools.partial(info.optim_cls, **given.kwargs)
             with pytest.raises(case.error_type) as bare:
-                optimizer = info.optim_cls(copy.deepcopy(given.params), **given.kwargs)
-                optimizer.step()
+                make(copy.deepcopy(given.params)).step()
             if re.search(case.error_regex, str(bare.value)) is None:
                 continue  # of another kind than the database says
             with pytest.raises(case.error_type, match=case.error_regex):
-                wrapped(info.optim_cls(copy.deepcopy(given.params), **given.kwargs)).step()
+                wrapped(make(copy.deepcopy(given.params))).step()
             tried += 1
     assert tried > 0
 

@@ -127,6 +127,7 @@ def test_weights_and_biases_offline(
     assert tracker.run is None
     assert wandb.run is None
     assert run is not None
+    wandb.teardown()  # waits until the file is written
     (path,) = tmp_path.rglob("*.wandb")
     found = [row for row in read_offline(path) if "evolution/generation" in row]
     assert [row["evolution/generation"] for row in found] == [0, 1, 2]

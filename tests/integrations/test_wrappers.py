@@ -42,7 +42,7 @@ def test_what_holds_none_or_may_keep_copies_is_refused(inner: Evolved, kind: str
         "lookahead": wrapper("somewhere.lookahead", optimizer=inner),
         "empty": wrapper("accelerate.optimizer", optimizer=inner.base),
     }[kind]
-    with pytest.raises(ValueError, match="holds no evostep.Evolved: wrap the optimizer before"):
+    with pytest.raises(ValueError, match=r"holds no evostep.Evolved: wrap the optimizer before"):
         find_evolved(given)
 
 

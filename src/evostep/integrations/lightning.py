@@ -9,13 +9,18 @@ from __future__ import annotations
 
 from typing import Any
 
+from evostep.errors import needs_package
 from evostep.integrations.phases import Phases
 from evostep.integrations.trackers import scalars
 
 try:
     from lightning.pytorch import Callback
-except ModuleNotFoundError:  # the other name of the same
-    from pytorch_lightning import Callback
+except ImportError as error:
+    try:
+        from pytorch_lightning import Callback  # the other name of the same
+    except ImportError:
+        wanted = ("evostep.integrations.lightning", "lightning", "evostep[lightning]")
+        raise ImportError(needs_package(*wanted, error)) from error
 
 
 class Evolve(Phases, Callback):  # type: ignore[misc]

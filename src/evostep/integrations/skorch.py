@@ -9,12 +9,17 @@ from __future__ import annotations
 from math import nan
 from typing import Any
 
-from skorch.callbacks import Callback
-
+from evostep.errors import needs_package
 from evostep.integrations.phases import Phases
 from evostep.integrations.trackers import scalars
 from evostep.integrations.wrappers import evolved as evolved
 from evostep.record import Record
+
+try:
+    from skorch.callbacks import Callback
+except ImportError as error:
+    wanted = ("evostep.integrations.skorch", "skorch", "evostep[skorch]")
+    raise ImportError(needs_package(*wanted, error)) from error
 
 _SHOWN = "evolution/parent"
 

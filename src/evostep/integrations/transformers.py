@@ -11,15 +11,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import EvalPrediction, TrainerCallback
 
-from evostep.errors import InputError
+from evostep.errors import InputError, needs_package
 from evostep.integrations.phases import Phases
 from evostep.integrations.trackers import scalars
 from evostep.optimizer import Evolved
 from evostep.record import Record
 from evostep.scoring.fitness import Fitness
 from evostep.strategies.base import Strategy
+
+try:
+    from transformers import EvalPrediction, TrainerCallback
+except ImportError as error:
+    wanted = ("evostep.integrations.transformers", "transformers", "evostep[transformers]")
+    raise ImportError(needs_package(*wanted, error)) from error
 
 
 class Evolve(Phases, TrainerCallback):  # type: ignore[misc]
