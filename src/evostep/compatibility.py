@@ -52,7 +52,7 @@ def check_processes(tensors: Mapping[str, Tensor]) -> None:
         raise InputError(
             f"evolve in a group of {group.get_world_size()} processes would hang or drift apart: "
             "evolve in one process outside the group (before init_process_group), then broadcast "
-            "the weights and buffers"
+            "the weights and buffers, or let evostep.integrations.evolve do so"
         )
 
 

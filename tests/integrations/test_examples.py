@@ -70,5 +70,5 @@ def test_every_block_of_the_page_stands_in_an_example() -> None:
     shown = blocks((ROOT / "docs" / "frameworks.md").read_text())
     assert len(shown) >= 8
     for block in shown:
-        indented = (textwrap.indent(block, " " * depth) for depth in (0, 4, 8))
+        indented = (textwrap.indent(block, " " * depth) for depth in (0, 4, 8, 12))
         assert any(one in source for one in indented for source in sources), block
