@@ -20,10 +20,11 @@ def main() -> None:
     train, for_evolution, valid = parts()
     batches = DataLoader(for_evolution, 640)
     strategy = evostep.OpenAIES(sigma=0.05, lr=0.03, population=16)
+    optimizer = evolved(torch.optim.SGD, strategy)
     net = NeuralNetClassifier(
         network,
         criterion=nn.CrossEntropyLoss,
-        optimizer=evolved(torch.optim.SGD, strategy),
+        optimizer=optimizer,
         optimizer__momentum=0.9,
         lr=0.1,
         max_epochs=4,

@@ -14,6 +14,7 @@ from torch import nn
 
 from evostep import Evolved, Fitness, OpenAIES
 from evostep.integrations import evolve
+from evostep.integrations.phases import Phases
 
 HEAD = """
 import datetime, sys, torch, torch.distributed as dist
@@ -118,14 +119,8 @@ def test_ranks_stay_alike_and_twenty_steps_and_twenty_are_forty(tmp_path: Path, 
     moved = [moved for _, _, moved in whole[2]]
     assert len(moved) == 16
     assert any(moved)
-    # each process has momentum, history and evolution's state of the first; weights, of course
-    same({**whole[0], **statistics(whole)}, {**other[0], **statistics(whole)})
-    same(whole[1:], other[1:])
-
-
-def statistics(state: Any) -> dict[str, Any]:
-    """Statistics of BatchNorm are each process's own until the next forward hands them on."""
-    return {key: value for key, value in state[0].items() if "running" in key}
+    # weights, BatchNorm statistics, momentum, evolution's state and history are the first's
+    same(whole, other)
 
 
 def test_errors_are_told_in_all_processes_and_nobody_waits(tmp_path: Path) -> None:
@@ -156,3 +151,36 @@ def test_a_sharded_optimizer_is_refused(two: None, strategy: OpenAIES) -> None:
         evolve(optimizer, fitness)
     with pytest.raises(ValueError, match="evolve in a group of 2 processes would hang"):
         optimizer.evolve(fitness)  # on its own it is refused as ever
+
+
+class FullyShardedDataParallel(nn.Sequential):
+    """Of the name by which it is known: to make one takes a group."""
+
+
+@pytest.mark.parametrize(
+    ("wrap", "options", "said"),
+    [
+        (FullyShardedDataParallel, {}, "evolve an unsharded copy of the model"),
+        (nn.Sequential, {"mode": "train"}, "SyncBatchNorm in train mode, which waits"),
+    ],
+)
+def test_forwards_that_wait_for_others_are_refused(
+    two: None, strategy: OpenAIES, wrap: Any, options: Any, said: str
+) -> None:
+    model = wrap(nn.Linear(2, 2), nn.SyncBatchNorm(2))
+    optimizer = Evolved(torch.optim.SGD(model.parameters(), lr=0.1), strategy)
+    fitness = Fitness(model, [(torch.randn(4, 2), torch.arange(4) % 2)], **options)
+    with pytest.raises(ValueError, match=said):
+        evolve(optimizer, fitness)
+
+
+def test_trackers_are_told_in_the_first_process_alone(
+    two: None, strategy: OpenAIES, watch: Any
+) -> None:
+    model = nn.Linear(2, 2)
+    optimizer = Evolved(torch.optim.SGD(model.parameters(), lr=0.1), strategy)
+    phases = Phases(lambda model: lambda: 0.0, trackers=[watch])
+    phases.begin([optimizer])
+    with pytest.warns(UserWarning, match="has evolved nothing"):
+        phases.end()
+    assert watch.calls == []

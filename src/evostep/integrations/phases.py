@@ -11,7 +11,7 @@ from torch import nn
 
 from evostep.compatibility import FitnessLike
 from evostep.errors import InputError, warn
-from evostep.integrations.processes import evolve
+from evostep.integrations.processes import evolve, is_first
 from evostep.integrations.trackers import Tracker
 from evostep.integrations.wrappers import find_evolved, unwrapped
 from evostep.optimizer import Evolved
@@ -85,7 +85,7 @@ class Phases:
                 "to know of one; call evostep.integrations.evolve in a hook of your own"
             )
         self._optimizer, self._step, self._ran = found[0], step, False
-        for tracker in self.trackers:
+        for tracker in self.trackers if is_first() else ():
             tracker.begin(self._optimizer)
 
     def after_step(self, model: nn.Module, step: int) -> list[Record]:
@@ -105,7 +105,7 @@ class Phases:
 
     def end(self) -> None:
         """Close the trackers, when training has ended."""
-        for tracker in self.trackers:
+        for tracker in self.trackers if is_first() else ():
             tracker.close()
         if self._optimizer is not None and not self._ran:
             every = f"{self.every_steps} steps" if self.every_steps else "epoch"

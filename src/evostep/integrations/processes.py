@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from evostep.compatibility import FitnessLike, check_processes, only_one_process
 from evostep.errors import InputError, reason
 from evostep.integrations.trackers import Tracker
-from evostep.integrations.wrappers import find_evolved, unwrapped
+from evostep.integrations.wrappers import find_evolved
 from evostep.optimizer import Evolved
 from evostep.record import Record
 from evostep.scoring.fitness import Fitness
@@ -55,7 +55,7 @@ def evolve(
             weights or a sharded optimizer. In a group it is raised in every process.
     """
     found = find_evolved(optimizer)
-    size, rank = _group()
+    size = torch.distributed.get_world_size() if _in_a_group() else 1
 
     def tell(record: Record) -> object:
         for tracker in trackers:
@@ -67,23 +67,24 @@ def evolve(
         records = phase()
     else:
         scored = fitness.model if isinstance(fitness, Fitness) else None
-        _check_group(found, scored)
-        records = _by_the_first(found, scored, phase, rank)
-    if records and rank == 0:
+        _check_group(found, fitness)
+        records = _by_the_first(found, scored, phase)
+    if records and is_first():
         for tracker in trackers:
             tracker.phase(records, step)
     return records
 
 
-def _group() -> tuple[int, int]:
-    """Return how many processes there are, and which one this is."""
-    group = torch.distributed
-    if not (group.is_available() and group.is_initialized()):
-        return 1, 0
-    return group.get_world_size(), group.get_rank()
+def is_first() -> bool:
+    """Return whether this is the process that evolves and tells trackers; alone it is."""
+    return not _in_a_group() or torch.distributed.get_rank() == 0
 
 
-def _check_group(found: Evolved, scored: nn.Module | None) -> None:
+def _in_a_group() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _check_group(found: Evolved, fitness: FitnessLike) -> None:
     """Refuse, in every process alike, what one process cannot evolve for all."""
     with only_one_process():
         check_processes(found.evolution.slots.live)
@@ -92,21 +93,36 @@ def _check_group(found: Evolved, scored: nn.Module | None) -> None:
             f"{type(found.base).__name__} shards its state over processes, which cannot be "
             "evolved: use the optimizer that it shards"
         )
-    if scored is not None and unwrapped(scored) is not scored:
-        raise InputError(
-            f"the fitness scores a {type(scored).__name__}, whose forward waits for the other "
-            "processes: score evostep.integrations.unwrapped(model), the module inside"
-        )
+    if not isinstance(fitness, Fitness):
+        return
+    for module in fitness.model.modules():
+        kind = type(module).__name__
+        if kind == "FullyShardedDataParallel":
+            raise InputError(
+                "the fitness scores a FullyShardedDataParallel, whose weights are spread over "
+                "processes: evolve an unsharded copy of the model, then load its weights"
+            )
+        if isinstance(module, nn.parallel.DistributedDataParallel):
+            raise InputError(
+                f"the fitness scores a {kind}, whose forward waits for the other processes: score "
+                "the module inside, evostep.integrations.unwrapped(model)"
+            )
+        waits = fitness.mode == "train" or fitness.calibration is not None
+        if isinstance(module, nn.SyncBatchNorm) and waits:
+            raise InputError(
+                "the fitness runs SyncBatchNorm in train mode, which waits for the other "
+                "processes: score in mode='eval', without calibration="
+            )
 
 
 def _by_the_first(
-    found: Evolved, scored: nn.Module | None, phase: Callable[[], list[Record]], rank: int
+    found: Evolved, scored: nn.Module | None, phase: Callable[[], list[Record]]
 ) -> list[Record]:
     """Let the first process run a phase, and all take over what came of it."""
     told: list[Any] = [None, None, None]
     failure: Exception | None = None
     here = str(found.param_groups[0]["params"][0].device)
-    if rank == 0:
+    if is_first():
         try:
             with only_one_process():
                 records = phase()
@@ -123,8 +139,10 @@ def _by_the_first(
         raise InputError(f"evolution failed in the first process ({piece})")
     with torch.no_grad():
         for tensor in _shared(found, scored):
-            torch.distributed.broadcast(tensor, src=0)
-    if rank != 0:
+            dense = tensor.contiguous()  # itself, unless it lies otherwise, as channels_last does
+            torch.distributed.broadcast(dense, src=0)
+            tensor.copy_(dense)
+    if not is_first():
         where = {there: here}
         found.evolution.load_state_dict(
             torch.load(io.BytesIO(piece), map_location=where, weights_only=True)

@@ -39,6 +39,10 @@ class Evolve(Phases, Callback):  # type: ignore[misc]
     _last: list[Record]  # of the epoch's last phase
     _done: bool  # whether the epoch's end was seen to
 
+    def _get_param_names(self) -> list[str]:
+        """Return the names by which skorch copies and sets: those of the arguments."""
+        return [name for name in vars(self) if not name.startswith("_")]
+
     def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **_: Any) -> None:
         """Find the optimizer."""
         self.begin([net.optimizer_], _steps(net))
