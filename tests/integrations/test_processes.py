@@ -87,6 +87,13 @@ attempt(broken)
 before = [p.clone() for p in net.parameters()]
 attempt(evostep.Fitness(net, [(x, y)], "accuracy"), generations=-1)
 assert all(map(torch.equal, before, net.parameters()))
+def stop(record):
+    if record.generation == 1:
+        raise ValueError("stopped within")
+attempt(evostep.Fitness(net, [(x, y)], "neg-loss"), generations=4, on_generation=stop)
+assert not all(map(torch.equal, before, net.parameters()))
+weights = sum(float(p.detach().double().sum()) for p in net.parameters())
+print(optimizer.evolution.generation, len(optimizer.history), weights, flush=True)
 dist.barrier()
 """
 
@@ -124,12 +131,15 @@ def test_ranks_stay_alike_and_twenty_steps_and_twenty_are_forty(tmp_path: Path, 
 
 
 def test_errors_are_told_in_all_processes_and_nobody_waits(tmp_path: Path) -> None:
-    for rank, out in enumerate(run(FAIL, tmp_path)):
-        lines = out.splitlines()
+    told = [out.splitlines() for out in run(FAIL, tmp_path)]
+    assert told[0][-1] == told[1][-1]  # what was done before it failed is done in both
+    assert told[0][-1].startswith("2 2 ")
+    for rank, lines in enumerate(told):
         assert lines[0].startswith("the fitness scores a DistributedDataParallel, whose forward")
         assert "no such file" in lines[1]
         assert lines[1].startswith("evolution failed in the first process") is (rank == 1)
         assert "generations must be >= 0, got -1" in lines[2]
+        assert "stopped within" in lines[3]
 
 
 @pytest.fixture

@@ -119,24 +119,23 @@ def _by_the_first(
     found: Evolved, scored: nn.Module | None, phase: Callable[[], list[Record]]
 ) -> list[Record]:
     """Let the first process run a phase, and all take over what came of it."""
-    told: list[Any] = [None, None, None]
+    evolution = found.evolution
     failure: Exception | None = None
+    told: list[Any] = [None, None, None, None]
     here = str(found.param_groups[0]["params"][0].device)
     if is_first():
+        before = len(evolution.history)
         try:
             with only_one_process():
-                records = phase()
-            state = io.BytesIO()
-            torch.save(found.evolution.state_dict(), state)
-            told = [records, state.getvalue(), here]
-        except Exception as error:  # told to the others, who would wait for ever
-            told, failure = [None, reason(error), None], error
+                phase()
+        except Exception as error:  # the others would wait for ever; generations may be done
+            failure = error
+        state = io.BytesIO()
+        torch.save(evolution.state_dict(), state)
+        why = None if failure is None else reason(failure)
+        told = [evolution.history[before:], state.getvalue(), here, why]
     torch.distributed.broadcast_object_list(told, src=0)
-    if failure is not None:
-        raise failure
-    records, piece, there = told
-    if records is None:
-        raise InputError(f"evolution failed in the first process ({piece})")
+    records, piece, there, why = told
     with torch.no_grad():
         for tensor in _shared(found, scored):
             dense = tensor.contiguous()  # itself, unless it lies otherwise, as channels_last does
@@ -144,10 +143,14 @@ def _by_the_first(
             tensor.copy_(dense)
     if not is_first():
         where = {there: here}
-        found.evolution.load_state_dict(
+        evolution.load_state_dict(
             torch.load(io.BytesIO(piece), map_location=where, weights_only=True)
         )
-        found.evolution.history += records
+        evolution.history += records
+    if failure is not None:
+        raise failure
+    if why is not None:
+        raise InputError(f"evolution failed in the first process ({why})")
     return list(records)
 
 
