@@ -107,5 +107,5 @@ $(STAMP): pyproject.toml constraints.txt src/evostep/_version.py
 	  exit 1; \
 	}
 	"$(BIN)/python" -m pip install -c constraints.txt hatchling editables
-	"$(BIN)/python" -m pip install -c constraints.txt --no-build-isolation -e '.[lab,dev,docs]'
+	"$(BIN)/python" -m pip install -c constraints.txt --no-build-isolation -e '.[lab,dev,docs,integrations]'
 	@touch "$@"

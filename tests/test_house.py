@@ -23,6 +23,7 @@ FLOORS = (
     ("compatibility", "phase", "suggest"),
     ("evolution",),
     ("optimizer", "polishing", "population"),
+    ("integrations",),
     ("_public",),
     ("",),  # the public names, each imported when it is asked for
     ("lab",),
@@ -36,7 +37,9 @@ SHARED = {
     "strategies": {"base", "safe", "shaping"},
 }
 # Classes of another library, imported when they are asked for.
-ON_DEMAND = {"polishing.estimator"}
+ON_DEMAND = {"polishing.estimator"} | {
+    f"integrations.{name}" for name in ("lightning", "skorch", "transformers")
+}
 TABLES = {"engines", "engines.auto", "strategies"}  # the list of them all, and who chooses
 
 # Tests that hold more than one module to its word, or the project as a whole.
@@ -46,6 +49,12 @@ ABOVE_FILES = {
     "cli/test_main",  # the whole command line
     "engines/test_table",  # all engines against scoring in place
     "engines/test_traces",  # what all engines leave behind: nothing
+    "integrations/test_accelerate",  # frameworks that need no file of their own
+    "integrations/test_examples",  # what docs/frameworks.md shows
+    "integrations/test_optimizer_database",  # torch's optimizers, and timm's
+    "integrations/test_peft",
+    "integrations/test_plain_loop",
+    "integrations/test_timm",
     "lab/data/sources/test_sources",  # all sources by the table
     "scoring/test_metrics_table",  # metrics x layouts x forms of targets
     "noise/test_low_rank",  # one kind of noise, down to its steps

@@ -104,7 +104,8 @@ EACH_FIRST = """
 import importlib, pkgutil, sys, torch, evostep
 found = [m.name for m in pkgutil.walk_packages(evostep.__path__, "evostep.")]
 for name in found:
-    if name != "evostep.__main__":
+    # those of a framework take long, and warn of what is not ours
+    if name.rpartition(".")[2] not in ("__main__", "lightning", "skorch", "transformers"):
         for other in [other for other in sys.modules if other.split(".")[0] == "evostep"]:
             del sys.modules[other]
         importlib.import_module(name)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +24,19 @@ _FEW = 0.5  # share of weights of 16 bits that a member changes, below which a w
 _COUNTED = 2**22  # weights that are counted for it
 
 
+_ONE_OF_ALL = ContextVar("one process evolves for all", default=False)
+
+
+@contextmanager
+def only_one_process() -> Iterator[None]:
+    """Say that the other processes of the group wait for what comes of it, and do not evolve."""
+    token = _ONE_OF_ALL.set(True)
+    try:
+        yield
+    finally:
+        _ONE_OF_ALL.reset(token)
+
+
 def check_processes(tensors: Mapping[str, Tensor]) -> None:
     """Refuse weights that are spread over processes, and a group of several processes."""
     for name, tensor in tensors.items():
@@ -31,11 +46,13 @@ def check_processes(tensors: Mapping[str, Tensor]) -> None:
                 "an unsharded copy of the model in one process, then load its weights"
             )
     group = torch.distributed
+    if _ONE_OF_ALL.get():
+        return
     if group.is_available() and group.is_initialized() and group.get_world_size() > 1:
         raise InputError(
             f"evolve in a group of {group.get_world_size()} processes would hang or drift apart: "
             "evolve in one process outside the group (before init_process_group), then broadcast "
-            "the weights and buffers"
+            "the weights and buffers, or let evostep.integrations.evolve do so"
         )
 
 

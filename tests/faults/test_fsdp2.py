@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from evostep import ESGD, Evolution, Evolved, Fitness, LowRank, OpenAIES
+from evostep import ESGD, Evolution, Evolved, Fitness, LowRank, OpenAIES, integrations
 
 
 @pytest.fixture
@@ -39,6 +39,7 @@ def test_sharded_weights_are_refused_and_stay(sharded: Any) -> None:
         lambda: Evolution(model, OpenAIES(0.1, population=4)).evolve(fitness),
         lambda: Evolution(model, OpenAIES(0.1, population=4, noise=LowRank(1))).evolve(fitness),
         lambda: Evolved(base, OpenAIES(0.1, population=4)).evolve(fitness),
+        lambda: integrations.evolve(Evolved(base, OpenAIES(0.1, population=4)), fitness),
         lambda: ESGD([(model, base)], fitness, offspring=1, parents=1, elite=1).evolve(),
     ):
         with pytest.raises(ValueError, match=r"'.*' is a DTensor .*: evolve an unsharded copy"):
