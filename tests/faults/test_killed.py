@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+if not hasattr(os, "fork"):
+    pytest.skip("there is no fork", allow_module_level=True)
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -13,6 +13,8 @@ from evostep.errors import DiskError, InputError
 from evostep.lab.claims import claimed
 from evostep.lab.storage import History, write_json
 
+if not hasattr(os, "fork"):
+    pytest.skip("there is no fork", allow_module_level=True)
 FORK = multiprocessing.get_context("fork")
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 
