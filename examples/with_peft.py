@@ -23,17 +23,18 @@ def main() -> None:
     train, for_evolution, _ = parts()
     base = network()
     optimizer = torch.optim.AdamW(base.parameters(), lr=0.005)
-    for batch in DataLoader(as_tokens(train), 32, shuffle=True):
-        optimizer.zero_grad()
-        base(**batch).loss.backward()
-        optimizer.step()
+    for _ in range(3):
+        for batch in DataLoader(as_tokens(train), 32, shuffle=True):
+            optimizer.zero_grad()
+            base(**batch).loss.backward()
+            optimizer.step()
     original = copy.deepcopy(base)
 
-    model = get_peft_model(base, LoraConfig(r=4, target_modules=["query", "value"]))
+    model = get_peft_model(base, LoraConfig(r=4, target_modules=["query", "value", "dense"]))
     fitness = evostep.Fitness(model, DataLoader(as_tokens(for_evolution), 640), "macro-f1")
     optimizer = evostep.Evolved(
         torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=0.005),
-        evostep.OpenAIES(sigma=0.05, lr=0.03, population=8),
+        evostep.RandomMutation(sigma=0.1, population=8),
         model=model,
     )
     frozen = {name: p.clone() for name, p in model.named_parameters() if "lora" not in name}

@@ -26,7 +26,7 @@ torch.set_num_threads(1)
 rank, folder = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group(
     "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2,
-    timeout=datetime.timedelta(seconds=100),
+    timeout=datetime.timedelta(seconds=200),
 )
 
 def begin():
