@@ -8,13 +8,15 @@ import math
 import os
 import shutil
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -212,8 +214,14 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
-    """Load a state; a file that is truncated or something else is an InputError."""
+    """Load a state; a file that is truncated, harmed or something else is an InputError.
+
+    No code of the file's is run, and no number is read that was not saved.
+    """
     try:
+        with zipfile.ZipFile(path) as archive:  # torch's own reader passes over the checksums
+            if (harmed := archive.testzip()) is not None:
+                raise ValueError(f"{harmed} in it is not as it was written")
         state = torch.load(path, map_location=device, weights_only=True)
         if not isinstance(state, dict):
             raise ValueError(f"it holds a {type(state).__name__}")
@@ -236,7 +244,41 @@ def save_weights(path: Path, model: torch.nn.Module) -> None:
         seen.add(tensor.data_ptr())
         tensors[name] = tensor.contiguous()
     with replacing(path) as part:
-        save_file(tensors, part)
+        write_tensors(part, tensors)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], **about: str) -> None:
+    """Write tensors as safetensors with a checksum, and what else is to be known of them."""
+    save_file(tensors, path, {**about, "checksum": _checksum(tensors)})
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read tensors, and what is known of them; one of a file without a checksum is believed.
+
+    Raises:
+        ValueError: it is cut off, something else, or not as it was written.
+        OSError: it cannot be read.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except OSError:
+        raise
+    except Exception as error:  # a header may say anything of its tensors
+        raise ValueError(reason(error)) from error
+    if about.get("checksum") not in (None, _checksum(tensors)):
+        raise ValueError("its numbers are not those that were written")
+    return tensors, about
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    total = 0
+    for name, tensor in sorted(tensors.items()):
+        facts = f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
+        data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        total = zlib.crc32(data.numpy().data, zlib.crc32(facts, total))
+    return f"{total:08x}"
 
 
 def check_place(directory: Path) -> Path:

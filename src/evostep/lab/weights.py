@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from evostep.errors import InputError, reason, warn
+from evostep.lab.storage import read_tensors
 
 
 def load_weights(model: nn.Module, path: Path, head: str | None) -> None:
@@ -17,14 +18,11 @@ def load_weights(model: nn.Module, path: Path, head: str | None) -> None:
         path: the file.
         head: the path of the layer that makes the outputs; None: no layer does.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     if not path.is_file():
         raise InputError(f"no file {path}: give --init-from a .safetensors file")
     try:
-        given = load_file(path)
-    except (OSError, SafetensorError) as error:
+        given, _ = read_tensors(path)
+    except (OSError, ValueError) as error:
         raise InputError(
             f"cannot read {path} ({reason(error)}): give a whole .safetensors file"
         ) from error

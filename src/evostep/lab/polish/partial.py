@@ -8,13 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from evostep.errors import InputError, reason
 from evostep.lab.polish.directory import STAGE, told
-from evostep.lab.storage import read_json, replacing, write_json
+from evostep.lab.storage import read_json, read_tensors, replacing, write_json, write_tensors
 
 FOLDER = f"{STAGE}run"
 _ARGUMENTS = "arguments.json"
@@ -52,8 +50,8 @@ class Partial:
         if not path.is_file():
             return None
         try:
-            return load_file(path)
-        except (OSError, SafetensorError) as error:
+            return read_tensors(path)[0]
+        except (OSError, ValueError) as error:
             raise InputError(
                 f"{path} cannot be read ({reason(error)}): delete it, and it is made again"
             ) from error
@@ -63,7 +61,7 @@ class Partial:
         if not (self._folder / _ARGUMENTS).is_file():
             write_json(self._folder / _ARGUMENTS, dict(self._identity))
         with replacing(self._folder / f"{name}.safetensors") as part:
-            save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, part)
+            write_tensors(part, {key: x.cpu().contiguous() for key, x in tensors.items()})
 
     def drop(self) -> None:
         """Delete all of it: the run is finished."""
