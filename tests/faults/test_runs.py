@@ -23,14 +23,8 @@ from evostep.lab.comparison.environment import merge_environments
 from evostep.lab.comparison.plan import make_plan
 from evostep.lab.options import Options, parse_seeds
 from evostep.lab.report.records import read_records
-from evostep.lab.storage import (
-    History,
-    claimed,
-    read_json,
-    save_checkpoint,
-    save_weights,
-    write_json,
-)
+from evostep.lab.storage import History, claimed, read_json, save_checkpoint, write_json
+from evostep.lab.weights import save_weights
 
 TINY: dict[str, Any] = {
     "model": "mlp",

@@ -16,10 +16,10 @@ from evostep.lab.storage import (
     load_checkpoint,
     read_json,
     save_checkpoint,
-    save_weights,
     write_bytes,
     write_json,
 )
+from evostep.lab.weights import save_weights
 
 CPU = torch.device("cpu")
 

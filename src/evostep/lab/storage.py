@@ -9,16 +9,13 @@ import os
 import shutil
 import tempfile
 import zipfile
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+from safetensors import SafetensorError
 
 from evostep.errors import DiskError, InputError, reason, warn
 
@@ -234,53 +231,6 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
         ) from error
 
 
-def save_weights(path: Path, model: torch.nn.Module) -> None:
-    """Save a model's parameters and buffers as safetensors, atomically."""
-    seen: set[int] = set()
-    tensors: dict[str, Tensor] = {}
-    for name, tensor in model.state_dict().items():
-        if tensor.data_ptr() in seen and tensor.numel():
-            tensor = tensor.clone()  # safetensors refuses shared memory
-        seen.add(tensor.data_ptr())
-        tensors[name] = tensor.contiguous()
-    with replacing(path) as part:
-        write_tensors(part, tensors)
-
-
-def write_tensors(path: Path, tensors: dict[str, Tensor], **about: str) -> None:
-    """Write tensors as safetensors with a checksum, and what else is to be known of them."""
-    save_file(tensors, path, {**about, "checksum": _checksum(tensors)})
-
-
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read tensors, and what is known of them; one of a file without a checksum is believed.
-
-    Raises:
-        ValueError: it is cut off, something else, or not as it was written.
-        OSError: it cannot be read.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except OSError:
-        raise
-    except Exception as error:  # a header may say anything of its tensors
-        raise ValueError(reason(error)) from error
-    if about.get("checksum") not in (None, _checksum(tensors)):
-        raise ValueError("its numbers are not those that were written")
-    return tensors, about
-
-
-def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    total = 0
-    for name, tensor in sorted(tensors.items()):
-        facts = f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
-        data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        total = zlib.crc32(data.numpy().data, zlib.crc32(facts, total))
-    return f"{total:08x}"
-
-
 def check_place(directory: Path) -> Path:
     """Refuse what can be no directory; return it, or the nearest one above it that is there.
 
@@ -360,22 +310,31 @@ class History:
         """
         if not self.path.exists():
             return
-        with writing(self.path):
-            content = self.path.read_bytes()
-        kept, seen = [], 0
-        for line in content.splitlines():
+        whole = True
+        with writing(self.path), self.path.open("rb") as lines:
+            for _ in (line for line, kept in _kept(lines, arm, seed, keep) if kept != line):
+                whole = False
+                break
+        if whole:
+            return
+        with self.path.open("rb") as lines, replacing(self.path) as part, part.open("wb") as file:
+            file.writelines(kept for _, kept in _kept(lines, arm, seed, keep))
+
+
+def _kept(lines: Iterable[bytes], arm: str, seed: int, keep: int) -> Iterator[tuple[bytes, bytes]]:
+    """Yield each line of a history and what is kept of it, never all of them at once."""
+    name, seen = json.dumps(arm).encode(), 0
+    for line in lines:
+        kept = line.rstrip(b"\r\n") + b"\n"  # the last one may lack it, and the next would stick
+        if name in line or not line.rstrip().endswith(b"}"):
             try:
                 record = json.loads(line)
                 own = (record.get("arm"), record.get("seed")) == (arm, seed)
-            except (ValueError, AttributeError):  # the last line of a run that was killed
-                continue
-            seen += own
-            if not own or seen <= keep:
-                kept.append(line + b"\n")
-        if (
-            b"".join(kept) != content
-        ):  # also where half a line is left, to which the next would stick
-            write_bytes(self.path, b"".join(kept))
+                seen += own
+                kept = b"" if own and seen > keep else kept
+            except (ValueError, AttributeError, RecursionError):  # of a run that was killed
+                kept = b""
+        yield line, kept
 
 
 def _finite(value: Any) -> Any:

@@ -22,7 +22,8 @@ from evostep.lab.arms.seed_run import (
     start_directory,
     trunk_directory,
 )
-from evostep.lab.storage import load_checkpoint, save_checkpoint, save_weights
+from evostep.lab.storage import load_checkpoint, save_checkpoint
+from evostep.lab.weights import save_weights
 
 
 class _Saved(Protocol):

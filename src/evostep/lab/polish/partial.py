@@ -12,7 +12,8 @@ from torch import Tensor
 
 from evostep.errors import InputError, reason
 from evostep.lab.polish.directory import STAGE, told
-from evostep.lab.storage import read_json, read_tensors, replacing, write_json, write_tensors
+from evostep.lab.storage import read_json, replacing, write_json
+from evostep.lab.weights import read_tensors, write_tensors
 
 FOLDER = f"{STAGE}run"
 _ARGUMENTS = "arguments.json"

@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from evostep.errors import reason, warn
-from evostep.lab.storage import read_tensors, write_tensors
+from evostep.lab.weights import read_tensors, write_tensors
 
 
 def cache_directory() -> Path:

@@ -44,7 +44,7 @@ def decode_rgb(
             Image.init()  # the formats, once
             with Image.open(file, formats=FORMATS) as image:
                 refuse_deep(image, named)
-                if films is not None and image.format in _FILMS and image.n_frames > 1:
+                if films is not None and image.format in _FILMS and _frames(image) > 1:
                     films.append(named)
                     image.seek(0)
                 return to_bytes(_as_shown(image).convert("RGB"), image_size)
@@ -54,6 +54,10 @@ def decode_rgb(
         # Pillow puts the address of the stream in its message, which helps nobody.
         why = type(error).__name__ if "BytesIO" in str(error) else reason(error)
         raise InputError(f"{named} does not decode ({why}): replace or remove it") from error
+
+
+def _frames(image: Any) -> int:
+    return int(getattr(image, "n_frames", 1))
 
 
 def refuse_deep(image: Any, named: str) -> None:
