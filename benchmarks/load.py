@@ -155,7 +155,7 @@ def soak(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
             told.append({"generation": record.generation, "scores": record.scores})
         optimizer.history.clear()
         generations += 10
-        if generations % 500 == 0:
+        if generations % 100 == 0:
             torch.save(optimizer.state_dict(), folder / "last.pt")
             optimizer.load_state_dict(torch.load(folder / "last.pt", weights_only=True))
             handles = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
