@@ -29,6 +29,7 @@ from evostep.lab.polish.subject import make_subject
 from evostep.lab.report.page import write_report
 from evostep.lab.storage import load_checkpoint, save_checkpoint
 from evostep.lab.weights import load_weights, save_weights
+from evostep.polishing.serving import load_decision
 
 
 class Bomb:
@@ -254,3 +255,26 @@ def test_what_nobody_foresaw_is_one_line_and_1(
     with pytest.raises(SystemExit, match="1"):
         main(["methods", "--verbose"])
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f'{{"format": 1, "kind": "classes", "bias": [1{"0" * 400}, 0]}}',
+        '{"format": 1, "kind": "classes", "bias": [NaN, 0]}',
+        '{"format": 2, "kind": "binary", "bias": [1], "scale": Infinity}',
+        "[" * 100_000,
+    ],
+)
+def test_a_decision_of_no_numbers_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "decision.json").write_text(text)
+    with pytest.raises(InputError, match="is no decision"):
+        load_decision(tmp_path / "decision.json")
+
+
+@pytest.mark.parametrize("key", ["seconds", "sample_forwards", "seed"])
+def test_a_number_that_is_no_float_any_more_is_told(key: str, tmp_path: Path) -> None:
+    run = {"arm": "sgd", "seed": 0, "test": {"accuracy": 0.5}, key: 10**400}
+    (tmp_path / "results.json").write_text(json.dumps({"runs": [run]}))
+    with pytest.raises(InputError, match=rf"runs\[0\].{key} is (10+, not|a number of 401)"):
+        write_report(tmp_path)

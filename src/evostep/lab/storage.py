@@ -22,6 +22,9 @@ from evostep.errors import DiskError, InputError, reason, warn
 _OF_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}  # the rest, another --out mends
 
 
+LARGEST = 10**300  # of a whole number: JSON has larger ones, which are no float any more
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a file to write, which takes the place of `path` when the context is left.
@@ -191,6 +194,8 @@ def mismatch(value: Any, shape: Any, where: str = "") -> str:
         return next(filter(None, found), "")
     kinds = (int, float) if shape is float else shape
     boolean = isinstance(value, bool) and shape in (int, float)
+    if isinstance(value, int) and shape in (int, float) and abs(value) > LARGEST:
+        return f"{where or 'it'} is a number of {len(str(value))} digits"
     return "" if isinstance(value, kinds) and not boolean else _is_not(value, _WORDS[shape], where)
 
 

@@ -35,7 +35,7 @@ _LINE = {
     **dict.fromkeys(("parent?", "candidate?", "sample_forwards?", "seconds?"), (float, None)),
     "phase?": ({str: (float, bool, None)}, None),
 }
-_NUMBERS = {int, float, type(None)}
+_FLOATS = {float, type(None)}
 Record = dict[str, Any]
 
 
@@ -177,8 +177,9 @@ def _is_plain(record: Any) -> bool:
             and type(record["epoch"]) is int
             and type(record["generation"]) is int
             and type(record["scores"]) is list
-            and _NUMBERS.issuperset(map(type, record["scores"]))
-            and all(type(record[name]) in _NUMBERS for name in ("parent", "candidate", *SPENT))
+            and _FLOATS.issuperset(map(type, record["scores"]))
+            and all(type(record[name]) in _FLOATS for name in ("parent", "candidate"))
+            and all(0 <= record[name] < 1e300 for name in SPENT)
             and not {"train", "fitness", "arms", "phase", "stands_for", "evolved"} & record.keys()
         )
     except (KeyError, TypeError, AttributeError):
