@@ -455,7 +455,7 @@ def _prepare() -> None:
     import evostep.lab.comparison.compare
     import evostep.lab.polish.run  # noqa: F401  # what is imported here is there in every fork
     from evostep.lab.models import build_model
-    from evostep.lab.storage import save_weights
+    from evostep.lab.weights import save_weights
 
     _draw(False)
     torch.set_num_threads(1)

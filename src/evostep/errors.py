@@ -39,6 +39,31 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
+_JOINERS = "\u200c\u200d"  # of letters in Persian and Hindi, and of emoji: they show nothing
+
+
+def printable(text: str) -> str:
+    r"""Return a text in which no sign acts on a terminal or a page; line breaks stay.
+
+    Names of classes, files and arms are data: escape codes, signs that turn the direction of
+    writing, and halves of signs that no encoding has become "?".
+
+    Example:
+        >>> printable("cat\x1b[31m\u202e")
+        'cat?[31m?'
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        sign if sign.isprintable() or sign in _JOINERS or sign == "\n" else _shown(sign)
+        for sign in text
+    )
+
+
+def _shown(sign: str) -> str:
+    return " " if sign.isspace() else "?"
+
+
 def counted(n: int, noun: str) -> str:
     """Return a number with what it counts.
 

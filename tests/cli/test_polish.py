@@ -17,7 +17,7 @@ from evostep import load_decision
 from evostep.cli import main
 from evostep.lab.models import build_model
 from evostep.lab.polish.partial import Partial
-from evostep.lab.storage import save_weights
+from evostep.lab.weights import save_weights
 
 CLASSES = ("cat", "dog", "owl")
 QUICK = ["--folds", "3", "--budget", "1680", "--metric", "macro-f1"]  # five generations

@@ -15,7 +15,7 @@ from evostep.lab.data.parts import cut
 from evostep.lab.data.splits import splits_of
 from evostep.lab.models import build_model
 from evostep.lab.options import Options
-from evostep.lab.storage import save_weights
+from evostep.lab.weights import save_weights
 from evostep.suggest import suggest_sigma
 
 CPU = torch.device("cpu")

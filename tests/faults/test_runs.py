@@ -25,7 +25,8 @@ from evostep.lab.comparison.environment import merge_environments
 from evostep.lab.comparison.plan import make_plan
 from evostep.lab.options import Options, parse_seeds
 from evostep.lab.report.records import read_records
-from evostep.lab.storage import History, read_json, save_weights, write_json
+from evostep.lab.storage import History, read_json, write_json
+from evostep.lab.weights import save_weights
 
 TINY: dict[str, Any] = {
     "model": "mlp",

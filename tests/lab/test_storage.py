@@ -15,10 +15,10 @@ from evostep.lab.checkpoints import load_checkpoint, save_checkpoint
 from evostep.lab.storage import (
     History,
     read_json,
-    save_weights,
     write_bytes,
     write_json,
 )
+from evostep.lab.weights import save_weights
 
 CPU = torch.device("cpu")
 

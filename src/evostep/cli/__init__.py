@@ -15,10 +15,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-        The exit code: 0; 1 where a file or the output could not be written; 130 after Ctrl-C. Bad
-        input leaves with 2 and one line that names it.
+        The exit code: 0; 1 where a file or the output could not be written, memory did not
+        suffice, or evostep itself is at fault; 130 after Ctrl-C. Bad input leaves with 2 and one
+        line that names it.
     """
     parsed = None
+    given = sys.argv[1:] if arguments is None else arguments
     try:
         import warnings
 
@@ -29,10 +31,12 @@ def main(arguments: list[str] | None = None) -> int:
 
             warnings.showwarning = show_warning  # type: ignore[assignment]
             try:
-                parsed = _parse(sys.argv[1:] if arguments is None else arguments)
+                parsed = _parse(given)
                 _run(parsed)
             except KeyboardInterrupt:
                 return _stopped(parsed)
+            except Exception as error:
+                _at_fault(error, verbose={"-v", "--verbose"} & set(given))
             out.flush()
             if out.error is not None:
                 return _lost(out.error)
@@ -90,6 +94,20 @@ def _refuse(command: str, error: Exception) -> None:
         fail(f"{error.strerror or error}{where}: {cure}", 2 if of_path else 1)
     elif isinstance(error, ImportError):
         fail(str(_lacking(f"evostep {command}", error)))
+
+
+def _at_fault(error: Exception, *, verbose: object) -> None:
+    """Tell in one line what nobody foresaw: a user can do nothing with a traceback."""
+    import traceback
+
+    from evostep.cli.output import FAULT, fail
+    from evostep.errors import reason
+
+    if verbose:
+        traceback.print_exception(error, file=sys.stderr)
+    if isinstance(error, MemoryError) or "allocate" in str(error):  # torch raises RuntimeError
+        fail(f"memory does not suffice ({reason(error)}): give fewer or smaller examples", 1)
+    fail(f"{FAULT} ({reason(error)}): --verbose tells where; please report it", 1)
 
 
 def _stopped(parsed: Any) -> int:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from evostep.cli.terminal import Steady
 from evostep.cli.wording import plain
-from evostep.errors import InputError
+from evostep.errors import InputError, printable
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser
@@ -26,6 +26,7 @@ _HELP = {
     ("-v", "--verbose"): "say more: every step, and where warnings and errors are from",
     ("--json",): "answer by one JSON object on stdout, and nothing else there",
 }
+FAULT = "this is a fault of evostep, not of yours"
 FLAGS = {name for names in _HELP for name in names}
 
 
@@ -91,13 +92,14 @@ def answer(text: str, facts: Mapping[str, Any]) -> None:
     finite is null.
     """
     stream = manner().answers
-    print(text if stream is None else json.dumps(_finite(facts), default=str), file=stream)
+    shown = printable(text) if stream is None else json.dumps(_finite(facts), default=str)
+    print(shown, file=stream)
 
 
 def note(text: str) -> None:
     """Print what goes beyond the answer."""
     if not manner().quiet:
-        print(text, file=sys.stderr if manner().answers else None)
+        print(printable(text), file=sys.stderr if manner().answers else None)
 
 
 def progress_console() -> Console:

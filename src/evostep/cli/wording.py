@@ -7,24 +7,28 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from evostep.errors import unknown_name
+from evostep.errors import printable, unknown_name
 from evostep.lab.options import flag, kind_in_words
 
 # Python's own words, but for quoted ones and for a sentence that begins with "None of"
 _PYTHON = re.compile(r"(?<!['\w])(True|False|None)(?!['\w])(?! (?!or )[a-z])")
+LONGEST = 2_000  # signs of a message: names may have any length
 _SPELT = {"True": "true", "False": "false", "None": "null"}
 
 
 def plain(text: str) -> str:
     r"""Return a message of the library in one line, and in the words of the command line.
 
-    Signs that a terminal would obey, such as those of a file that is no text, become "?".
+    Signs that a terminal would obey, such as those of a file that is no text, become "?"; of a
+    message that quotes something endless the middle is left out.
 
     Example:
         >>> plain("use 6,\nor antithetic=False")
         'use 6, or antithetic=false'
     """
-    shown = "".join(sign if sign.isprintable() else "?" for sign in " ".join(text.split()))
+    shown = printable(" ".join(text.split()))
+    if len(shown) > LONGEST:
+        shown = f"{shown[: LONGEST // 2]} ... {shown[-LONGEST // 2 :]}"
     return _PYTHON.sub(lambda found: _SPELT[found[0]], shown)
 
 

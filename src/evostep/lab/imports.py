@@ -10,6 +10,16 @@ from typing import Any
 from evostep.errors import InputError, reason, unknown_name
 
 
+def runs_code(name: str) -> bool:
+    """Return whether a model or data of this name is an import path; only a user may give one.
+
+    Example:
+        >>> [runs_code(name) for name in ("own:net", "torchvision:resnet18", "folder:pets", "mlp")]
+        [True, False, False, False]
+    """
+    return ":" in name and not name.startswith(("torchvision:", "folder:"))
+
+
 def load_attribute(path: str) -> Any:
     """Import what `package.module:attribute` names.
 

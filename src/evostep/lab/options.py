@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -35,6 +36,9 @@ class Options:
     data: Annotated[str, "{data}"] = "digits"
     data_dir: Annotated[Path | None, "folder that holds the data, where it is not found"] = None
     image_size: Annotated[int | None, "size to which a folder's images are brought"] = None
+    skip_bad: Annotated[
+        int, "files of an image folder that may be bad: these are left out, and listed"
+    ] = 0
     model: Annotated[
         str, "{model}, a torchvision name such as resnet18, or package.module:name"
     ] = "small-cnn"
@@ -119,6 +123,7 @@ class Options:
             ("threads", 1),
             ("budget", 1),
             ("weight_decay", 0),
+            ("skip_bad", 0),
         ):
             value = getattr(self, name)
             if value is not None and not value >= least:
@@ -155,11 +160,16 @@ def option_kinds() -> dict[str, Any]:
     from evostep.engines import ENGINES
     from evostep.lab.data.images import AUGMENTATIONS
 
-    return typing.get_type_hints(Options) | {
+    return _annotations() | {
         "accept": one_of([*RULES, None]),
         "augment": one_of(AUGMENTATIONS),
         "engine": one_of(["auto", *ENGINES]),
     }
+
+
+@functools.cache
+def _annotations() -> dict[str, Any]:
+    return typing.get_type_hints(Options)  # three milliseconds, which every arm would take anew
 
 
 def one_of(values: Iterable[str | None]) -> Any:

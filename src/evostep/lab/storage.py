@@ -8,21 +8,21 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor
 
 from evostep.errors import DiskError, InputError, counted, reason, warn
 from evostep.lab.claims import check_claims
 
 LEFT = ".evostep-"  # begins the name of what a killed run may leave behind
 _OF_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}  # the rest, another --out mends
+
+
+LARGEST = 10**300  # of a whole number: JSON has larger ones, which are no float any more
 
 
 @contextmanager
@@ -194,6 +194,8 @@ def mismatch(value: Any, shape: Any, where: str = "") -> str:
         return next(filter(None, found), "")
     kinds = (int, float) if shape is float else shape
     boolean = isinstance(value, bool) and shape in (int, float)
+    if isinstance(value, int) and shape in (int, float) and abs(value) > LARGEST:
+        return f"{where or 'it'} is a number of {len(str(value))} digits"
     return "" if isinstance(value, kinds) and not boolean else _is_not(value, _WORDS[shape], where)
 
 
@@ -204,19 +206,6 @@ def _is_not(value: Any, expected: str, where: str) -> str:
 def _in_words(shapes: tuple[Any, ...]) -> str:
     kinds = (one if one is None or isinstance(one, type) else type(one) for one in shapes)
     return " or ".join(_WORDS[kind] for kind in kinds)
-
-
-def save_weights(path: Path, model: torch.nn.Module) -> None:
-    """Save a model's parameters and buffers as safetensors, atomically."""
-    seen: set[int] = set()
-    tensors: dict[str, Tensor] = {}
-    for name, tensor in model.state_dict().items():
-        if tensor.data_ptr() in seen and tensor.numel():
-            tensor = tensor.clone()  # safetensors refuses shared memory
-        seen.add(tensor.data_ptr())
-        tensors[name] = tensor.contiguous()
-    with replacing(path) as part:
-        save_file(tensors, part)
 
 
 def is_untouched(directory: Path) -> bool:
@@ -313,25 +302,45 @@ class History:
             InputError: it cannot be read or written.
             DiskError: the disk is full, or fails.
         """
-        content = b""
-        if self.path.exists():
-            with writing(self.path):
-                content = self.path.read_bytes()
-        kept, seen = [], 0
-        for line in content.splitlines():
+        if not self.path.exists():
+            return self._warn_of_lost(arm, seed, keep)
+        whole, own = True, 0
+        with writing(self.path), self.path.open("rb") as lines:
+            for line, kept, is_own in _kept(lines, arm, seed, keep):
+                whole, own = whole and kept == line, own + is_own
+        if own < keep:
+            self._warn_of_lost(arm, seed, keep - own)
+        if whole:
+            return
+        with self.path.open("rb") as lines, replacing(self.path) as part, part.open("wb") as file:
+            file.writelines(kept for _, kept, _ in _kept(lines, arm, seed, keep))
+
+    def _warn_of_lost(self, arm: str, seed: int, lines: int) -> None:
+        if lines:
+            lost = counted(lines, "line")
+            warn(f"{self.path} lacks {lost} of {arm}, seed {seed}: they were lost or deleted")
+
+
+def _kept(
+    lines: Iterable[bytes], arm: str, seed: int, keep: int
+) -> Iterator[tuple[bytes, bytes, bool]]:
+    """Yield each line of a history, what is kept of it, and whether it is of this run.
+
+    Never are all of them in memory at once.
+    """
+    name, seen = json.dumps(arm).encode(), 0
+    for line in lines:
+        kept = line.rstrip(b"\r\n") + b"\n"  # the last one may lack it, and the next would stick
+        own = False
+        if name in line or not line.rstrip().endswith(b"}"):
             try:
                 record = json.loads(line)
                 own = (record.get("arm"), record.get("seed")) == (arm, seed)
-            except (ValueError, AttributeError):  # the last line of a run that was killed
-                continue
-            seen += own
-            if not own or seen <= keep:
-                kept.append(line + b"\n")
-        if seen < keep:
-            lost = counted(keep - seen, "line")
-            warn(f"{self.path} lacks {lost} of {arm}, seed {seed}: they were lost or deleted")
-        if b"".join(kept) != content:  # also where half a line is left: the next would stick to it
-            write_bytes(self.path, b"".join(kept))
+                seen += own
+                kept = b"" if own and seen > keep else kept
+            except (ValueError, AttributeError, RecursionError):  # of a run that was killed
+                kept = b""
+        yield line, kept, own
 
 
 def _finite(value: Any) -> Any:

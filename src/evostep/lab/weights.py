@@ -1,12 +1,18 @@
-"""Weights from a file, into a model that they fit; a head for other classes may stay as it is."""
+"""Weights in files: written with a checksum, and read into a model that they fit."""
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from evostep.errors import InputError, reason, warn
+from evostep.lab.storage import replacing
 
 
 def load_weights(model: nn.Module, path: Path, head: str | None) -> None:
@@ -17,14 +23,11 @@ def load_weights(model: nn.Module, path: Path, head: str | None) -> None:
         path: the file.
         head: the path of the layer that makes the outputs; None: no layer does.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     if not path.is_file():
         raise InputError(f"no file {path}: give --init-from a .safetensors file")
     try:
-        given = load_file(path)
-    except (OSError, SafetensorError) as error:
+        given, _ = read_tensors(path)
+    except (OSError, ValueError) as error:
         raise InputError(
             f"cannot read {path} ({reason(error)}): give a whole .safetensors file"
         ) from error
@@ -75,3 +78,50 @@ def _head_of_other_classes(
     same_inputs = all(given[name].shape[1:] == own[name].shape[1:] for name in names)
     other_outputs = given[names[0]].shape[:1] != own[names[0]].shape[:1]
     return names if same_inputs and other_outputs else []
+
+
+def save_weights(path: Path, model: torch.nn.Module) -> None:
+    """Save a model's parameters and buffers as safetensors, atomically."""
+    seen: set[int] = set()
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        if tensor.data_ptr() in seen and tensor.numel():
+            tensor = tensor.clone()  # safetensors refuses shared memory
+        seen.add(tensor.data_ptr())
+        tensors[name] = tensor.contiguous()
+    with replacing(path) as part:
+        write_tensors(part, tensors)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], **about: str) -> None:
+    """Write tensors as safetensors with a checksum, and what else is to be known of them."""
+    save_file(tensors, path, {**about, "checksum": _checksum(tensors)})
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read tensors, and what is known of them; one of a file without a checksum is believed.
+
+    Raises:
+        ValueError: it is cut off, something else, or not as it was written.
+        OSError: it cannot be read.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except OSError:
+        raise
+    except Exception as error:  # a header may say anything of its tensors
+        raise ValueError(reason(error)) from error
+    if about.get("checksum") not in (None, _checksum(tensors)):
+        raise ValueError("its numbers are not those that were written")
+    return tensors, about
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    total = 0
+    for name, tensor in sorted(tensors.items()):
+        facts = f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
+        data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        total = zlib.crc32(data.numpy().data, zlib.crc32(facts, total))
+    return f"{total:08x}"

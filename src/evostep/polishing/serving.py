@@ -42,9 +42,10 @@ def load_decision(path: str | Path) -> Callable[[Any], np.ndarray]:
         kind = saved["kind"]
         bias = np.asarray(saved["bias"], dtype=np.float64)
         scale = float(saved.get("scale", 1.0))
-        if kind not in ("classes", "binary", "labels") or bias.ndim != 1 or not scale > 0:
+        finite = bool(np.isfinite(bias).all()) and 0 < scale < np.inf
+        if kind not in ("classes", "binary", "labels") or bias.ndim != 1 or not finite:
             raise ValueError("its kind, bias or scale is not one of a decision")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise InputError(
             f"{path} is no decision ({reason(error)}): give a decision.json"
         ) from error

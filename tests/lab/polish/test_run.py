@@ -17,7 +17,7 @@ from evostep.lab.models import build_model
 from evostep.lab.options import Options
 from evostep.lab.polish.options import PolishOptions
 from evostep.lab.polish.run import run_polish
-from evostep.lab.storage import save_weights
+from evostep.lab.weights import save_weights
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from evostep.lab.models import build_model
 from evostep.lab.options import Options
 from evostep.lab.polish.options import PolishOptions
 from evostep.lab.polish.subject import make_subject, warn_of_order
-from evostep.lab.storage import save_weights
+from evostep.lab.weights import save_weights
 
 
 def options(weights: Path | None, **changed: Any) -> PolishOptions:

@@ -168,6 +168,7 @@ def write_results(plan: Plan, directory: Path, runs: Runs) -> None:
             "name": plan.data.name,
             "title": plan.data.title,
             "classes": list(plan.data.classes),
+            **({"skipped": list(plan.data.skipped)} if plan.data.skipped else {}),
         },
         "splits": _known_splits(directory)["summary"],
         "runs": ordered,

@@ -34,6 +34,7 @@ _FREE = (
     "threads",
     "device",
     "data_dir",
+    "skip_bad",  # what was left out is told by the splits
     "strategies",
     "given",
     "from_file",
@@ -137,7 +138,12 @@ def make_plan(options: Options) -> Plan:
     if any(arm.training.sharpness for arm in arms):
         import_sam()  # now, and not after hours of other arms
     _check_schedules(arms, options)
-    data = load_data(options.data, options.data_dir, image_size=options.image_size)
+    data = load_data(
+        options.data,
+        options.data_dir,
+        image_size=options.image_size,
+        skip_bad=options.skip_bad,
+    )
     splits = {seed: splits_of(options, data, seed) for seed in seeds}
     warn_of_absent_classes(data, splits)
     one = splits[seeds[0]]

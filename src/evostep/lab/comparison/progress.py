@@ -18,7 +18,7 @@ from rich.progress import (
 )
 from rich.table import Column
 
-from evostep.errors import warn
+from evostep.errors import printable, warn
 from evostep.lab.arms.seed_run import Watch
 
 PLAIN_EVERY_SECONDS = 10.0
@@ -54,7 +54,7 @@ def _bar(total: int, console: Console) -> Iterator[Watch]:
         task = progress.add_task("starting", total=total)
         yield Watch(
             advance=lambda forwards: progress.advance(task, forwards),
-            say=lambda text: progress.update(task, description=escape(text)),
+            say=lambda text: progress.update(task, description=escape(printable(text))),
             warn=lambda text: _print(progress.console, text),
         )
         progress.update(task, completed=total, description="done")
@@ -87,7 +87,7 @@ def _lines(total: int, console: Console, every: float) -> Iterator[Watch]:
 
 
 def _print(console: Console, text: str) -> None:
-    console.print(text.replace("\n", " "), markup=False, highlight=False, soft_wrap=True)
+    console.print(printable(text.replace("\n", " ")), markup=False, highlight=False, soft_wrap=True)
 
 
 def _clock(seconds: float) -> str:

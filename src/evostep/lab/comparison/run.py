@@ -29,7 +29,7 @@ from evostep.lab.checkpoints import (
     save_checkpoint,
 )
 from evostep.lab.comparison.environment import warn_of_other_bits, what_bits_hang_on
-from evostep.lab.storage import save_weights
+from evostep.lab.weights import save_weights
 
 CHECKPOINT = "checkpoint.pt"  # of a run that is not finished
 

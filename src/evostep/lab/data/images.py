@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from evostep.errors import InputError, unknown_name, warn
+from evostep.errors import InputError, counted, unknown_name, warn
 from evostep.lab.data.sources import find_reader
 
 AUGMENTATIONS = ("none", "shift", "flip-shift")
@@ -34,6 +34,7 @@ class ImageData:
         std: likewise; 1 for a channel that is constant.
         validation: how many of `inputs` are the official validation set, which nothing trains on;
             0 where there is none.
+        skipped: the files that were bad and left out, each with the reason.
     """
 
     name: str
@@ -46,6 +47,7 @@ class ImageData:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     validation: int = 0
+    skipped: tuple[str, ...] = ()
 
     def normalise(self, inputs: Tensor) -> Tensor:
         """Return images `(n, c, h, w)` uint8 as float32 with mean 0 and deviation 1 per channel.
@@ -79,7 +81,9 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
     return tuple(means), tuple(s if s > 1e-9 else 1.0 for s in deviations)
 
 
-def load_data(name: str, folder: Path | None = None, *, image_size: int | None = None) -> ImageData:
+def load_data(
+    name: str, folder: Path | None = None, *, image_size: int | None = None, skip_bad: int = 0
+) -> ImageData:
     """Load images by name.
 
     Args:
@@ -93,6 +97,8 @@ def load_data(name: str, folder: Path | None = None, *, image_size: int | None =
             in `$EVOSTEP_DATA/NAME` and the usual places, then downloaded by torchvision.
         image_size: height and width in pixels: needed for `folder:`, allowed for PIL images from
             an import path (both cropped to a square, then scaled), refused elsewhere.
+        skip_bad: how many files of `folder:` may be bad: these are left out, and a warning lists
+            them.
 
     Returns:
         The data, on the CPU. Decoded CIFAR-10 is cached in `$EVOSTEP_CACHE`, else
@@ -112,12 +118,17 @@ def load_data(name: str, folder: Path | None = None, *, image_size: int | None =
     reader = find_reader(name)
     if folder is not None and "folder" not in reader.takes:
         warn(f"the data folder {str(folder)!r} has no effect on {name!r}: leave it out")
-    given = {"name": name, "folder": folder, "image_size": image_size}
+    if skip_bad and "skip_bad" not in reader.takes:
+        warn(f"--skip-bad {skip_bad} has no effect on {name!r}: it is for folder:PATH")
+    given = {"name": name, "folder": folder, "image_size": image_size, "skip_bad": skip_bad}
     source = reader.load(**{key: given[key] for key in reader.takes})
     if len(source.classes) < 2:
         raise InputError(
             f"{name} has one class alone ({', '.join(map(str, source.classes))}): give two or more"
         )
+    if source.skipped:
+        left = f"{counted(len(source.skipped), 'bad file')} left out"
+        warn(f"{name}: {left}: {'; '.join(source.skipped)}")
     native = source.train[0].shape[-1]
     if "image_size" not in reader.takes and image_size not in (None, native):
         raise InputError(
@@ -141,6 +152,7 @@ def load_data(name: str, folder: Path | None = None, *, image_size: int | None =
         mean=mean,
         std=std,
         validation=validation,
+        skipped=tuple(source.skipped),
     )
 
 

@@ -14,11 +14,11 @@ from evostep.polishing.budget import parse_budget
 
 # Of a comparison's options those that a network and its examples are read by.
 NETWORK = (
-    *("model", "init_from", "pretrained", "data", "data_dir", "image_size"),
+    *("model", "init_from", "pretrained", "data", "data_dir", "image_size", "skip_bad"),
     *("train_size", "fitness_size", "accept_size", "test_size", "device", "threads"),
 )
 # What a finished directory may be asked for again with, whatever it was before.
-FREE = ("data_dir", "device", "threads")
+FREE = ("data_dir", "skip_bad", "device", "threads")
 # What `evaluate` has no use for.
 ONLY_POLISH = ("space", "folds", "confirm", "share", "budget", "prior")
 

@@ -18,7 +18,8 @@ from evostep.lab.polish.page import write_page
 from evostep.lab.polish.partial import Partial
 from evostep.lab.polish.progress import show_search
 from evostep.lab.polish.subject import Subject, make_subject, warn_of_order
-from evostep.lab.storage import read_json, save_weights, write_json
+from evostep.lab.storage import read_json, write_json
+from evostep.lab.weights import save_weights
 from evostep.polishing.evaluation import evaluate
 from evostep.polishing.objective import make_objective
 from evostep.polishing.polish import polish

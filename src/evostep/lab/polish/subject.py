@@ -17,8 +17,9 @@ from evostep.lab.comparison.plan import find_device
 from evostep.lab.data.images import ImageData, load_data
 from evostep.lab.data.parts import Part, cut
 from evostep.lab.data.splits import Splits, splits_of
+from evostep.lab.imports import runs_code
 from evostep.lab.models import build_model
-from evostep.lab.options import Options
+from evostep.lab.options import Options, flag
 from evostep.lab.polish.onnx import run_onnx
 from evostep.lab.polish.options import PolishOptions
 from evostep.lab.polish.scores import read_scores, to_logits
@@ -92,12 +93,17 @@ def _from_network(options: PolishOptions) -> Subject:
     known_run = run_seed is not None
     seed = options.split_seed if options.split_seed is not None else run_seed or 0
     device = _device(network)
-    own = ":" in network.model.removeprefix("torchvision:")  # its function may load weights
+    own = runs_code(network.model)  # its function may load weights
     if not (own or options.onnx or network.init_from or network.pretrained):
         raise InputError(
             f"{network.model} without weights was never trained: give --init-from FILE"
         )
-    data = load_data(network.data, network.data_dir, image_size=network.image_size)
+    data = load_data(
+        network.data,
+        network.data_dir,
+        image_size=network.image_size,
+        skip_bad=network.skip_bad,
+    )
     splits = splits_of(network, data, seed)
     part, data = _part(options.part, data, splits, device)
     facts = {
@@ -107,6 +113,7 @@ def _from_network(options: PolishOptions) -> Subject:
         "part": options.part,
         "split seed": seed,
         "indices": splits.as_json().get(options.part),
+        **({"skipped": list(data.skipped)} if data.skipped else {}),
     }
     model: nn.Module | None = None
     batches: Any = part.batches(data)
@@ -150,8 +157,7 @@ def _as_in_its_run(network: Options) -> tuple[Options, int | None]:
                 "give --model"
             )
         return network, None
-    saved = read_json(plan)
-    told = saved.get("options", {}) if isinstance(saved, dict) else {}
+    told = read_json(plan, {"options": {str: object}}, cure="give --model and --data")["options"]
     if "data" in network.given and network.data != told.get("data"):
         return network, None
     names = ("model", "data", "image_size", "train_size", "fitness_size", "accept_size")
@@ -160,6 +166,12 @@ def _as_in_its_run(network: Options) -> tuple[Options, int | None]:
         for name in (*names, "test_size")
         if name in told and name not in network.given
     }
+    for name in ("model", "data"):
+        if runs_code(str(taken.get(name, ""))):
+            raise InputError(
+                f"{plan} names the {name} {taken[name]!r}, an import path, which runs code: if you "
+                f"trust it, give {flag(name)} {taken[name]}"
+            )
     given = network.given | frozenset(taken)
     return dataclasses.replace(network, **taken, given=given), int(found[1])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -9,6 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from evostep.errors import printable
 from evostep.lab.report import contrasts, wording
 from evostep.lab.report.records import read_records
 from evostep.lab.report.registered import registered_verdict
@@ -68,7 +70,9 @@ def write_report(directory: Path) -> ReportPaths:
         "colours": page_colours(results),
         "records": [n for n in ("results.json", "history.jsonl") if (directory / n).exists()],
     }
-    files: dict[Path, bytes] = {directory / "runs.csv": runs_csv(results).encode()}
+    files: dict[Path, bytes] = {
+        directory / "runs.csv": runs_csv(results).encode("utf-8", "replace")
+    }
     for drawing in drawings:
         files[directory / "figures" / f"{drawing.name}.svg"] = drawing.svg.encode()
         files[directory / "figures" / f"{drawing.name}.png"] = drawing.png
@@ -229,16 +233,23 @@ def _splits(splits: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]
 
 def render_template(name: str, context: Mapping[str, Any]) -> str:
     """Return a template of the reports' filled in; values are escaped where it is a page."""
+    template = _templates(escape=name.endswith(".html.j2")).get_template(name)
+    return str(template.render(context))
+
+
+@functools.cache
+def _templates(*, escape: bool) -> Any:
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
     templates = resources.files("evostep.lab.report") / "templates"
     environment = Environment(
         loader=FunctionLoader(lambda file: (templates / file).read_text(encoding="utf-8")),
-        autoescape=name.endswith(".html.j2"),  # labels come from users
+        autoescape=escape,  # labels come from users
+        finalize=lambda value: printable(value) if type(value) is str else value,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
     environment.filters["markdown"] = wording.markdown
-    return environment.get_template(name).render(context)
+    return environment

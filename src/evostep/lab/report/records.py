@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from evostep.errors import InputError, reason
+from evostep.errors import InputError
 from evostep.lab.report import contrasts
+from evostep.lab.report.history import read_history
 from evostep.lab.storage import mismatch, read_json
 
 _REPAIR = "restore the file, or run `evostep compare --out` into a new directory"
@@ -44,20 +44,6 @@ RESULTS = {
     "data?": {"title?": (str, None)},
     "splits?": {str: {str: object}},
 }
-_SCORES = ([(float, None)], None)
-_LINE = {
-    "arm": str,
-    "kind": str,
-    "seed": int,
-    "epoch": float,
-    "train?": _MEASURES,
-    "fitness?": _MEASURES,
-    "arms?": ([str], None),
-    "generation?": _COUNT,
-    "scores?": _SCORES,
-    **dict.fromkeys(("parent?", "candidate?", "sample_forwards?", "seconds?"), (float, None)),
-    "phase?": ({str: (float, bool, None)}, None),
-}
 
 
 def read_records(
@@ -66,13 +52,13 @@ def read_records(
     """Read the records of a comparison.
 
     Returns:
-        As `read_results`; the records of the history; and the number of history lines that could
-        not be read (a run that was killed leaves half a line).
+        As `read_results`; the records of the history, and the number of its lines that could not
+        be read, as `history.read_history`.
 
     Raises:
         InputError: `results.json` is missing, malformed or of another format.
     """
-    return read_results(directory), *_read_history(directory / "history.jsonl")
+    return read_results(directory), *read_history(directory / "history.jsonl")
 
 
 def read_results(directory: Path) -> dict[str, Any]:
@@ -101,23 +87,3 @@ def read_results(directory: Path) -> dict[str, Any]:
         return contrasts.with_statistics(results)
     except ValueError as error:
         raise InputError(f"{str(path)!r}: {error}") from None
-
-
-def _read_history(path: Path) -> tuple[list[dict[str, Any]], int]:
-    try:
-        content = path.read_bytes() if path.exists() else b""
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be read ({reason(error)}): remove it, and the curves are left out"
-        ) from error
-    records, skipped = [], 0
-    for line in filter(bytes.strip, content.splitlines()):
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            record = None
-        if mismatch(record, _LINE):
-            skipped += 1
-        else:
-            records.append(record)
-    return records, skipped

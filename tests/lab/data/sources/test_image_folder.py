@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from evostep.errors import InputError
 from evostep.lab.data.images import load_data
 
 Refused = Callable[..., None]
@@ -77,3 +81,132 @@ def test_bad_image_folders_are_refused(refused: Refused, pictures: Path, tmp_pat
     refused("train and test differ in the classes emu", name, image_size=8)
     (pictures / "train").rename(tmp_path / "elsewhere")
     refused("has test but no train folder: add it", name, image_size=8)
+
+
+def encoded(kind: str, mode: str = "RGB", **settings: object) -> bytes:
+    file = io.BytesIO()
+    Image.new(mode, (12, 12)).save(file, kind, **settings)
+    return file.getvalue()
+
+
+def bomb() -> bytes:
+    """A PNG of some hundred bytes that says it has 900 million pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
+    body = zlib.compress(bytes(1000))
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+    )
+
+
+BAD = {
+    "truncated": encoded("PNG")[:50],
+    "truncated within": encoded("JPEG")[:-300],
+    "zero bytes": b"",
+    "text": b"no image at all",
+    "bomb": bomb(),
+    "16 bits": encoded("PNG", "I;16"),
+    "PostScript, for which Pillow runs a program": encoded("EPS"),
+    "PDF": b"%PDF-1.4",
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_file_is_named_and_left_out_where_that_is_asked_for(
+    kind: str, refused: Refused, pictures: Path
+) -> None:
+    name, bad = f"folder:{pictures}", pictures / "train" / "dog" / "1.png"
+    whole = load_data(name, image_size=8)
+    bad.write_bytes(BAD[kind])
+    refused(
+        r"dog/1\.png (does not decode|has Pillow's mode).* by --skip-bad N$", name, image_size=8
+    )
+    with pytest.warns(UserWarning, match=r"1 bad file left out: .*dog/1\.png (does|has)") as told:
+        data = load_data(name, image_size=8, skip_bad=1)
+    assert len(told) == 1
+    assert data.targets.tolist() == [0, 0, 0, 1, 1]
+    assert torch.equal(data.inputs, whole.inputs[[0, 1, 2, 3, 5]])
+    assert len(data.skipped) == 1
+
+
+def test_no_more_files_are_left_out_than_may_be_bad(refused: Refused, pictures: Path) -> None:
+    name = f"folder:{pictures}"
+    (pictures / "train" / "cat" / "0.png").write_bytes(b"")
+    (pictures / "test" / "dog" / "0.png").write_bytes(b"")
+    refused(r"test/dog/0\.png .*\(1 bad file before it\): ", name, image_size=8, skip_bad=1)
+    with pytest.warns(UserWarning, match=r"2 bad files left out: .*cat/0\.png.*; .*dog/0\.png"):
+        data = load_data(name, image_size=8, skip_bad=2)
+    assert (len(data.targets), len(data.skipped)) == (5, 2)
+    (pictures / "test" / "dog" / "1.png").write_bytes(b"")
+    refused(r"test/dog holds bad images alone", name, image_size=8, skip_bad=9)
+    with pytest.warns(UserWarning, match=r"--skip-bad 1 has no effect on 'digits'"):
+        load_data("digits", skip_bad=1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "films"),
+    [("PNG", "L", 0), ("JPEG", "CMYK", 0), ("PNG", "1", 0), ("GIF", "L", 1), ("PNG", "L", 1)],
+)
+def test_images_of_other_kinds_are_read(kind: str, mode: str, films: int, pictures: Path) -> None:
+    """Of several images in a file the first one counts, which is told."""
+    odd = pictures / "train" / "dog" / "1.png"
+    colour = (0, 0, 0, 100) if mode == "CMYK" else 0
+    further = {"save_all": True, "append_images": [Image.new(mode, (9, 9), 255)]} if films else {}
+    file = io.BytesIO()
+    Image.new(mode, (9, 9), colour).save(file, kind, **further)
+    odd.write_bytes(file.getvalue())
+    if not films:
+        data = load_data(f"folder:{pictures}", image_size=8)
+    else:
+        with pytest.warns(UserWarning, match=r"1 file with several images, such as .*dog/1\.png"):
+            data = load_data(f"folder:{pictures}", image_size=8)
+    assert data.inputs[4].float().mean() < (160 if mode == "CMYK" else 1)
+
+
+def test_links_are_followed_told_and_never_in_a_circle(
+    refused: Refused, pictures: Path, tmp_path: Path
+) -> None:
+    name, elsewhere = f"folder:{pictures}", tmp_path / "elsewhere"
+    draw(elsewhere / "far.png", (9, 9, 9))
+    (pictures / "train" / "cat" / "twin.png").symlink_to(pictures / "train" / "cat" / "0.png")
+    assert len(load_data(name, image_size=8).targets) == 7  # within, a link is like a copy
+    (pictures / "train" / "cat" / "far.png").symlink_to(elsewhere / "far.png")
+    (pictures / "train" / "emu").symlink_to(elsewhere)
+    (pictures / "test" / "emu").symlink_to(elsewhere)
+    with pytest.warns(UserWarning, match=r"3 links to what lies outside of it, such as .*far\.png"):
+        assert len(load_data(name, image_size=8).targets) == 9
+    for to in (pictures, pictures / "train" / "dog"):
+        circle = pictures / "train" / "dog" / "circle"
+        circle.symlink_to(to)
+        refused(r"dog/circle links to a folder that it lies in", name, image_size=8)
+        circle.unlink()
+    (pictures / "train" / "dog" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    refused(r"dog/gone\.png does not decode \(FileNotFoundError", name, image_size=8)
+
+
+def test_an_empty_class_is_named_and_one_image_is_enough(
+    refused: Refused, pictures: Path, tmp_path: Path
+) -> None:
+    (pictures / "train" / "emu").mkdir()
+    (pictures / "train" / "emu" / "notes.txt").write_text("no image")
+    refused(r"no image in emu", f"folder:{pictures}", image_size=8)
+    for name in ("a", "b"):
+        draw(tmp_path / "few" / name / "0.png", (1, 2, 3))
+    assert load_data(f"folder:{tmp_path / 'few'}", image_size=8).targets.tolist() == [0, 1]
+
+
+def test_a_folder_that_cannot_be_read_is_not_passed_over(
+    monkeypatch: pytest.MonkeyPatch, pictures: Path
+) -> None:
+    def walk(place: Path, onerror: Callable[[OSError], None], **_: object) -> list[object]:
+        onerror(PermissionError(13, "Permission denied", str(place / "closed")))
+        return []
+
+    monkeypatch.setattr("evostep.lab.data.sources.image_folder.os.walk", walk)
+    with pytest.raises(InputError, match=r"closed cannot be read \(Permission denied\)"):
+        load_data(f"folder:{pictures}", image_size=8)

@@ -132,6 +132,7 @@ class Alternating(Procedure):
             max_forwards=counters.left(budget),
             on_generation=lambda record: note_generation(seed_run, label, record, counters, epoch),
         )
+        self.evolved.history.clear()  # they are written down: a long run keeps none in memory
         kept = sum(record.accepted for record in records)
         if records[-1].verdict is not None and not records[-1].moved:  # all of it is undone
             counters.accepted -= kept

@@ -25,8 +25,8 @@ class Reader:
     Attributes:
         load: called with what it takes, by keyword.
         summary: one line.
-        takes: what of the name as written, the folder of its files, and the size to which images
-            are scaled.
+        takes: what of the name as written, the folder of its files, the size to which images are
+            scaled, and how many files may be bad.
         find: returns the place of its files, None where they are nowhere; None: a source without
             files of its own.
         cure: how to get files that are nowhere.
@@ -34,7 +34,7 @@ class Reader:
 
     load: Callable[..., Source]
     summary: str
-    takes: tuple[Literal["name", "folder", "image_size"], ...] = ()
+    takes: tuple[Literal["name", "folder", "image_size", "skip_bad"], ...] = ()
     find: Callable[[], Path | None] | None = None
     cure: str = ""
 
@@ -63,7 +63,9 @@ SOURCES: dict[str, Reader] = {
         cifar10.CURE,
     ),
     _FOLDER: Reader(
-        image_folder.load, "a folder of images for each class", takes=("name", "image_size")
+        image_folder.load,
+        "a folder of images for each class",
+        takes=("name", "image_size", "skip_bad"),
     ),
     _IMPORT_PATH: Reader(
         dataset.load, "a torch Dataset of (image, label)", takes=("name", "image_size")

@@ -21,6 +21,7 @@ class Source:
         test: the official test set, or None where there is none.
         classes: the names of the classes; targets are below their number.
         validation: the official validation set, or None where there is none.
+        skipped: the files that were bad and left out, each with the reason.
     """
 
     title: str
@@ -28,3 +29,4 @@ class Source:
     test: Part | None
     classes: Sequence[str]
     validation: Part | None = None
+    skipped: Sequence[str] = ()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from evostep.errors import InputError, reason, warn
+from evostep.errors import InputError, counted, warn
 from evostep.lab.data.sources.base import Part, Source
 from evostep.lab.data.sources.pixels import decode_rgb
 
@@ -15,41 +17,83 @@ PARTS = {"train": "train", "training": "train", "test": "test", "testing": "test
 PARTS |= dict.fromkeys(("val", "valid", "validation", "dev"), "val")
 
 
-def load(name: str, image_size: int | None) -> Source:
+@dataclass
+class _Noticed:
+    """What was noticed of the files of a folder.
+
+    Attributes:
+        may_be_bad: how many files may.
+        bad: those that were, each with the reason.
+        films: those with several images.
+        outside: those that lie outside the folder, by links.
+    """
+
+    may_be_bad: int
+    bad: list[str] = field(default_factory=list)
+    films: list[str] = field(default_factory=list)
+    outside: list[str] = field(default_factory=list)
+
+    def pass_over(self, error: InputError) -> None:
+        """Pass over a bad file, or raise its error: it is one too many."""
+        if len(self.bad) == self.may_be_bad:
+            more = f" ({counted(len(self.bad), 'bad file')} before it)" if self.bad else ""
+            told, _, cure = str(error).rpartition(": ")
+            cure = f"{cure}, or leave out up to N bad files by --skip-bad N"
+            raise InputError(f"{told}{more}: {cure}") from error
+        self.bad.append(str(error).rpartition(": ")[0])
+
+    def tell(self, root: Path) -> None:
+        """Warn of what is read, and may not be what was meant."""
+        if self.films:
+            warn(
+                f"{root}: {counted(len(self.films), 'file')} with several images, such as "
+                f"{self.films[0]}: of each the first image counts"
+            )
+        if self.outside:
+            warn(
+                f"{root}: {counted(len(self.outside), 'link')} to what lies outside of it, such as "
+                f"{self.outside[0]}: it is read, and may change without this folder"
+            )
+
+
+def load(name: str, image_size: int | None, skip_bad: int) -> Source:
     """Load an image folder.
 
     Args:
         name: `folder:PATH`.
         image_size: height and width to which images are cropped and scaled, in pixels.
+        skip_bad: how many files may be bad: these are left out.
 
     Returns:
         The images, three channels each. val/ is the official validation set beside test/, and the
         official test set without. Parts may be called as in `PARTS`, in upper or lower case.
 
     Raises:
-        InputError: no image size, no such folder, an image that does not decode, or parts that
-            differ in their classes.
+        InputError: no image size, no such folder, more bad images than may be, a class without
+            any, a link to a folder that it lies in, or parts that differ in their classes.
     """
     root = Path(name.removeprefix("folder:")).expanduser()
     if image_size is None:
         raise InputError(f"{name} needs an image size: give --image-size PIXELS, such as 64")
     if not root.is_dir():
         raise InputError(f"no folder {root}: give folder:PATH of a folder with one per class")
+    noticed = _Noticed(skip_bad)
     parts, others = _parts(root)
     if not parts:
-        train, names = _folder_part(root, image_size)
-        return Source(root.resolve().name, train, None, names)
+        train, names = _folder_part(root, root, image_size, noticed)
+        noticed.tell(root)
+        return Source(root.resolve().name, train, None, names, skipped=noticed.bad)
     if "train" not in parts:
         found = ", ".join(sorted(path.name for path in parts.values()))
         raise InputError(f"{root} has {found} but no train folder: add it")
-    train, names = _folder_part(parts["train"], image_size)
+    train, names = _folder_part(root, parts["train"], image_size, noticed)
     if others:
         warn(f"{root} has train and other folders, which are ignored: {', '.join(others)}")
     held_out: dict[str, Part] = {}
     for kind, path in parts.items():
         if kind == "train":
             continue
-        held_out[kind], own_names = _folder_part(path, image_size)
+        held_out[kind], own_names = _folder_part(root, path, image_size, noticed)
         if own_names != names:
             odd = sorted(set(names) ^ set(own_names))
             raise InputError(
@@ -58,7 +102,8 @@ def load(name: str, image_size: int | None) -> Source:
             )
     test = held_out.get("test") or held_out.get("val")
     validation = held_out.get("val") if "test" in held_out else None
-    return Source(root.resolve().name, train, test, names, validation)
+    noticed.tell(root)
+    return Source(root.resolve().name, train, test, names, validation, noticed.bad)
 
 
 def _parts(root: Path) -> tuple[dict[str, Path], list[str]]:
@@ -93,29 +138,65 @@ def _counts(name: str) -> bool:
     return not name.startswith((".", "__"))
 
 
-def _folder_part(root: Path, image_size: int) -> tuple[Part, list[str]]:
-    from torchvision.datasets import ImageFolder
-
-    class Shown(ImageFolder):  # type: ignore[misc]
-        """An image folder without its hidden folders."""
-
-        def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
-            names = filter(_counts, super().find_classes(directory)[0])
-            classes = {name: index for index, name in enumerate(names)}
-            return list(classes), classes
-
-    if not _folders(root):
+def _folder_part(
+    root: Path, part: Path, image_size: int, noticed: _Noticed
+) -> tuple[Part, list[str]]:
+    folders = _folders(part)
+    if not folders:
         raise InputError(
-            f"{root} holds no folder of a class: put the images of each class in one of its own"
+            f"{part} holds no folder of a class: put the images of each class in one of its own"
         )
-    try:
-        found = Shown(str(root))
-    except OSError as error:
+    files = {folder.name: _files(root, folder, noticed) for folder in folders}
+    if empty := [name for name, found in files.items() if not found]:
         raise InputError(
-            f"{root} is no image folder ({reason(error)}): put the images of each class in a "
-            f"folder of its own"
+            f"{part} is no image folder (no image in {', '.join(empty[:5])}): put the images of "
+            "each class in a folder of its own, or remove the folder"
+        )
+    images = np.empty((sum(map(len, files.values())), 3, image_size, image_size), np.uint8)
+    targets: list[int] = []
+    for index, (name, paths) in enumerate(files.items()):
+        before = len(targets)
+        for path in paths:
+            try:
+                row = decode_rgb(path, str(path), image_size, films=noticed.films)
+            except InputError as error:
+                noticed.pass_over(error)
+                continue
+            images[len(targets)] = row
+            targets.append(index)
+        if len(targets) == before:
+            raise InputError(f"{part / name} holds bad images alone: replace or remove them")
+    return (torch.from_numpy(images[: len(targets)]), torch.tensor(targets)), list(files)
+
+
+def _files(root: Path, folder: Path, noticed: _Noticed) -> list[Path]:
+    """Return the images in a folder and below, links followed, in the order of torchvision."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    found: list[Path] = []
+    inside = root.resolve()
+
+    def notice(path: Path) -> None:
+        if path.is_symlink() and not (real := path.resolve()).is_relative_to(inside):
+            noticed.outside.append(f"{path} -> {real}")
+
+    def refuse(error: OSError) -> None:
+        raise InputError(
+            f"{error.filename} cannot be read ({error.strerror}): make it readable, or remove it"
         ) from error
-    images = np.empty((len(found.samples), 3, image_size, image_size), np.uint8)
-    for row, (path, _) in enumerate(found.samples):
-        images[row] = decode_rgb(path, path, image_size)
-    return (torch.from_numpy(images), torch.tensor(found.targets)), found.classes
+
+    notice(folder)
+    walked: list[tuple[Path, list[str]]] = []
+    for place, below, names in os.walk(folder, onerror=refuse, followlinks=True):
+        here = Path(place)
+        for path in (here / name for name in below):
+            if path.is_symlink() and here.resolve().is_relative_to(path.resolve()):
+                raise InputError(f"{path} links to a folder that it lies in: remove the link")
+            notice(path)
+        walked.append((here, sorted(names)))
+    for here, names in sorted(walked, key=lambda one: str(one[0])):
+        for path in (here / name for name in names):
+            if path.name.lower().endswith(IMG_EXTENSIONS):
+                notice(path)
+                found.append(path)
+    return found

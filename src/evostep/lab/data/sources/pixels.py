@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -9,30 +10,54 @@ from numpy.typing import NDArray
 
 from evostep.errors import InputError, reason
 
+# What image folders hold. Others are left out on purpose: for PostScript, Pillow runs a program.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+_FILMS = (
+    "GIF",
+    "PNG",
+    "TIFF",
+    "WEBP",
+)  # a picture of a camera (MPO, read as JPEG) may hold a second one
 
-def decode_rgb(file: Any, named: str, image_size: int | None = None) -> NDArray[np.uint8]:
+
+def decode_rgb(
+    file: Any, named: str, image_size: int | None = None, *, films: list[str] | None = None
+) -> NDArray[np.uint8]:
     """Decode one image file to `(3, h, w)`, cropped and scaled to `image_size` where given.
 
     Args:
         file: a path or a stream of bytes.
         named: what an error calls it.
         image_size: height and width in pixels.
+        films: the names of files with several images, of which the first one counts, are added.
 
     Raises:
-        InputError: it does not decode, or has more than 8 bits per channel.
+        InputError: it is none of `FORMATS`, does not decode, has more than 8 bits per channel, or
+            would take so much memory (179 million pixels) that it is a bomb.
     """
     from PIL import Image
 
     try:
-        with Image.open(file) as image:
-            refuse_deep(image, named)
-            return to_bytes(_as_shown(image).convert("RGB"), image_size)
+        with warnings.catch_warnings():
+            # of half as many pixels as are refused
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            Image.init()  # the formats, once
+            with Image.open(file, formats=FORMATS) as image:
+                refuse_deep(image, named)
+                if films is not None and image.format in _FILMS and _frames(image) > 1:
+                    films.append(named)
+                    image.seek(0)
+                return to_bytes(_as_shown(image).convert("RGB"), image_size)
     except InputError:
         raise
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow's formats raise a dozen kinds
         # Pillow puts the address of the stream in its message, which helps nobody.
         why = type(error).__name__ if "BytesIO" in str(error) else reason(error)
         raise InputError(f"{named} does not decode ({why}): replace or remove it") from error
+
+
+def _frames(image: Any) -> int:
+    return int(getattr(image, "n_frames", 1))
 
 
 def refuse_deep(image: Any, named: str) -> None:

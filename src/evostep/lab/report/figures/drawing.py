@@ -20,6 +20,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from evostep.errors import printable
 from evostep.lab.report import contrasts
 from evostep.lab.report.statistics import is_finite
 
@@ -143,6 +144,7 @@ def add_legend(figure: Figure, handles: Sequence[Artist], labels: Sequence[str])
 
 def render(figure: Figure, name: str, title: str, alt: str, caption: str) -> Drawing:
     """Turn a figure into bytes; the other arguments are attributes of `Drawing`."""
+    title, alt, caption = map(printable, (title, alt, caption))
     svg, png = io.StringIO(), io.BytesIO()
     # No date and no version: the same records give the same file.
     figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None, "Title": title})
@@ -194,5 +196,6 @@ def of_arm(
 
 
 def shortened(label: str) -> str:
-    """Cut a label that would push the panels aside."""
+    """Return a label without signs that no font has, cut where it would push panels aside."""
+    label = printable(label)
     return label if len(label) <= LABEL_WIDTH else label[: LABEL_WIDTH - 1] + "…"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from statistics import stdev
 from typing import Any
 
@@ -24,6 +25,7 @@ from evostep.lab.report.figures.drawing import (
     render,
     shortened,
 )
+from evostep.lab.report.history import generations_of
 from evostep.lab.report.statistics import expected_largest, is_finite
 from evostep.lab.report.wording import is_fraction
 
@@ -84,12 +86,16 @@ def draw_scores(
         keys,
         ["parent", "best by luck", "best member", "candidate, accepted", "candidate, rejected"],
     )
-    accepted = ", ".join(
-        f"{label} {sum(bool(r.get('accepted')) for r in records if r['arm'] == label)} of "
-        f"{sum(r['arm'] == label for r in records)}"
-        for label in labels
-    )
+    counts = {label: [0, 0] for label in labels}
+    # of a history that was thinned an epoch's record may stand for generations, too
+    others = (r for r in history if r["kind"] != "generation" and r["arm"] in counts)
+    for record in (*(r for r in records if r["arm"] in counts), *others):
+        for i, n in enumerate(generations_of(record)):
+            counts[record["arm"]][i] += n
+    accepted = ", ".join(f"{label} {few} of {of}" for label, (of, few) in counts.items())
     left_out = f" Seeds shown: {len(shown)} of {len(seeds)}." if len(shown) < len(seeds) else ""
+    if any("stands_for" in record for record in records):
+        left_out += f" Generations shown: {len(records):,}, at even distances."
     return render(
         figure,
         "evolution",
@@ -108,7 +114,8 @@ def _plot_scores(axis: Axes, records: Sequence[Record], colour: str, factor: flo
         return math.nan if value is None else factor * value
 
     places: dict[Any, list[tuple[int, Record]]] = {}
-    for place, record in enumerate(records, 1):
+    x = list(accumulate(max(1, generations_of(record)[0]) for record in records))
+    for place, record in zip(x, records, strict=True):
         places.setdefault(record["epoch"], []).append((place, record))
     for phase in places.values():
         parents = [scaled(number(record, "parent")) for _, record in phase]
@@ -117,7 +124,6 @@ def _plot_scores(axis: Axes, records: Sequence[Record], colour: str, factor: flo
         luck = [scaled(best_by_luck(record)) for _, record in phase]
         dots: dict[str, Any] = {"linestyle": DASHES[2], "marker": lone}
         axis.plot([x for x, _ in phase], luck, color=INK, linewidth=1.0, **dots)
-    x = range(1, len(records) + 1)
     best = [max(filter(is_finite, r.get("scores") or []), default=None) for r in records]
     axis.plot(x, [scaled(y) for y in best], color=colour, marker="x", markersize=4, linestyle="")
     for accepted, fill in ((True, "full"), (False, "none")):

@@ -99,6 +99,7 @@ def spent_by_evolution(history: Sequence[Record], label: str, key: str) -> float
     for record, value in of_arm(history, label, key):
         seed = record["seed"]
         took = value - before.get(seed, 0.0) if record["kind"] == "generation" else 0.0
+        took = record.get("evolved", {}).get(key, took)  # of a history that was thinned
         of_seeds[seed] = of_seeds.get(seed, 0.0) + took
         before[seed] = value
     return fmean(of_seeds.values()) if of_seeds else 0.0
