@@ -67,9 +67,11 @@ def build_model(
         >>> parameter_count(model)
         2410
     """
-    if (name == "text-reader") != (classes == 0):
-        other = "classes: take data such as text-lines:0" if classes else "texts: use text-reader"
-        raise InputError(f"{name} does not fit data whose targets are {other}")
+    own = ":" in name and not name.startswith("torchvision:")
+    if not classes and name != "text-reader" and not own:
+        raise InputError(f"{name} tells classes, and these data are texts: use text-reader")
+    if classes and name == "text-reader":
+        raise InputError("text-reader reads texts, and these data have classes: use text-lines:0")
     if pretrained and init_from is not None:
         raise InputError(f"pretrained and init-from {init_from} exclude each other: give one")
     architecture = name.removeprefix("torchvision:")
@@ -94,7 +96,7 @@ def build_model(
             model = _from_import_path(
                 name, channels=channels, classes=classes, image_size=image_size
             )
-        if name not in MODELS:
+        if name not in MODELS and classes:
             _try_out(name, model, channels, classes, image_size)
         if init_from is not None:
             load_weights(model, Path(init_from), _head_of(model, channels, image_size))

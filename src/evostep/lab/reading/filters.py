@@ -94,12 +94,14 @@ def _closed(cv: Any, image: Pixels) -> Pixels:
 
 
 def _unsharp(cv: Any, image: Pixels, amount: float) -> Pixels:
-    found: Pixels = cv.addWeighted(image, 1 + amount, cv.GaussianBlur(image, (0, 0), 1.5), -amount, 0)
+    found: Pixels = cv.addWeighted(
+        image, 1 + amount, cv.GaussianBlur(image, (0, 0), 1.5), -amount, 0
+    )
     return found
 
 
 OPERATIONS: dict[str, Callable[[Any, Pixels], Pixels]] = {
-    "none": lambda cv, image: image,
+    "none": lambda _, image: image,
     "median": lambda cv, image: cv.medianBlur(image, 3),
     "gauss": lambda cv, image: cv.GaussianBlur(image, (0, 0), 0.8),
     "wide gauss": lambda cv, image: cv.GaussianBlur(image, (0, 0), 1.3),
@@ -140,7 +142,7 @@ def import_opencv() -> Any:
 
 
 def in_space(images: Tensor, space: str) -> Tensor:
-    """Return RGB images `(n, 3, h, w)` in [0, 1] in another colour space, each channel in [0, 1]."""
+    """Return RGB images `(n, 3, h, w)` in [0, 1] in another colour space, in [0, 1], too."""
     if space == "rgb":
         return images
     cv = import_opencv()

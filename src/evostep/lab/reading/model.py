@@ -1,4 +1,4 @@
-"""The model `text-reader`: a front end that can be searched, before a reader that cannot be seen."""
+"""The model `text-reader`: a front end that can be searched, before a reader that is frozen."""
 
 from __future__ import annotations
 

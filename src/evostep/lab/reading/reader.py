@@ -12,13 +12,12 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from evostep.errors import InputError, needs_package
 
 HEIGHT = 48  # of the images that it was trained on
-AT_ONCE = 64
+AT_ONCE = 16  # more take longer each: they no longer fit the caches
 
 
 def recognise(images: Tensor) -> list[str]:
@@ -29,7 +28,8 @@ def recognise(images: Tensor) -> list[str]:
     """
     if images.ndim != 4 or tuple(images.shape[1:3]) != (3, HEIGHT):
         raise InputError(
-            f"the reader takes images (n, 3, {HEIGHT}, width), got {tuple(images.shape)}: scale them"
+            f"the reader takes images (n, 3, {HEIGHT}, width), got {tuple(images.shape)}: scale "
+            "them"
         )
     session, alphabet = _session()
     bgr = images.detach().flip(1).clamp(0, 1).mul(2).sub(1).cpu().float().numpy()

@@ -68,7 +68,5 @@ class Tuning(Untouched):
 
         tune(score)
         chosen = f": {model.choice}" if hasattr(model, "choice") else ""
-        seed_run.watch.say(
-            f"{self.arm.label} seed {seed_run.seed}: fitness {highest:.4f}{chosen}"
-        )
+        seed_run.watch.say(f"{self.arm.label} seed {seed_run.seed}: fitness {highest:.4f}{chosen}")
         return model
