@@ -71,7 +71,7 @@ def test_a_comparison_without_gradients(tmp_path: Path) -> None:
         for label in ("cma-es", "spsa"):
             run = runs[label, seed]
             assert run["generations"] >= 3
-            assert run["epochs"] > 0
+            assert run["epochs"] == 0
             assert run["sample_forwards"] > filters["sample_forwards"]
             assert run["fitness"]["near-match"] >= filters["fitness"]["near-match"]
         assert filters["fitness"]["near-match"] >= untouched["fitness"]["near-match"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import Any, ClassVar
 
 from torch import nn
@@ -56,7 +57,7 @@ class Tuning(Untouched):
         seed_run, model = self.seed_run, self.learner.model
         tune: Any = model.tune
         fitness = make_fitness(model, seed_run.parts.fitness, seed_run.parts.data, seed_run.options)
-        highest = -math.inf
+        highest, began = -math.inf, time.perf_counter()
 
         def score() -> float:
             nonlocal highest
@@ -67,6 +68,7 @@ class Tuning(Untouched):
             return value
 
         tune(score)
+        counters.seconds += time.perf_counter() - began
         chosen = f": {model.choice}" if hasattr(model, "choice") else ""
         seed_run.watch.say(f"{self.arm.label} seed {seed_run.seed}: fitness {highest:.4f}{chosen}")
         return model
