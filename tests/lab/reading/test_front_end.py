@@ -46,7 +46,7 @@ def test_a_kernel_takes_what_lies_beside_above_and_across() -> None:
     seen = (seen - seen[0, 0]) / 0.5
     assert torch.allclose(seen[2, 1:4], torch.tensor([0.4, 0.0, 0.4]), atol=1e-5)
     assert torch.allclose(seen[1:4, 2], torch.tensor([0.2, 0.0, 0.2]), atol=1e-5)
-    assert float(seen[1, 1]) == pytest.approx(0.05, abs=1e-5)
+    assert seen[1, 1].item() == pytest.approx(0.05, abs=1e-5)
 
 
 def test_stretched_in_full_all_images_have_one_contrast() -> None:
