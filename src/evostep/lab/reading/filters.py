@@ -6,6 +6,7 @@ three channels; an operation takes `(h, w, 3)` uint8 and returns such an image.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -80,12 +81,14 @@ def _zoom(cv: Any, image: Pixels, factor: float) -> Pixels:
 
 def _stretched(image: Pixels) -> Pixels:
     low, high = np.percentile(image, (2, 98))
-    return np.clip((image - low) * (255.0 / max(high - low, 1)), 0, 255).astype(np.uint8)
+    found: Pixels = np.clip((image - low) * (255.0 / max(high - low, 1)), 0, 255).astype(np.uint8)
+    return found
 
 
 def _flattened(cv: Any, image: Pixels) -> Pixels:
     wide = cv.GaussianBlur(image, (0, 0), 12).astype(np.float32)
-    return np.clip(image / np.maximum(wide, 1) * wide.mean(), 0, 255).astype(np.uint8)
+    even: Pixels = np.clip(image / np.maximum(wide, 1) * wide.mean(), 0, 255).astype(np.uint8)
+    return even
 
 
 def _closed(cv: Any, image: Pixels) -> Pixels:
@@ -134,11 +137,11 @@ def import_opencv() -> Any:
         InputError: it is not there.
     """
     try:
-        import cv2
+        cv = importlib.import_module("cv2")
     except ImportError as error:
         raise needs_package("a usual filter", "cv2", "evostep[black-box]", error) from error
-    cv2.setNumThreads(1)
-    return cv2
+    cv.setNumThreads(1)
+    return cv
 
 
 def in_space(images: Tensor, space: str) -> Tensor:

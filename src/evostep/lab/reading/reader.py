@@ -8,6 +8,7 @@ model is read, by onnxruntime, on one thread, so that the same image gives the s
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def collapse(steps: list[int], alphabet: list[str]) -> str:
 def _session() -> tuple[Any, list[str]]:
     """Return the recognition model and its alphabet, which its file carries."""
     try:
-        import onnxruntime
+        onnxruntime = importlib.import_module("onnxruntime")
     except ImportError as error:
         raise needs_package("text-reader", "onnxruntime", "evostep[black-box]", error) from error
     options = onnxruntime.SessionOptions()
