@@ -36,7 +36,8 @@ def main(examples: int, generations: int, others: int, picture: Path, seed: int)
     views = [picture_of(model, images[shown])]
     print(f"{examples} examples to evolve on, {others} others to test: exact match {before:.1%}")
 
-    search = Evolution(model, CMAES(0.2, population=12, scale="absolute"), accept=Always())
+    strategy = CMAES(0.2, population=12, scale="absolute")
+    search = Evolution(model, strategy, accept=Always(), engine="inplace")
     for record in search.evolve(fitness, generations):
         print(f"generation {record.generation}: fitness {record.parent:.3f}, best member "
               f"{max(record.scores):.3f}")  # fmt: skip
