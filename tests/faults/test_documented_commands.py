@@ -30,6 +30,12 @@ SMALL: dict[str, list[str]] = {
     "evostep sigma": ["--draws=1"],
     "evostep train": TINY,
     "evostep compare --config configs/arms": [*TINY, "--seeds=1", "--model=small-cnn", "--dry-run"],
+    "evostep compare --config configs/arenas": [
+        *TINY,
+        *ONE,
+        "--contrast=null",
+        "--metric=accuracy",
+    ],
     "evostep compare --config configs/": [*TINY, *ONE, "--out=new"],
     "evostep compare --data cifar10": [*TINY, *ONE],
     "evostep compare --train-size 200": [*TINY, *ONE],

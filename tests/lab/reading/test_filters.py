@@ -10,7 +10,7 @@ from evostep.lab.reading.filters import COLOURS, OPERATIONS, filtered, in_space
 
 needs_opencv = pytest.mark.skipif(
     importlib.util.find_spec("cv2") is None,
-    reason="opencv-python-headless is not installed (the extra black-box)",
+    reason="OpenCV is not installed (the extra black-box)",
 )
 
 
