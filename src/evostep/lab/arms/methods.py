@@ -193,10 +193,11 @@ METHODS: dict[str, Method] = {
         space="norm",
     ),
     "cma-es": Method(
-        "CMA-ES on the weights of --space, at most 2,000 numbers",
+        "CMA-ES on the last layer, or another space of at most 2,000 numbers",
         "Hansen 2016, arXiv 1604.00772 (package cma)",
         procedure="alternating",
         strategy=CMAES(sigma=0.1, population=16, scale="absolute"),
+        space="head",
         accept="improves-phase",  # single steps of CMA-ES are small
     ),
     "spsa": Method(

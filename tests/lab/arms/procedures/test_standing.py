@@ -21,7 +21,7 @@ from evostep.lab.reading import model as module
 ARMS: list[Any] = [
     "untouched",
     {"method": "tuned-by-hand", "label": "filters"},
-    {"method": "cma-es", "start_from": "filters", "strategy": {"population": 4}},
+    {"method": "cma-es", "start_from": "filters", "space": "all", "strategy": {"population": 4}},
     {"method": "spsa", "start_from": "filters"},
 ]
 OPTIONS: dict[str, Any] = {
