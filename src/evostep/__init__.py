@@ -20,6 +20,7 @@ __all__ = [
     "CMAES",
     "ESGD",
     "SNES",
+    "SPSA",
     "AllWeights",
     "Alternate",
     "Always",

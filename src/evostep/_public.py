@@ -29,4 +29,5 @@ from evostep.strategies.random_mutation import RandomMutation as RandomMutation
 from evostep.strategies.random_search import RandomSearch as RandomSearch
 from evostep.strategies.safe import Safe as Safe
 from evostep.strategies.snes import SNES as SNES
+from evostep.strategies.spsa import SPSA as SPSA
 from evostep.suggest import suggest_sigma as suggest_sigma

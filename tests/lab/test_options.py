@@ -51,7 +51,7 @@ def test_a_range_leaves_its_end_out(first: int, n: int) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"epochs": 0}, "--epochs must be at least 1, got 0"),
+        ({"epochs": -1}, "--epochs must be at least 0, got -1"),
         ({"evolve_from": -1}, "--evolve-from must be at least 0, got -1"),
         ({"every": 0}, "--every must be at least 1, got 0"),
         ({"generations": -1}, "--generations must be at least 0, got -1"),

@@ -13,12 +13,14 @@ from torch import Tensor, nn
 
 from evostep.errors import InputError, reason, unknown_name
 from evostep.lab.imports import load_attribute
+from evostep.lab.reading.model import TextReader
 from evostep.lab.weights import load_weights
 from evostep.scoring.head import find_head
 
 MODELS = {
     "mlp": "one hidden layer of 32",
     "small-cnn": "three convolutions with BatchNorm",
+    "text-reader": "20 numbers of an image front end before a frozen reader of text (RapidOCR)",
 }
 OTHER_MODELS = {
     "torchvision:NAME": "a torchvision classifier, such as resnet18; --pretrained for its weights",
@@ -44,7 +46,7 @@ def build_model(
             `package.module:callable`, which is called with those of the keyword arguments
             `channels`, `classes` and `image_size` that it accepts.
         channels: of the images; torchvision's models take 3.
-        classes: number of outputs.
+        classes: number of outputs; 0: they are texts.
         image_size: height and width in pixels.
         seed: the initial weights are a function of it; the global random state is left alone.
         pretrained: start from torchvision's default weights; the head is fresh unless the number
@@ -65,6 +67,11 @@ def build_model(
         >>> parameter_count(model)
         2410
     """
+    own = ":" in name and not name.startswith("torchvision:")
+    if not classes and name != "text-reader" and not own:
+        raise InputError(f"{name} tells classes, and these data are texts: use text-reader")
+    if classes and name == "text-reader":
+        raise InputError("text-reader reads texts, and these data have classes: use text-lines:0")
     if pretrained and init_from is not None:
         raise InputError(f"pretrained and init-from {init_from} exclude each other: give one")
     architecture = name.removeprefix("torchvision:")
@@ -81,13 +88,15 @@ def build_model(
             model: nn.Module = _mlp(channels, classes, image_size)
         elif name == "small-cnn":
             model = _small_cnn(channels, classes, image_size)
+        elif name == "text-reader":
+            model = TextReader()
         elif is_torchvision:
             model = _from_torchvision(architecture, channels, classes, image_size, pretrained)
         else:
             model = _from_import_path(
                 name, channels=channels, classes=classes, image_size=image_size
             )
-        if name not in MODELS:
+        if name not in MODELS and classes:
             _try_out(name, model, channels, classes, image_size)
         if init_from is not None:
             load_weights(model, Path(init_from), _head_of(model, channels, image_size))

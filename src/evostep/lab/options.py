@@ -50,7 +50,9 @@ class Options:
     seeds: Annotated[
         str | int | list[int], "a count (3 = 0,1,2), a list 0,4,7, a range 100:108"
     ] = 3
-    epochs: Annotated[int, "epochs of gradient descent in a run"] = 30
+    epochs: Annotated[
+        int, "epochs of gradient descent in a run; 0: none, where the model is a black box"
+    ] = 30
     evolve_from: Annotated[int, "epochs before the first evolution; the trunk that arms share"] = 20
     every: Annotated[int, "epochs of gradient descent between two phases of evolution"] = 1
     generations: Annotated[int, "generations in a phase of evolution"] = 5
@@ -114,7 +116,7 @@ class Options:
         for name, kind in option_kinds().items():
             check_type(flag(name), getattr(self, name), kind)
         for name, least in (
-            ("epochs", 1),
+            ("epochs", 0),
             ("evolve_from", 0),
             ("every", 1),
             ("generations", 0),

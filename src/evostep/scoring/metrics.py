@@ -39,6 +39,7 @@ from evostep.scoring.outputs import (
     precision_at_k,
     recall_at_precision,
 )
+from evostep.scoring.texts import TEXT_METRICS, TextMetric
 
 
 def predictions(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -123,7 +124,8 @@ class Metric:
     Attributes:
         summary: one line.
         decomposes: ``"mean"``: of a number of each example; ``"counts"``: of (true, decided);
-            ``"outputs"``: of the outputs of all examples at once.
+            ``"outputs"``: of the outputs of all examples at once; ``"texts"``: of a number of each
+            example, whose outputs and targets are texts.
         make: takes the form of outputs and targets, and the loss; returns an accumulator, which
             turns what is to be small into what is to be large.
         higher_is_better: the direction.
@@ -132,7 +134,7 @@ class Metric:
     """
 
     summary: str
-    decomposes: Literal["mean", "counts", "outputs"]
+    decomposes: Literal["mean", "counts", "outputs", "texts"]
     make: Callable[[Form, Loss], Accumulator]
     higher_is_better: bool = True
     span: tuple[float, float] | None = (0.0, 1.0)
@@ -165,6 +167,14 @@ def _of_outputs(measure: OutputMetric) -> Metric:
     return Metric(measure.summary, "outputs", make, measure.higher_is_better, measure.span, measure)
 
 
+def _of_texts(measure: TextMetric) -> Metric:
+    def each(outputs: Any, targets: Any, weights: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        numbers = measure(outputs, targets)
+        return (numbers, None) if weights is None else (numbers * weights.cpu(), weights.cpu())
+
+    return Metric(measure.summary, "texts", lambda *_: Mean(each), span=measure.span)
+
+
 METRICS: dict[str, Metric] = {
     **{name: _of_counts(measure) for name, measure in CONFUSION_METRICS.items()},
     "accuracy": Metric(
@@ -175,6 +185,7 @@ METRICS: dict[str, Metric] = {
     ),
     "f-beta(2)": _of_counts(f_beta(2)),
     **{name: _of_outputs(measure) for name, measure in OUTPUT_METRICS.items()},
+    **{name: _of_texts(measure) for name, measure in TEXT_METRICS.items()},
     "neg-loss": Metric(
         "minus the loss (cross-entropy unless told)", "mean", _minus_the_loss, span=None
     ),
@@ -306,7 +317,7 @@ def _named(
         )
     build = metric.make
     of_loss = build is _minus_the_loss
-    if of_loss and not losses.takes_classes(loss):
+    if metric.decomposes == "texts" or (of_loss and not losses.takes_classes(loss)):
         return lambda: build(Form("unknown"), loss)
     who = f"metric {name!r}"
 

@@ -10,7 +10,9 @@ from evostep.strategies.openai_es import OpenAIES
 from evostep.strategies.random_mutation import RandomMutation
 from evostep.strategies.random_search import RandomSearch
 from evostep.strategies.snes import SNES
+from evostep.strategies.spsa import SPSA
 
 STRATEGIES: dict[str, type[Strategy]] = {
-    kind.__name__: kind for kind in (RandomMutation, OpenAIES, SNES, CMAES, GuidedES, RandomSearch)
+    kind.__name__: kind
+    for kind in (RandomMutation, OpenAIES, SNES, CMAES, GuidedES, RandomSearch, SPSA)
 }

@@ -136,6 +136,13 @@ def test_metric_that_no_run_has_gives_way_to_accuracy() -> None:
     assert main_metric(results) == "accuracy"
 
 
+def test_the_metric_of_a_registered_contrast_decides() -> None:
+    config = {"metric": "near-match", "contrast": {"metric": "accuracy"}}
+    runs = [run("sgd", 0, 0.5, **{"near-match": 0.6})]
+    assert main_metric({"config": config, "runs": runs}) == "accuracy"
+    assert main_metric({"config": {**config, "contrast": None}, "runs": runs}) == "near-match"
+
+
 def test_an_arm_says_itself_whether_it_is_a_control_and_the_table_where_it_does_not() -> None:
     arms = [
         {"label": "mean", "method": "swa"},
@@ -151,4 +158,5 @@ def test_an_arm_says_itself_whether_it_is_a_control_and_the_table_where_it_does_
 def test_controls_are_those_of_the_table_of_methods() -> None:
     results = {"runs": [run(name, 0, 0.5) for name in reversed(METHODS)]}
     plain = ["sgd", "sgd-all", "sgd-cosine", "sgd-all-cosine"]
-    assert control_labels(results) == [*plain, "swa", "ema", "sam", "uniform-soup", "greedy-soup"]
+    others = ["swa", "ema", "sam", "uniform-soup", "greedy-soup", "untouched", "tuned-by-hand"]
+    assert control_labels(results) == [*plain, *others]

@@ -14,6 +14,7 @@ from evostep.lab.imports import resolve_metric
 from evostep.lab.options import Options
 from evostep.scoring.fitness import Fitness
 from evostep.scoring.metrics import accuracy, is_to_be_large, make_metric
+from evostep.scoring.texts import TEXT_METRICS
 
 
 def make_fitness(
@@ -40,10 +41,12 @@ def evaluate(model: nn.Module, part: Part, data: ImageData, options: Options) ->
         ``{"accuracy", "loss", <metric>}``; a metric of one's own of which less is better is
         negated, as evolution sees it, one with a name is not. All of them NaN where an output is
         not finite: what a network that has diverged votes for is no accuracy. Empty where the part
-        is.
+        is. Of texts accuracy is exact match, and the loss what character similarity lacks to 1.
     """
     if not len(part):
         return {}
+    if data.of_texts:
+        return _evaluate_texts(model, part, data, options)
     outputs = Fitness(model, part.batches(data), "accuracy")
     logits = outputs.score(outputs.examples(), keep_outputs=True).outputs
     if logits is None or not bool(torch.isfinite(logits).all()):
@@ -60,6 +63,24 @@ def evaluate(model: nn.Module, part: Part, data: ImageData, options: Options) ->
         sign = 1 if is_to_be_large(options.metric) else -1
         values[options.metric] = sign * float(metric.compute()[0])
     return values
+
+
+def _evaluate_texts(
+    model: nn.Module, part: Part, data: ImageData, options: Options
+) -> dict[str, float]:
+    """Return, of texts, exact match as the accuracy, and as the loss the errors by character."""
+    fitness = Fitness(model, part.batches(data), "exact-match")
+    read = fitness.score(fitness.examples(), keep_outputs=True).outputs
+    measure = {name: metric(read, part.targets) for name, metric in TEXT_METRICS.items()}
+    found = {
+        "accuracy": float(measure["exact-match"].mean()),
+        "loss": 1 - float(measure["character-similarity"].mean()),
+    }
+    if options.metric in measure:
+        return found | {options.metric: float(measure[options.metric].mean())}
+    whole = make_metric(resolve_metric(options.metric), higher_is_better=options.higher_is_better)()
+    whole.update(read, part.targets)
+    return found | {options.metric: float(whole.compute()[0])}
 
 
 def evaluate_at_the_end(

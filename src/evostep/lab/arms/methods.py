@@ -20,6 +20,7 @@ from evostep.strategies.random_mutation import RandomMutation
 from evostep.strategies.random_search import RandomSearch
 from evostep.strategies.safe import Safe
 from evostep.strategies.snes import SNES
+from evostep.strategies.spsa import SPSA
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,18 @@ METHODS: dict[str, Method] = {
         control=True,
         procedure="greedy-soup",
     ),
+    "untouched": Method(
+        "the model as it is",
+        "control",
+        control=True,
+        procedure="untouched",
+    ),
+    "tuned-by-hand": Method(
+        "the best of the settings that the model offers (text-reader: usual filters)",
+        "control for searching",
+        control=True,
+        procedure="tuning",
+    ),
     "gradient-noise": Method(
         "annealed noise on the gradients", "arXiv 1511.06807", gradient_noise=0.01
     ),
@@ -178,6 +191,21 @@ METHODS: dict[str, Method] = {
         procedure="alternating",
         strategy=SNES(sigma=0.05, population=16),
         space="norm",
+    ),
+    "cma-es": Method(
+        "CMA-ES on the last layer, or another space of at most 2,000 numbers",
+        "Hansen 2016, arXiv 1604.00772 (package cma)",
+        procedure="alternating",
+        strategy=CMAES(sigma=0.1, population=16, scale="absolute"),
+        space="head",
+        accept="improves-phase",  # single steps of CMA-ES are small
+    ),
+    "spsa": Method(
+        "a gradient from two scores at a time, in random directions",
+        "Spall 1992, doi 10.1109/9.119632",
+        procedure="alternating",
+        strategy=SPSA(sigma=0.01, lr=0.01, population=2),
+        accept="improves-phase",
     ),
     "soup-cmaes": Method(
         "mixing of the run's checkpoints by CMA-ES, once, after the last epoch",

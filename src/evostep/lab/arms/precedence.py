@@ -58,6 +58,8 @@ def make_arms(options: Options) -> list[Arm]:
             raise InputError(f"two arms are called {label!r}: give each its own label in YAML")
     starts = (entry.get("start_from") for entry in entries)
     arms = with_starts(arms, dict(zip(labels, starts, strict=True)))
+    if not options.epochs:
+        _check_standing(arms)
     _check_settings_of_methods(entries, options)
     given = [
         name for name in _OPTIONS if name in options.given and getattr(options, name) is not None
@@ -76,6 +78,18 @@ def make_arms(options: Options) -> list[Arm]:
         if concerned[name] and all(name in _own_names(e, options) for e in concerned[name]):
             warn(f"{flag(name)} has no effect: every arm sets its own {name}")
     return arms
+
+
+def _check_standing(arms: list[Arm]) -> None:
+    """Refuse arms that need gradient steps where there are none."""
+    for arm in arms:
+        if arm.start is not None and arm.strategy is not None:
+            continue
+        if arm.start is not None or PROCEDURES[arm.procedure].descends:
+            raise InputError(
+                f"arm {arm.label!r} takes gradient steps, and --epochs 0 has none: evolve, with "
+                "start_from the label of an arm of the method untouched, or leave it out"
+            )
 
 
 def _check_settings_of_methods(entries: list[dict[str, Any]], options: Options) -> None:

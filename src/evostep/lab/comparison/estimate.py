@@ -57,8 +57,8 @@ def estimate(plan: Plan) -> Estimate:
     options, sizes = plan.options, plan.sizes
     model = make_model(plan.options, plan.data, plan.seeds[0], plan.device)
     parts = cut(plan.data, plan.splits[plan.seeds[0]], plan.device)
-    gradient = _time_gradients(plan, model, parts)
     forward = _time_forwards(plan, model, parts)
+    gradient = _time_gradients(plan, model, parts) if options.epochs else forward
     scored = {arm.label: _time_generations(plan, arm, parts, forward) for arm in plan.arms}
 
     def hours(arm: Arm, budget: int | None) -> float:
@@ -137,7 +137,7 @@ def _time_generations(plan: Plan, arm: Arm, parts: Parts, forward: float) -> flo
     The first generation is left out: engines are checked in it. A generation that would take long
     in place is not tried, nor a population's, which is scored in place; then it is `forward`.
     """
-    if arm.strategy is None or not arm.schedule.evolution:
+    if arm.strategy is None or not arm.schedule.evolution or not plan.options.epochs:
         return forward
     if PROCEDURES[arm.procedure].phase_cost(arm, plan.sizes, 1) * forward > _PROBE_SECONDS:
         return forward

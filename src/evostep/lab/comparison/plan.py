@@ -26,6 +26,7 @@ from evostep.lab.data.splits import Splits, splits_of, warn_of_absent_classes
 from evostep.lab.imports import resolve_metric
 from evostep.lab.options import Options
 from evostep.scoring.metrics import make_metric
+from evostep.scoring.texts import encode
 
 # Options that a directory of results may be continued with, whatever they were before
 _FREE = (
@@ -156,6 +157,7 @@ def make_plan(options: Options) -> Plan:
         len(one.test),
         calibration=min(options.calibration_size, len(one.train)),
         classes=len(data.classes),
+        tunings=_tunings(arms, options, data, device),
     )
     _check_metric(options, sizes)
     shares = budgets(arms, sizes, equal=options.equal_budget, budget=options.budget)
@@ -163,6 +165,20 @@ def make_plan(options: Options) -> Plan:
     plan = Plan(options, arms, data, splits, sizes, shares, device)
     _check_spaces(plan)
     return plan
+
+
+def _tunings(arms: list[Arm], options: Options, data: ImageData, device: torch.device) -> int:
+    """Return how many settings the model's own `tune` tries at most; 0 where no arm asks it to."""
+    by_hand = [arm.label for arm in arms if arm.procedure == "tuning"]
+    if not by_hand:
+        return 0
+    model = make_model(options, data, options.seed_list[0], device)
+    if not hasattr(model, "tune"):
+        raise InputError(
+            f"arm {by_hand[0]!r} tunes the model's own settings, and {options.model} has no method "
+            "tune(score): use text-reader, or leave the arm out"
+        )
+    return int(model.tunings)  # type: ignore[arg-type]
 
 
 def _check_metric(options: Options, sizes: Sizes) -> None:
@@ -177,8 +193,11 @@ def _check_metric(options: Options, sizes: Sizes) -> None:
         raise InputError(f"--metric {options.metric}: {text}") from error
     classes = sizes.classes
     parts = (sizes.train, sizes.fitness, sizes.accept, sizes.test)
-    targets = torch.arange(max(2 * classes, min(filter(None, parts)))) % classes
-    outputs = torch.nn.functional.one_hot(targets.roll(1), classes).float()
+    if classes:
+        targets = torch.arange(max(2 * classes, min(filter(None, parts)))) % classes
+        outputs = torch.nn.functional.one_hot(targets.roll(1), classes).float()
+    else:
+        targets, outputs = encode(["AB", "C"], 2), encode(["A", "C"], 4)
     try:
         metric.update(outputs, targets)
         value = float(metric.compute()[0])

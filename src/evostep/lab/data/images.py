@@ -5,6 +5,7 @@ Where they are from is the matter of `evostep.lab.data.sources`, a file for each
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,12 +27,12 @@ class ImageData:
         name: what `load_data` was asked for, such as `"digits"`.
         title: the name for people, in tables and figures.
         inputs: `(n, channels, height, width)` uint8; an official validation set comes last.
-        targets: `(n,)` int64, each below `len(classes)`.
+        targets: `(n,)` int64, each below `len(classes)`; texts: `(n, length)` int64 code points.
         test_inputs: the official test set, or None where the splits have to cut one out.
         test_targets: its classes, or None.
-        classes: the names of the classes.
-        mean: per channel, of `inputs` scaled to [0, 1].
-        std: likewise; 1 for a channel that is constant.
+        classes: the names of the classes; empty where targets are texts.
+        mean: per channel, of `inputs` scaled to [0, 1]; 0 where targets are texts.
+        std: likewise; 1 for a channel that is constant, and where targets are texts.
         validation: how many of `inputs` are the official validation set, which nothing trains on;
             0 where there is none.
         skipped: the files that were bad and left out, each with the reason.
@@ -48,6 +49,18 @@ class ImageData:
     std: tuple[float, ...]
     validation: int = 0
     skipped: tuple[str, ...] = ()
+
+    @property
+    def of_texts(self) -> bool:
+        """Whether targets are texts, which a reader reads off images in [0, 1]."""
+        return self.targets.ndim == 2
+
+    def statistics(self, images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return mean and deviation that normalise the data, from those of its images it names."""
+        if self.of_texts:
+            channels = images.shape[1]
+            return (0.0,) * channels, (1.0,) * channels
+        return channel_statistics(images)
 
     def normalise(self, inputs: Tensor) -> Tensor:
         """Return images `(n, c, h, w)` uint8 as float32 with mean 0 and deviation 1 per channel.
@@ -122,7 +135,7 @@ def load_data(
         warn(f"--skip-bad {skip_bad} has no effect on {name!r}: it is for folder:PATH")
     given = {"name": name, "folder": folder, "image_size": image_size, "skip_bad": skip_bad}
     source = reader.load(**{key: given[key] for key in reader.takes})
-    if len(source.classes) < 2:
+    if len(source.classes) < 2 and source.train[1].ndim == 1:
         raise InputError(
             f"{name} has one class alone ({', '.join(map(str, source.classes))}): give two or more"
         )
@@ -135,13 +148,12 @@ def load_data(
             f"image size {image_size} does not fit {name}, whose images are {native} pixels "
             f"wide: leave the image size out"
         )
-    mean, std = channel_statistics(source.train[0])
     test_inputs, test_targets = (None, None) if source.test is None else source.test
     inputs, targets, validation = *source.train, 0
     if source.validation is not None:
         inputs, targets = map(torch.cat, zip(source.train, source.validation, strict=True))
         validation = len(source.validation[1])
-    return ImageData(
+    data = ImageData(
         name,
         source.title,
         inputs,
@@ -149,11 +161,13 @@ def load_data(
         test_inputs,
         test_targets,
         tuple(source.classes),
-        mean=mean,
-        std=std,
+        mean=(),
+        std=(),
         validation=validation,
         skipped=tuple(source.skipped),
     )
+    mean, std = data.statistics(source.train[0])
+    return dataclasses.replace(data, mean=mean, std=std)
 
 
 def augment(images: Tensor, generator: torch.Generator, *, kind: str) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evostep.lab.data.images import ImageData, channel_statistics
+from evostep.lab.data.images import ImageData
 from evostep.lab.data.splits import Splits
 
 EVALUATION_BATCH = 500
@@ -68,7 +68,17 @@ class Parts:
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many examples each part has, how many estimate BatchNorm again, and the classes."""
+    """How many examples each part has, how many estimate BatchNorm again, and what else costs.
+
+    Attributes:
+        train: examples.
+        fitness: likewise.
+        accept: likewise.
+        test: likewise.
+        calibration: training examples on which BatchNorm statistics are estimated again.
+        classes: of the data.
+        tunings: settings that the model's own `tune` tries at most.
+    """
 
     train: int
     fitness: int
@@ -76,6 +86,7 @@ class Sizes:
     test: int
     calibration: int = 0
     classes: int = 0
+    tunings: int = 0
 
     def gradients(self, all_data: bool) -> int:
         """Return how many examples gradients see in an epoch: see `Parts.gradients`."""
@@ -87,7 +98,7 @@ def cut(data: ImageData, splits: Splits, device: torch.device) -> Parts:
 
     Images are normalised by the statistics of the training part alone.
     """
-    mean, std = channel_statistics(data.inputs[splits.train])
+    mean, std = data.statistics(data.inputs[splits.train])
     data = dataclasses.replace(data, mean=mean, std=std)
 
     def take(indices: Tensor) -> Part:

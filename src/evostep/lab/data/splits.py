@@ -119,11 +119,11 @@ def make_splits(
     """
     if seed < 0:
         raise InputError(f"seed {seed} is negative: give 0 or more")
-    targets = data.targets.numpy()
-    classes, validation = len(data.classes), data.validation
+    targets = _strata(data.targets)
+    classes, validation = max(1, len(data.classes)), data.validation
     own = len(targets) - validation
     official = data.test_targets is not None
-    test_targets = targets if data.test_targets is None else data.test_targets.numpy()
+    test_targets = targets if data.test_targets is None else _strata(data.test_targets)
     if test_size is None:
         test_size = len(test_targets) if official else round(own / 4)
     if fitness_size is None:
@@ -174,6 +174,8 @@ def make_splits(
 def warn_of_absent_classes(data: ImageData, splits: Mapping[int, Splits]) -> None:
     """Warn of each class that some part of some seed has no example of."""
     absent: dict[tuple[str, str], list[int]] = {}
+    if data.of_texts:
+        return
     for seed, of_seed in splits.items():
         for part in PARTS:
             indices: Tensor = getattr(of_seed, part)
@@ -193,6 +195,14 @@ def warn_of_absent_classes(data: ImageData, splits: Mapping[int, Splits]) -> Non
             f"{data.name} has no example of class {', '.join(told[:3])}{more}: add images of these "
             "classes, give larger sizes, or leave the classes out"
         )
+
+
+def _strata(targets: Tensor) -> Indices:
+    """Return what each part is to have in proportion, (n,): classes; texts are all of one kind."""
+    if targets.ndim == 1:
+        classes: Indices = targets.numpy()
+        return classes
+    return np.zeros(len(targets), dtype=np.int64)
 
 
 def _check_size(part: str, size: int, classes: int, *, may_be_empty: bool) -> None:

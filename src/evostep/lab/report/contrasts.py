@@ -193,7 +193,9 @@ def main_metric(results: Mapping[str, Any]) -> str:
     Runs store a metric with a name as it is, whatever its direction. One of the user's own is
     stored as the score that evolution maximised: where less is better it stands there negated.
     """
-    metric = str(results.get("config", {}).get("metric") or "accuracy")
+    config = results.get("config", {})
+    registered = (config.get("contrast") or {}).get("metric")
+    metric = str(registered or config.get("metric") or "accuracy")
     return metric if any(metric in run["test"] for run in results["runs"]) else "accuracy"
 
 

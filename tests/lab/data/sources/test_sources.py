@@ -27,6 +27,7 @@ def test_a_reader_takes_what_the_table_says(name: str) -> None:
     ("name", "row"),
     [
         ("digits", "digits"),
+        ("text-lines:3", "text-lines:SERIES"),
         ("folder:/some/where", "folder:PATH"),
         ("folder:C:/x", "folder:PATH"),
         ("mine.data:train", "package.module:attribute"),

@@ -12,6 +12,7 @@ from evostep.lab.arms.procedures.moving_average import MovingAverage
 from evostep.lab.arms.procedures.plain import Plain
 from evostep.lab.arms.procedures.population import Population
 from evostep.lab.arms.procedures.soup import GreedySoup, UniformSoup
+from evostep.lab.arms.procedures.standing import Tuning, Untouched
 
 __all__ = ["PROCEDURES"]
 
@@ -23,4 +24,6 @@ PROCEDURES: dict[str, type[Procedure]] = {
     "greedy-soup": GreedySoup,
     "alternating": Alternating,
     "population": Population,
+    "untouched": Untouched,
+    "tuning": Tuning,
 }

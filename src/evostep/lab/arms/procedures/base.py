@@ -113,6 +113,7 @@ class Procedure(ABC):
             epoch of mu individuals counts as mu.
         needs_fitness: whether it needs them for something else.
         reads: options that concern it, and no other procedure.
+        descends: whether it takes gradient steps of its own, where it does not start from another.
 
     Args:
         seed_run: what the runs of its seed share.
@@ -124,6 +125,7 @@ class Procedure(ABC):
     populates: ClassVar[bool] = False
     needs_fitness: ClassVar[bool] = False
     reads: ClassVar[tuple[str, ...]] = ()
+    descends: ClassVar[bool] = True
 
     def __init__(self, seed_run: SeedRun, arm: Arm, trunk: dict[str, Any]) -> None:
         self.seed_run, self.arm = seed_run, arm

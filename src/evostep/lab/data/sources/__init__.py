@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Literal
 
 from evostep.errors import unknown_name
-from evostep.lab.data.sources import cifar10, dataset, digits, fashion_mnist, image_folder
+from evostep.lab.data.sources import (
+    cifar10,
+    dataset,
+    digits,
+    fashion_mnist,
+    image_folder,
+    text_lines,
+)
 from evostep.lab.data.sources.base import Source
 
 __all__ = ["SOURCES", "Reader", "find_reader"]
@@ -40,6 +47,7 @@ class Reader:
 
 
 _FOLDER, _IMPORT_PATH = "folder:PATH", "package.module:attribute"
+_TEXT_LINES = "text-lines:SERIES"
 
 SOURCES: dict[str, Reader] = {
     "digits": Reader(
@@ -61,6 +69,13 @@ SOURCES: dict[str, Reader] = {
         ("folder",),
         cifar10.find,
         cifar10.CURE,
+    ),
+    _TEXT_LINES: Reader(
+        text_lines.load,
+        "codes on labels, drawn: 48x80 coloured pixels and the text on each",
+        ("name",),
+        text_lines.find,
+        text_lines.CURE,
     ),
     _FOLDER: Reader(
         image_folder.load,
@@ -87,6 +102,8 @@ def find_reader(name: str) -> Reader:
         return SOURCES[name]
     if name.startswith("folder:"):
         return SOURCES[_FOLDER]
+    if name.partition(":")[0] == "text-lines":
+        return SOURCES[_TEXT_LINES]
     if ":" in name:
         return SOURCES[_IMPORT_PATH]
     raise unknown_name("data", name, SOURCES, choices=", ".join(SOURCES))

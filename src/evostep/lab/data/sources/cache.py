@@ -49,8 +49,8 @@ def write_cache(path: Path, tensors: dict[str, Tensor], title: str) -> None:
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
         warn(
-            f"cannot write the cache {path} ({reason(error)}): CIFAR-10 will be decoded again "
-            f"next time; set EVOSTEP_CACHE to a folder that can be written",
+            f"cannot write the cache {path} ({reason(error)}): it will be made again next "
+            f"time; set EVOSTEP_CACHE to a folder that can be written",
         )
     finally:
         with contextlib.suppress(OSError):  # it is not there after success
