@@ -16,7 +16,8 @@ from evostep.spaces.workspace import Workspace
 class Center:
     """Where a model stands within a phase, and where it may be put back.
 
-    An interrupt on the way of a move finds either all moved or nothing.
+    Moves are to be finished once they are begun (`evostep.interrupts.finish`): they come to the
+    same when they are done again.
 
     Args:
         workspace: writes weights into the model.
@@ -52,15 +53,12 @@ class Center:
         assert evaluator.state is not None, "a Fitness knows its model"
         return evaluator.state.values(), None
 
-    def commit(self, coordinates: Coordinates, statistics: list[Tensor] | None) -> None:
-        """Move to what was last written, with the statistics that belong to it."""
-        try:
-            self.workspace.accept(coordinates)
-            self._keep(statistics)
-        except BaseException:
-            if not self.workspace.dirty:  # the weights have moved
-                self._keep(statistics)
-            raise
+    def commit(self, settled: Coordinates, statistics: list[Tensor] | None) -> None:
+        """Move to what was last written, and settled, with the statistics that belong to it."""
+        self.workspace.accept(settled)
+        if statistics is not None and self._evaluator.state is not None:
+            self._evaluator.state.write(statistics)
+            self._hold()
 
     def write(self, coordinates: Mapping[str, Tensor], buffers: list[Tensor]) -> None:
         """Write weights and buffers into the model, to be scored."""
@@ -70,13 +68,6 @@ class Center:
 
     def move(self, coordinates: Mapping[str, Tensor], buffers: list[Tensor]) -> None:
         """Move to what `copy` returned."""
-        try:
-            self._move(coordinates, buffers)
-        except BaseException:  # an interrupt on the way: once more, from the start
-            self._move(coordinates, buffers)
-            raise
-
-    def _move(self, coordinates: Mapping[str, Tensor], buffers: list[Tensor]) -> None:
         self.write(coordinates, buffers)
         self.workspace.genome.move(Tensors(coordinates))
         self.workspace.restore()
@@ -112,11 +103,6 @@ class Center:
         """Take what a callback of the user's set on modules as what scorings put back."""
         for state in self._states:
             state.hold_attributes()
-
-    def _keep(self, statistics: list[Tensor] | None) -> None:
-        if statistics is not None and self._evaluator.state is not None:
-            self._evaluator.state.write(statistics)
-            self._hold()
 
     def _hold(self) -> None:
         for state in self._states:

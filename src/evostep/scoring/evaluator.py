@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from evostep.interrupts import Undoing
 from evostep.noise import derive_seed
 from evostep.scoring.accumulators import number
 from evostep.scoring.batches import Examples
@@ -168,10 +169,8 @@ class Evaluator:
     def unchanged(self, round: Round, purpose: str = "scoring") -> Iterator[None]:
         """Seed the random streams as for every scoring of the generation; leave no trace."""
         seed_everything(round.seed_of(purpose))
-        try:
+        with Undoing(self.restore):
             yield
-        finally:
-            self.restore()
 
     @contextmanager
     def uncounted(self) -> Iterator[None]:
