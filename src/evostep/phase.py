@@ -211,8 +211,11 @@ class Phase:
             round = self.second.round(self.seed, round.generation)
             parent = self.second.score(round, keep_outputs=keep)
         statistics, candidate = self.center.try_out(step.center, round)
-        if asked and candidate is None:
-            if self.second is None and best is not None and not keep:
+        lost = self.center.lost()
+        if candidate is None and (asked or lost is not None):
+            if lost is not None:
+                candidate = Scores.failure(f"{lost!r} would be NaN or infinite")
+            elif self.second is None and best is not None and not keep:
                 candidate = best
             else:
                 judge = self.second or self.evaluator
@@ -313,8 +316,14 @@ class Phase:
             error=candidate.error,
             sample_forwards=self._spent(),
         )
-        forwards = record.sample_forwards + verdict.sample_forwards
-        record = replace(record, verdict=verdict, sample_forwards=forwards, moved=accepted)
+        record = replace(
+            record,
+            verdict=verdict,
+            sample_forwards=record.sample_forwards + verdict.sample_forwards,
+            moved=accepted,
+            failed=record.failed + candidate.failed,
+            error=record.error or candidate.error,
+        )
         attempts = self.attempts + 1
 
         def settle() -> None:

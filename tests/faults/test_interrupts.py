@@ -1,4 +1,4 @@
-"""An interrupt at any line of ours: the weights are a center's, all else is as before, and it goes on.
+"""An interrupt at any line of ours: weights are a center's, all else is as before, and it goes on.
 
 Every 37th line that one call executes is interrupted here, every one in the slow tests.
 """
@@ -8,9 +8,9 @@ from __future__ import annotations
 import contextlib
 import random
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 import evostep
@@ -36,6 +36,7 @@ from evostep import (
 )
 from evostep.acceptance import Improves, Ladder, PairedTest
 from evostep.engines.racing import Racing
+from evostep.polishing.decision import Decision, Moved
 from evostep.spaces.span import Span
 from evostep.spaces.weights import AllWeights
 from evostep.strategies.cmaes import CMAES
@@ -101,8 +102,9 @@ class Case:
     files: tuple[str, ...] = (OURS, contextlib.__file__)  # which lies between a `with` and ours
 
     def bits(self) -> list[Any]:
-        tensors = [t for model in self.models for t in model.state_dict().values()]
-        return [*(t.tolist() for t in tensors), *self.state()]
+        """Of each model, and of what moves with them."""
+        states = [model.state_dict().values() for model in self.models]
+        return [*([t.tolist() for t in state] for state in states), self.state()]
 
     def surroundings(self) -> dict[str, Any]:
         modules = [module for model in self.models for module in model.modules()]
@@ -229,7 +231,9 @@ def evolved(base: str = "sgd", rule: str = "always", momentum: Any = 0.5) -> Cas
 def esgd(what: str) -> Case:
     models = [network(norm=True, seed=seed) for seed in (1, 2)]
     pairs = [(model, torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)) for model in models]
-    population = ESGD(pairs, Fitness(models[0], BATCHES, "neg-loss"), offspring=2, elite=1)
+    population = ESGD(
+        pairs, Fitness(models[0], BATCHES, "neg-loss"), offspring=2, parents=2, elite=1, sigma=0.1
+    )
 
     def train(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
         F.cross_entropy(model(X), Y).backward()
@@ -268,21 +272,30 @@ def polishing(space: str) -> Case:
         model[0].weight.copy_(2 * torch.eye(3, 4))
         model[0].bias.copy_(torch.tensor([4.0, 0.0, 0.0]))
     options: dict[str, Any] = {"folds": 3, "population": 4, "draws": 200, "space": space}
-    options["budget"] = 2 * 90 * 7 * (4 + 5) if space == "head" else 400
+    options["budget"] = 2 * 90 * 7 * (4 + 1 * 5) if space == "head" else 400
 
     def run() -> object:
-        result = evostep.polish(model, [(inputs, labels)], "balanced-accuracy", **options)
-        assert result.applied
-        return result
+        return evostep.polish(model, [(inputs, labels)], "balanced-accuracy", **options)
 
     names = ("decision", "network", "evolved", "polish", "weights")
     return Case(run, [model], files=tuple(f"{OURS}/polishing/{name}.py" for name in names))
 
 
+def evolved_weights() -> Case:
+    """Weights and a decision, put into a network and taken out again."""
+    model = network()
+    live = {"2.weight": model[2].weight, "2.bias": model[2].bias}
+    before = {name: tensor.detach().clone() for name, tensor in live.items()}
+    after = {name: tensor + 1.0 for name, tensor in before.items()}
+    decision = Decision("classes", torch.tensor([0.5, -0.5]), "accuracy", 2.0)
+    moved = Moved(live, before, after, model[2], decision)
+    return Case(lambda: moved.revert() if moved.applied else moved.apply(), [model])
+
+
 CASES: dict[str, Callable[[], Case]] = {
-    **{name: lambda name=name: evolution(name) for name in STRATEGIES},  # type: ignore[misc]
-    **{f"{name}": lambda name=name: evolution(space=name) for name in SPACES if name != "all"},  # type: ignore[misc]
-    **{f"{name}": lambda name=name: evolution(rule=name) for name in RULES if name != "always"},  # type: ignore[misc]
+    **{name: partial(evolution, name) for name in STRATEGIES},
+    **{name: partial(evolution, space=name) for name in SPACES if name != "all"},
+    **{name: partial(evolution, rule=name) for name in RULES if name != "always"},
     "second fitness": lambda: evolution(rule="improves", second=True),
     "second fitness in a phase": lambda: evolution(rule="improves-phase", second=True),
     "callable": lambda: evolution(rule="improves", bare=True),
@@ -302,19 +315,20 @@ CASES: dict[str, Callable[[], Case]] = {
     "suggest_sigma": lambda: asking("sigma"),
     "polish": lambda: polishing("decision"),
     "polish the head": lambda: polishing("head"),
+    "evolved weights": evolved_weights,
 }
 
 
 def faults(make: Callable[[], Case], step: int) -> Iterator[str]:
     """Interrupt a call at every line, or some of them; tell what is wrong afterwards."""
     make().run()  # what torch and we find out once in a process is known from here on
-    whole = make()
-    before, centers = whole.surroundings(), [whole.bits()]
-    with Line(files=whole.files) as lines:
-        whole.run()
-    centers.append(whole.bits())
-    whole.run()
-    after_next = [centers[1], whole.bits()]
+    sound = make()
+    before, centers = sound.surroundings(), [sound.bits()]
+    with Line(files=sound.files) as lines:
+        sound.run()
+    centers.append(sound.bits())
+    sound.run()
+    after_next = [centers[1], sound.bits()]
     for k in range(1, lines.count + 1, step):
         case = make()
         tensors = case.surroundings()["tensors"]
@@ -329,7 +343,8 @@ def faults(make: Callable[[], Case], step: int) -> Iterator[str]:
             continue
         bits, now = case.bits(), case.surroundings()
         wrong = [key for key in before if now[key] != {**before, "tensors": tensors}[key]]
-        if bits not in centers:
+        # of a population each has a center of its own
+        if any(one not in some for one, *some in zip(bits, *centers, strict=True)):
             wrong.append("weights are no center's")
         generation = None if case.generation is None else case.generation()
         case.run()
@@ -343,14 +358,26 @@ def faults(make: Callable[[], Case], step: int) -> Iterator[str]:
             yield f"{line.where}, {k} of {lines.count}: {', '.join(wrong)}"
 
 
-if __name__ == "__main__":
-    import time
+# of each kind one is interrupted here, the others in the slow tests
+QUICK = {
+    *("mutation", "openai-es", "cmaes", "head", "span", "improves-phase", "second fitness"),
+    *("calibration", "vmap", "prefix", "racing", "Evolved of averages", "ESGD descends", "polish"),
+    *("fitness", "evolved weights"),
+}
+warns = pytest.mark.filterwarnings("ignore:.*:UserWarning")
 
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    for name in sys.argv[2:] or CASES:
-        t = time.time()
-        found = list(faults(CASES[name], step=int(sys.argv[1])))
-        print(f"== {name}: {len(found)} faults, {time.time() - t:.1f} s", flush=True)
-        for one in found:
-            print("   ", one)
+
+@warns
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in CASES]
+)
+def test_an_interrupt_at_any_line_leaves_a_center_and_it_goes_on(name: str) -> None:
+    assert list(faults(CASES[name], STEP)) == []
+
+
+@warns
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("name", CASES)
+def test_an_interrupt_at_every_line_leaves_a_center_and_it_goes_on(name: str) -> None:
+    assert list(faults(CASES[name], 1)) == []

@@ -15,29 +15,33 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-        The exit code: 0; 1 where a file or the output could not be written; 130 after Ctrl-C. Bad
-        input leaves with 2 and one line that names it.
+        The exit code: 0; 1 where a file or the output could not be written; 130 after Ctrl-C, 143
+        after SIGTERM. Bad input leaves with 2 and one line that names it.
     """
     parsed = None
     try:
         import warnings
 
-        from evostep.cli.terminal import steady_streams
+        from evostep.cli.terminal import steady_streams, terminated_as_interrupted
 
-        with steady_streams() as (out, _), warnings.catch_warnings():
+        with (
+            terminated_as_interrupted(),
+            steady_streams() as (out, _),
+            warnings.catch_warnings(),
+        ):
             from evostep.cli.output import show_warning
 
             warnings.showwarning = show_warning  # type: ignore[assignment]
             try:
                 parsed = _parse(sys.argv[1:] if arguments is None else arguments)
                 _run(parsed)
-            except KeyboardInterrupt:
-                return _stopped(parsed)
+            except KeyboardInterrupt as interrupt:
+                return _stopped(parsed, interrupt)
             out.flush()
             if out.error is not None:
                 return _lost(out.error)
-    except KeyboardInterrupt:
-        return _stopped(parsed)
+    except KeyboardInterrupt as interrupt:
+        return _stopped(parsed, interrupt)
     return 0
 
 
@@ -92,8 +96,8 @@ def _refuse(command: str, error: Exception) -> None:
         fail(str(_lacking(f"evostep {command}", error)))
 
 
-def _stopped(parsed: Any) -> int:
-    """Say after Ctrl-C how to go on, where there is something to go on from."""
+def _stopped(parsed: Any, interrupt: KeyboardInterrupt) -> int:
+    """Say after Ctrl-C or SIGTERM how to go on, where there is something to go on from."""
     out = parsed[parsed.command].get("out") if parsed is not None else None
     again = ""
     if out is not None and (out / "plan.json").exists():
@@ -104,7 +108,7 @@ def _stopped(parsed: Any) -> int:
         if out is not None and (out / ".evostep-run").exists():
             again = "; the same command goes on from what is finished"
     print(f"evostep: stopped{again}", file=sys.stderr)
-    return 130
+    return getattr(interrupt, "exit_code", 130)
 
 
 def _lost(error: OSError) -> int:

@@ -80,6 +80,23 @@ class Center:
             state.restore()
 
     @torch.no_grad()
+    def lost(self) -> str | None:
+        """Return which weights, as they stand, are NaN or infinite where the center's are not."""
+        workspace, center = self.workspace, Tensors(self.workspace.genome.center)
+        ends: dict[torch.device, list[Tensor]] = {}
+        for tensor in workspace.live.values():
+            if tensor.numel():
+                found = as_coordinates(tensor).aminmax()
+                ends.setdefault(tensor.device, []).extend(end.double() for end in found)
+        if all(bool(torch.stack(some).isfinite().all()) for some in ends.values()):
+            return None
+        for name, tensor in workspace.live.items():
+            before = as_weights(workspace.space.decode(center, name), tensor)
+            if bool((before.isfinite() & ~tensor.isfinite()).any()):
+                return name
+        return None
+
+    @torch.no_grad()
     def disturbed(self) -> bool:
         """Whether somebody else wrote to the weights; then the center is due to be restored."""
         workspace = self.workspace
