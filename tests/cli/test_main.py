@@ -39,6 +39,7 @@ TINY: dict[str, object] = {
 }
 MODULE = """
 import os
+import signal
 import time
 
 import torch
@@ -60,6 +61,11 @@ def fragile(outputs, targets):
 def interrupted(outputs, targets):
     if large(outputs):
         raise KeyboardInterrupt
+    return (outputs.argmax(1) == targets).double()
+
+def terminated(outputs, targets):
+    if large(outputs):
+        os.kill(os.getpid(), signal.SIGTERM)
     return (outputs.argmax(1) == targets).double()
 
 def slow(outputs, targets):
@@ -443,6 +449,19 @@ def test_ctrl_c_is_one_line_and_the_same_command_goes_on(
     train = ["train", *tiny(seeds=None), "--metric=module_of_cli:interrupted", "--out=t"]
     assert exit_code(*train) == 130
     assert "train --resume goes on" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("without_report")
+def test_sigterm_is_taken_as_ctrl_c_is_and_leaves_with_143(
+    capsys: pytest.CaptureFixture[str], here: Path
+) -> None:
+    """Batch systems and containers send it before they kill."""
+    given = ["--metric=module_of_cli:terminated", "--sigma=100", "--out=out"]
+    assert exit_code("compare", *tiny(), *given) == 143
+    *_, last = capsys.readouterr().err.splitlines()
+    assert last == "evostep: stopped; the same command goes on from the last checkpoint"
+    assert not list((here / "out").rglob("*.part"))
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 @pytest.mark.usefixtures("without_report")
