@@ -14,7 +14,7 @@ SOURCE = TESTS.parent / "src"
 # Lowest first. A room is a folder or a file; it imports what lies below its floor, never a
 # neighbour. A higher floor than a room needs would let it grow roots that nobody meant.
 FLOORS = (
-    ("_version", "distributed_checkpoint", "errors", "schedule"),
+    ("_version", "distributed_checkpoint", "errors", "interrupts", "schedule"),
     ("noise", "record", "weight_copies"),
     ("genome",),
     ("gradient_noise", "spaces"),

@@ -28,6 +28,7 @@ from evostep.genome.anatomy import module_names
 from evostep.genome.guides import add_guides, copy_guides
 from evostep.genome.point import Genome, as_coordinates
 from evostep.genome.slots import Slots, check_memory, renamed, slots_of, with_model
+from evostep.interrupts import Undoing
 from evostep.phase import Phase
 from evostep.record import Record, warn_of_failures
 from evostep.scoring.evaluator import Evaluator
@@ -249,7 +250,7 @@ class Evolution:
         def timed_out() -> bool:
             return max_seconds is not None and time.perf_counter() - began >= max_seconds
 
-        try:
+        with Undoing(), Undoing(self._close):
             with preserved_rng():
                 phase = self._open(fitness, accept_on)
             for i in range(generations):
@@ -275,11 +276,12 @@ class Evolution:
                         on_move()
                 if last or phase.over:
                     break
-        finally:
-            if self._phase is not None:
-                self._phase.close()
-            self._phase = None
         return records
+
+    def _close(self) -> None:
+        if self._phase is not None:
+            self._phase.close()
+        self._phase = None
 
     def _hand(self, phase: Phase, call: Callable[[], object]) -> object:
         """Call what the user gave; refuse what the next generation would undo."""
@@ -372,19 +374,26 @@ class Evolution:
         if "precision" not in self._told:
             self._told.add("precision")
             check_precision(self.strategy, phase.workspace, self._state, self.generation, self.seed)
-        record, state = phase.generation(self.generation, self._state)
-        self._state, self.generation = state, self.generation + 1
-        self.attempts = phase.attempts
-        self.sample_forwards += record.sample_forwards
-        self.history.append(record)
-        return record
+        before, spent = len(self.history), self.sample_forwards
+
+        def book(record: Record, state: State) -> None:
+            self._state, self.generation = state, record.generation + 1
+            self.attempts = phase.attempts
+            self.sample_forwards = spent + record.sample_forwards
+            self.history[before:] = [record]
+
+        return phase.generation(self.generation, self._state, book)
 
     def _conclude(self, phase: Phase, records: list[Record]) -> None:
         """End a phase; the last record, here and in the history, gets the verdict."""
-        before = records[-1].sample_forwards
-        records[-1] = self.history[-1] = phase.conclude(records[-1])
-        self.attempts = phase.attempts
-        self.sample_forwards += records[-1].sample_forwards - before
+        spent = self.sample_forwards - records[-1].sample_forwards
+
+        def book(record: Record) -> None:
+            records[-1] = self.history[-1] = record
+            self.attempts = phase.attempts
+            self.sample_forwards = spent + record.sample_forwards
+
+        phase.conclude(records[-1], book)
 
     def remember(self) -> None:
         """Take a checkpoint of the weights as they stand, for a space that mixes them: `Span`.

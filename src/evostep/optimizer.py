@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 from weakref import ref
 
@@ -20,6 +21,7 @@ from evostep.errors import warn
 from evostep.evolution import Evolution
 from evostep.genome.anatomy import module_names
 from evostep.genome.slots import movable_of_groups, sigmas_of_groups, slots_of_groups
+from evostep.interrupts import Undoing, finish
 from evostep.record import Record
 from evostep.scoring.fitness import Fitness
 from evostep.spaces.base import Space
@@ -277,9 +279,16 @@ class Evolved(Optimizer):
             copies.follow()  # the state may be saved now
             return on_generation(record) if on_generation is not None else None
 
+        damp = self._damper()
         hooks = getattr(self.base, "_optimizer_step_pre_hooks", {})  # some wrappers have none
-        hooks[self._refuse_step] = self._refuse_step
-        try:
+
+        def leave() -> None:
+            hooks.pop(self._refuse_step, None)
+            copies.follow()
+            damp()
+
+        with Undoing(), Undoing(leave):
+            hooks[self._refuse_step] = self._refuse_step
             return self.evolution.evolve(
                 fitness,
                 generations,
@@ -287,11 +296,8 @@ class Evolved(Optimizer):
                 max_forwards=max_forwards,
                 max_seconds=max_seconds,
                 on_generation=tell if on_generation is not None else None,
-                on_move=self._damp_momentum,
+                on_move=damp,
             )
-        finally:
-            hooks.pop(self._refuse_step)
-            copies.follow()
 
     def _refuse_step(self, *_: Any) -> None:
         self.evolution.refuse_within("a gradient step")
@@ -325,16 +331,33 @@ class Evolved(Optimizer):
             guides.append({name: m for name, m in moments.items() if m is not None})
         return [guide for guide in guides if guide]
 
-    @torch.no_grad()
-    def _damp_momentum(self) -> None:
-        if self._damping == 1.0:
-            return
-        for parameter in self.evolution.evolving().values():
-            if parameter in self.base.state:
-                for key in _FIRST_MOMENTS:
-                    moment = self.base.state[parameter].get(key)
-                    if moment is not None:
-                        moment.mul_(self._damping)
+    def _damper(self) -> Callable[[], None]:
+        """Return what damps the momentum for each move from now on, once, however interrupted."""
+        since = len(self.history)
+        waiting: list[Tensor] = []
+
+        def settle(moment: Tensor, damped: Tensor, left: list[Tensor]) -> None:
+            nonlocal waiting
+            moment.copy_(damped)
+            waiting = left
+
+        @torch.no_grad()
+        def damp() -> None:
+            nonlocal since, waiting
+            if self._damping == 1.0:
+                return
+            if any(record.moved for record in self.history[since:]):
+                waiting, since = [*waiting, *self._moments()], len(self.history)
+            while waiting:
+                finish(partial(settle, waiting[0], waiting[0] * self._damping, waiting[1:]))
+
+        return damp
+
+    def _moments(self) -> list[Tensor]:
+        """Return the first moments of what evolves."""
+        states = [self.base.state.get(p, {}) for p in self.evolution.evolving().values()]
+        held = [state.get(key) for state in states for key in _FIRST_MOMENTS]
+        return [moment for moment in held if moment is not None]
 
     # Saving, loading, copying.
 

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from evostep.acceptance import Rule
 from evostep.engines.base import Session
+from evostep.genome.point import Coordinates
+from evostep.interrupts import finish
 from evostep.record import FEW, Record, Verdict, warn_of_no_difference
 from evostep.scoring.center import Center, fingerprint
 from evostep.scoring.evaluator import Competition, Evaluator, Round
@@ -30,12 +33,18 @@ class _Decision:
     """What became of the center that one generation proposed.
 
     Attributes:
-        accepted: whether the center moved.
+        accepted: whether the center moves.
         candidate: how it scored; None where it was not scored.
+        center: the proposed one, as it can be moved to; None where nothing is proposed.
+        statistics: of BatchNorm layers that belong to it, where they are estimated.
+        judged: whether the rule had to judge it.
     """
 
     accepted: bool = False
     candidate: Scores | None = None
+    center: Coordinates | None = None
+    statistics: list[Tensor] | None = None
+    judged: bool = False
 
 
 _ROUNDING = 1e-6  # of one engine against another, relative
@@ -94,6 +103,8 @@ class Phase:
         self._told = 0  # of the sample-forwards spent
         self._start: dict[str, Tensor] = {}
         self._buffers: list[Tensor] = []
+        # where it was before it opened elsewhere, until a record tells of that
+        self._untold: tuple[dict[str, Tensor], list[Tensor]] | None = None
         if saved is not None:
             self._resume(saved)
         elif self.by_phase:
@@ -101,15 +112,19 @@ class Phase:
 
     # One generation.
 
-    def generation(self, number: int, state: State) -> tuple[Record, State]:
+    def generation(
+        self, number: int, state: State, book: Callable[[Record, State], object]
+    ) -> Record:
         """Draw members, score them, move the center where they point, keep it or go back.
 
         Args:
             number: of the generation.
             state: the strategy's, from the generation before (not changed).
+            book: takes down what was done, and the strategy's new state, in one with the center's
+                move: an interrupt finds both or neither. It may be called twice, to the same end.
 
         Returns:
-            What was done; and the strategy's new state.
+            What was done.
         """
         clock = time.perf_counter()
         strategy, genome, seed = self.strategy, self.genome, self.seed
@@ -125,7 +140,20 @@ class Phase:
         if self._nothing_differs(parent, scores) and not self._asks:
             step = None  # the center would only drift
         decision = self._consider(step, round, parent, scores) if step else _Decision()
-        return self._record(number, parent, scores, decision, clock), state
+        record = self._record(number, parent, scores, decision, clock)
+        attempts = self.attempts + decision.judged
+
+        def settle() -> None:
+            if decision.accepted:
+                assert decision.center is not None, "it was proposed"
+                self.center.commit(decision.center, decision.statistics)
+                self.moved = True
+            self.attempts, self._untold = attempts, None
+            book(record, state)
+
+        finish(settle)
+        self.center.restore(buffers=decision.statistics is not None)
+        return record
 
     def _nothing_differs(self, parent: Scores, scores: Sequence[Scores]) -> bool:
         """Return whether all members score as the parent does; warn once in a phase.
@@ -173,36 +201,32 @@ class Phase:
     def _consider(
         self, step: Step, round: Round, parent: Scores, scores: Sequence[Scores]
     ) -> _Decision:
-        """Write the proposed center; keep it or write the parent back."""
+        """Write the proposed center, and judge it; there it stands."""
         keep = self.rule.needs_outputs
         asked = self._asks
         best = scores[step.scored] if step.scored is not None else None
         if best is not None and best.seen is not None:  # all were dropped: none beats the parent
-            self.attempts += asked
-            return _Decision(candidate=best)
+            return _Decision(candidate=best, judged=asked)
         if asked and self.second is not None:
             round = self.second.round(self.seed, round.generation)
             parent = self.second.score(round, keep_outputs=keep)
         statistics, candidate = self.center.try_out(step.center, round)
-        if asked and candidate is None:
-            if self.second is None and best is not None and not keep:
+        lost = self.center.lost()
+        if candidate is None and (asked or lost is not None):
+            if lost is not None:
+                candidate = Scores.failure(f"{lost!r} would be NaN or infinite")
+            elif self.second is None and best is not None and not keep:
                 candidate = best
             else:
                 judge = self.second or self.evaluator
                 candidate = judge.attempt(round, calibrate=False, keep_outputs=keep)
-        try:
-            # weights on which statistics cannot be estimated are not worth going on with
-            accepted = candidate is None or not candidate.failed
-            if asked and accepted:
-                assert candidate is not None, "it was scored"
-                accepted = self.rule(parent, candidate, self.attempts + 1)
-            if accepted:
-                self.center.commit(step.center, statistics)
-                self.moved = True
-        finally:
-            self.center.restore(buffers=statistics is not None)
-        self.attempts += asked
-        return _Decision(accepted, candidate)
+        # weights on which statistics cannot be estimated are not worth going on with
+        accepted = candidate is None or not candidate.failed
+        if asked and accepted:
+            assert candidate is not None, "it was scored"
+            accepted = self.rule(parent, candidate, self.attempts + 1)
+        center = self.workspace.settle(step.center) if accepted else None
+        return _Decision(accepted, candidate, center, statistics, asked)
 
     def _record(
         self,
@@ -243,33 +267,39 @@ class Phase:
         starts = self.workspace.space.starts(self.genome)
         if not starts:
             return
+        self._untold = self.center.copy()
         round = self.evaluator.round(self.seed, number)
         best, self._opened = self.evaluator.score(round).value, "current"
         for name, coordinates in starts.items():
             statistics, failed = self.center.try_out(coordinates, round)
             scores = failed or self.evaluator.attempt(round, calibrate=False)
             if not scores.failed and not scores.value <= best:
-                self.center.commit(coordinates, statistics)
-                best, self._opened, self.moved = scores.value, name, True
+                settled = self.workspace.settle(coordinates)
+                finish(partial(self._begin_at, settled, statistics))
+                best, self._opened = scores.value, name
             else:
                 self.center.restore(buffers=False)
 
-    def conclude(self, record: Record) -> Record:
+    def _begin_at(self, settled: Coordinates, statistics: list[Tensor] | None) -> None:
+        self.center.commit(settled, statistics)
+        self.moved = True
+
+    def conclude(self, record: Record, book: Callable[[Record], object]) -> None:
         """Judge where the phase led against where it began, if the rule does; keep it or go back.
 
         Args:
             record: of the phase's last generation, on whose examples both are scored.
-
-        Returns:
-            The record, with the verdict.
+            book: takes down the record with the verdict: see `generation`.
         """
         count = record.generation + 1 - self.began
-        if not self.by_phase or not self.moved:
+        if not self.by_phase:
             self.over = True
-            if not self.by_phase:
-                return record
+            return
+        if not self.moved:
             nothing = Verdict(self.began, count, None, None, False, None, 0)
-            return replace(record, verdict=nothing)
+            book(replace(record, verdict=nothing))
+            self.over = True
+            return
         judge = self.second or self.evaluator
         round = judge.round(self.seed, record.generation)
         keep = self.rule.needs_outputs
@@ -277,12 +307,6 @@ class Phase:
         self.center.write(self._start, self._buffers)
         parent = judge.score(round, keep_outputs=keep)
         accepted = not candidate.failed and self.rule(parent, candidate, self.attempts + 1)
-        if accepted:
-            self.center.restore()
-        else:
-            self.center.move(self._start, self._buffers)
-        self.over = True
-        self.attempts += 1
         verdict = Verdict(
             generation=self.began,
             generations=count,
@@ -292,8 +316,25 @@ class Phase:
             error=candidate.error,
             sample_forwards=self._spent(),
         )
-        forwards = record.sample_forwards + verdict.sample_forwards
-        return replace(record, verdict=verdict, sample_forwards=forwards, moved=accepted)
+        record = replace(
+            record,
+            verdict=verdict,
+            sample_forwards=record.sample_forwards + verdict.sample_forwards,
+            moved=accepted,
+            failed=record.failed + candidate.failed,
+            error=record.error or candidate.error,
+        )
+        attempts = self.attempts + 1
+
+        def settle() -> None:
+            if accepted:
+                self.center.restore()
+            else:
+                self.center.move(self._start, self._buffers)
+            self.over, self.attempts = True, attempts
+            book(record)
+
+        finish(settle)
 
     def cost_of_verdict(self, number: int) -> int:
         """Return what judging the phase after generation `number` takes; 0 if nothing is judged."""
@@ -306,6 +347,9 @@ class Phase:
         if self.by_phase and not self.over:
             self.center.move(self._start, self._buffers)
             self.over = True
+        elif self._untold is not None:
+            self.center.move(*self._untold)
+            self._untold = None
         self.center.restore(buffers=self.evaluator.calibrates)
         self.center.derive_weights()
         self.session.close()

@@ -55,7 +55,8 @@ class Record:
             nothing was proposed or the rule asks for no score.
         accepted: whether the center moved; where the rule judges phases, whether it moved within
             the phase: `verdict` says whether it stayed.
-        failed: members (and a candidate) whose fitness raised or was not finite.
+        failed: members (and a center that was proposed, or judged as a phase's) whose fitness
+            raised or was not finite, or whose weights were not.
         error: what the first of them failed by.
         sample_forwards: examples that went forward through the network, parent, members, candidate
             acceptance and what a strategy measures counted (a backward as two more); calls, where

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from evostep.errors import InputError, warn
 from evostep.genome.slots import slots_of_module
+from evostep.interrupts import Undoing
 from evostep.noise import NoiseKind
 from evostep.scoring.fitness import Fitness
 from evostep.scoring.head import with_head
@@ -130,11 +131,11 @@ def suggest_sigma(
     if space.needs_head:
         slots = with_head(slots, predict.fitness)
     tried, changed, spread = [], [], []
-    with preserved_rng():
+    with Undoing(), preserved_rng():
         genome = space.open(slots)
         live = slots.live
         workspace = Workspace(space, genome, {name: live[name] for name in genome.center})
-        try:
+        with Undoing(workspace.restore):
             before = predict(seed)
             for sigma in sigmas:
                 strategy = RandomMutation(sigma, population=draws, scale=scale, noise=noise)
@@ -147,8 +148,6 @@ def suggest_sigma(
                 spread.append(float(torch.tensor(shares).std(correction=0)))
                 if changed[-1] >= max(0.5, share):
                     break
-        finally:
-            workspace.restore()
     sigma = _interpolate(tried, changed, share)
     if not any(changed):
         sigma = math.nan
@@ -193,13 +192,10 @@ class _Predictions:
         return float((after.double() - before.double()).square().mean().sqrt()) / self.unit
 
     def __call__(self, seed: int) -> Tensor:
-        state = ModuleState(self.model)
         seed_everything(seed)
-        try:
+        with Undoing(ModuleState(self.model).restore):
             examples = self.fitness.examples()
             outputs = self.fitness.score(examples, keep_outputs=True).outputs
-        finally:
-            state.restore()
         return predictions(outputs, self.targets) if self.unit is None else outputs
 
 

@@ -7,6 +7,7 @@ the next step computes the weights from such a copy again. So it moves by the sa
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from evostep.errors import warn
+from evostep.interrupts import finish
 
 # What the state of an optimizer calls a copy of the weights, by the optimizer's class; under "" in
 # whatever class, as far as a tensor of the parameter's shape is there.
@@ -76,7 +78,7 @@ class WeightCopies:
         self, optimizer: Optimizer, tensors: Collection[Tensor], told: set[str], *, undo: bool
     ) -> None:
         self._copies = found = [(p, kept) for p in tensors for kept in _copies(optimizer, p, p)]
-        self._last = {id(p): p.detach().clone() for p, _ in found}
+        self._last = [p.detach().clone() for p, _ in found]
         self._start = [(p.detach().clone(), kept.clone()) for p, kept in found] if undo else []
         for one in _within(optimizer):
             name = type(one).__name__
@@ -92,15 +94,14 @@ class WeightCopies:
     def follow(self) -> None:
         """Move the copies as far as the weights have moved since."""
         for i, (p, kept) in enumerate(self._copies):
-            last = self._last[id(p)]
+            last = self._last[i]
             if torch.equal(p, last):
                 continue
             if self._start and torch.equal(p, self._start[i][0]):
-                kept.copy_(self._start[i][1])
+                there = self._start[i][1]
             else:
-                kept.copy_(moved(kept, last, p))
-        for p, _ in self._copies:
-            self._last[id(p)].copy_(p)
+                there = moved(kept, last, p)
+            finish(partial(_copy, (kept, there), (last, p)))
 
 
 @torch.no_grad()
@@ -108,6 +109,11 @@ def carry_over(optimizer: Optimizer, p: Tensor, before: Tensor, after: Tensor) -
     """Move the copies of one parameter, whose state belongs to the weights `before`, to `after`."""
     for kept in _copies(optimizer, p, before):
         kept.copy_(moved(kept, before, after))
+
+
+def _copy(*pairs: tuple[Tensor, Tensor]) -> None:
+    for tensor, value in pairs:
+        tensor.copy_(value)
 
 
 def moved(kept: Tensor, before: Tensor, after: Tensor) -> Tensor:

@@ -6,11 +6,13 @@ import io
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from evostep import __version__
 from evostep.cli import main
 from evostep.cli.options import make_options
 from evostep.cli.parser import parse
+from evostep.lab import storage
 from evostep.lab.comparison import compare as compare_module
 from evostep.lab.report.page import ReportPaths
 from evostep.lab.storage import read_json
@@ -39,6 +42,7 @@ TINY: dict[str, object] = {
 }
 MODULE = """
 import os
+import signal
 import time
 
 import torch
@@ -60,6 +64,11 @@ def fragile(outputs, targets):
 def interrupted(outputs, targets):
     if large(outputs):
         raise KeyboardInterrupt
+    return (outputs.argmax(1) == targets).double()
+
+def terminated(outputs, targets):
+    if large(outputs):
+        os.kill(os.getpid(), signal.SIGTERM)
     return (outputs.argmax(1) == targets).double()
 
 def slow(outputs, targets):
@@ -442,6 +451,57 @@ def test_ctrl_c_is_one_line_and_the_same_command_goes_on(
     train = ["train", *tiny(seeds=None), "--metric=module_of_cli:interrupted", "--out=t"]
     assert exit_code(*train) == 130
     assert "the same command goes on" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.usefixtures("without_report")
+def test_a_comparison_that_is_interrupted_at_any_line_goes_on_to_the_same_end(
+    here: Path,
+) -> None:
+    """At forty lines of those that train, save and write results, evenly spaced."""
+    files = tuple(str(Path(compare_module.__file__).parents[1] / part) for part in ("comp", "arms"))
+    files += (storage.__file__,)
+    line = [0, 0]  # at which to interrupt, and how many there have been
+
+    def look(frame: FrameType, event: str, arg: Any) -> Any:
+        if event == "call":
+            return look if frame.f_code.co_filename.startswith(files) else None
+        line[1] += event == "line"
+        if event == "line" and line[0] == line[1]:
+            raise KeyboardInterrupt
+        return look
+
+    def run(out: str, at: int) -> int:
+        line[:] = [at, 0]
+        before = sys.gettrace()
+        sys.settrace(look)
+        try:
+            return exit_code("compare", *tiny(), "--arms=sgd,openai-es", f"--out={out}")
+        finally:
+            sys.settrace(before)
+
+    assert run("whole", 0) == 0
+    lines = line[1]
+    for k in range(1, lines, lines // 40):
+        assert run("out", k) == 130, k
+        assert run("out", 0) == 0, k
+        assert weights(here / "out") == weights(here / "whole"), k
+        assert timeless(history(here / "out")) == timeless(history(here / "whole")), k
+        shutil.rmtree(here / "out")
+
+
+@pytest.mark.usefixtures("without_report")
+def test_sigterm_is_taken_as_ctrl_c_is_and_leaves_with_143(
+    capsys: pytest.CaptureFixture[str], here: Path
+) -> None:
+    """Batch systems and containers send it before they kill."""
+    given = ["--metric=module_of_cli:terminated", "--sigma=100", "--out=out"]
+    assert exit_code("compare", *tiny(), *given) == 143
+    *_, last = capsys.readouterr().err.splitlines()
+    assert last == "evostep: stopped; the same command goes on from the last checkpoint"
+    assert not list((here / "out").rglob("*.part"))
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 @pytest.mark.usefixtures("without_report")

@@ -18,6 +18,7 @@ from evostep import Always, Evolution, Fitness, Improves, LowRank, Only, OpenAIE
 from evostep.engines.inplace import InPlace
 from evostep.genome.point import Coordinates, Genome, Tensors
 from evostep.genome.slots import slots_of_module
+from evostep.interrupts import finish
 from evostep.noise import draw
 from evostep.scoring.evaluator import Evaluator
 from evostep.scoring.isolation import ModuleState, preserved_rng
@@ -284,7 +285,7 @@ def test_an_interrupt_while_a_center_is_accepted_leaves_a_whole_one() -> None:
 
     genome.move = interrupted  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
-        workspace.accept(new)
+        finish(lambda: workspace.accept(new))
     workspace.restore()
     for name, tensor in slots.tensors.items():
         assert bool((tensor == 7).all())
@@ -603,7 +604,7 @@ def test_a_mirror_image_is_of_the_center_where_it_is_now() -> None:
     genome, workspace = open_up(model)
     member, image = (PAIRS.member(genome, {}, 0, i, 11) for i in range(2))
     workspace.write(member)
-    workspace.accept(member)
+    workspace.accept(workspace.settle(member))
     workspace.write(image)
     assert torch.equal(model.weight, image.tensor("weight"))
     assert not torch.equal(model.weight, genome.center["weight"])

@@ -23,7 +23,6 @@ from evostep.engines.stacked import (
     Own,
     free_bytes,
     in_either_layout,
-    is_out_of_memory,
     score_in_chunks,
     why_opaque,
 )
@@ -31,7 +30,7 @@ from evostep.engines.vmap import Vmap
 from evostep.genome.point import Coordinates, Tensors
 from evostep.scoring.evaluator import Evaluator, Round
 from evostep.scoring.isolation import ModuleState
-from evostep.scoring.scores import Scores
+from evostep.scoring.scores import Scores, is_out_of_memory
 
 X, Y = torch.randn(4, 2), torch.tensor([0, 1, 0, 1])
 ROUND = Round(seed=0, generation=0)

@@ -16,32 +16,36 @@ def main(arguments: list[str] | None = None) -> int:
 
     Returns:
         The exit code: 0; 1 where a file or the output could not be written, memory did not
-        suffice, or evostep itself is at fault; 130 after Ctrl-C. Bad input leaves with 2 and one
-        line that names it.
+        suffice, or evostep itself is at fault; 130 after Ctrl-C, 143 after SIGTERM. Bad input
+        leaves with 2 and one line that names it.
     """
     parsed = None
     given = sys.argv[1:] if arguments is None else arguments
     try:
         import warnings
 
-        from evostep.cli.terminal import steady_streams
+        from evostep.cli.terminal import steady_streams, terminated_as_interrupted
 
-        with steady_streams() as (out, _), warnings.catch_warnings():
+        with (
+            terminated_as_interrupted(),
+            steady_streams() as (out, _),
+            warnings.catch_warnings(),
+        ):
             from evostep.cli.output import show_warning
 
             warnings.showwarning = show_warning  # type: ignore[assignment]
             try:
                 parsed = _parse(given)
                 _run(parsed)
-            except KeyboardInterrupt:
-                return _stopped(parsed)
+            except KeyboardInterrupt as interrupt:
+                return _stopped(parsed, interrupt)
             except Exception as error:
                 _at_fault(error, verbose={"-v", "--verbose"} & set(given))
             out.flush()
             if out.error is not None:
                 return _lost(out.error)
-    except KeyboardInterrupt:
-        return _stopped(parsed)
+    except KeyboardInterrupt as interrupt:
+        return _stopped(parsed, interrupt)
     return 0
 
 
@@ -110,8 +114,8 @@ def _at_fault(error: Exception, *, verbose: object) -> None:
     fail(f"{FAULT} ({reason(error)}): --verbose tells where; please report it", 1)
 
 
-def _stopped(parsed: Any) -> int:
-    """Say after Ctrl-C how to go on, where there is something to go on from."""
+def _stopped(parsed: Any, interrupt: KeyboardInterrupt) -> int:
+    """Say after Ctrl-C or SIGTERM how to go on, where there is something to go on from."""
     out = parsed[parsed.command].get("out") if parsed is not None else None
     again = ""
     if out is not None and (out / "plan.json").exists():
@@ -121,7 +125,7 @@ def _stopped(parsed: Any) -> int:
         if out is not None and (out / ".evostep-run" / "arguments.json").exists():
             again = "; the same command goes on from what is finished"
     print(f"evostep: stopped{again}", file=sys.stderr)
-    return 130
+    return getattr(interrupt, "exit_code", 130)
 
 
 def _lost(error: OSError) -> int:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import codecs
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
@@ -20,6 +22,30 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
 
 
 codecs.register_error("evostep.plain", _plain)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which batch systems and containers send before they kill: taken as Ctrl-C is."""
+
+    exit_code = 128 + signal.SIGTERM
+
+
+def _terminate(*_: object) -> None:
+    raise Terminated
+
+
+@contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """Let SIGTERM raise within, where nobody else has said what it is to do."""
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class Steady:

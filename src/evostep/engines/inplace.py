@@ -13,6 +13,7 @@ from typing import ClassVar
 
 from evostep.engines.base import Engine, Session
 from evostep.genome.point import Coordinates
+from evostep.interrupts import Undoing
 from evostep.scoring.evaluator import Evaluator, Round
 from evostep.scoring.fitness import Fitness
 from evostep.scoring.scores import Scores, read
@@ -45,12 +46,10 @@ class OneByOne(Session[InPlace]):
     def score(self, round: Round, members: Sequence[Coordinates]) -> list[Scores]:
         """Score each; the weights are the center's again afterwards, whatever is raised."""
         scores = []
-        try:
+        with Undoing(self.workspace.restore):
             for member in members:
                 self.workspace.write(member)
                 scores.append(self.evaluator.attempt_later(round))
                 if not isinstance(self.evaluator.fitness, Fitness):
                     self.workspace.touched()  # it may do anything
-        finally:
-            self.workspace.restore()
         return read(scores)

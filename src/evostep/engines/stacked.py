@@ -19,7 +19,7 @@ from evostep.genome.point import Coordinates
 from evostep.scoring.evaluator import Evaluator, Round
 from evostep.scoring.fitness import Fitness
 from evostep.scoring.nests import leaves
-from evostep.scoring.scores import Scores, read
+from evostep.scoring.scores import Scores, is_out_of_memory, read
 from evostep.spaces.workspace import Workspace
 
 _DRAWN = 2**25  # bytes of members' own that are drawn at once
@@ -207,13 +207,6 @@ def over_members(forward: Callable[..., Any], *own: Any) -> Any:
         # an operation that vmap has to do member by member is slow, and not wrong
         warnings.filterwarnings("ignore", message="There is a performance drop")
         return torch.func.vmap(forward, randomness="same")(*own)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error means that memory ran out; the CPU's has no type of its own."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def _empty_caches() -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from evostep.engines.base import CannotScore
+from evostep.interrupts import Undoing
 from evostep.scoring.nests import leaves
 
 # what only tells what a weight is like
@@ -69,7 +70,12 @@ def swapped(
         tensors: name -> what to put there; other names keep the model's own.
     """
     own: list[tuple[dict[str, Tensor | None], str, Tensor | None]] = []
-    try:
+
+    def put_back() -> None:
+        for held, key, before in reversed(own):
+            held[key] = before
+
+    with Undoing(put_back):
         for name, tensor in tensors.items():
             for module, key in where[name]:
                 held: dict[str, Tensor | None] = (
@@ -78,9 +84,6 @@ def swapped(
                 own.append((held, key, held[key]))
                 held[key] = tensor
         yield
-    finally:
-        for held, key, before in reversed(own):
-            held[key] = before
 
 
 class SwappedOut(TorchFunctionMode):

@@ -56,7 +56,7 @@ class LowRank:
 
     def check(self, name: str, shape: torch.Size) -> None:
         """Raise ValueError where the matrix called `name` has not that rank."""
-        if len(shape) < 2:
+        if len(shape) < 2 or 0 in shape:  # nothing is drawn
             return
         rows, columns = shape[0], math.prod(shape[1:])
         if self.rank > min(rows, columns):

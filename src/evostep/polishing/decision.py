@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from evostep.interrupts import finish
 from evostep.polishing.problem import Problem
 from evostep.scoring.outputs import Kind
 
@@ -86,8 +87,11 @@ class Folded:
     @torch.no_grad()
     def apply(self) -> None:
         """Change the layer; nothing where it is changed already."""
-        if self.applied:
-            return
+        if not self.applied:
+            finish(self._put_in)
+
+    def _put_in(self) -> None:
+        self.applied = True  # from now on there is something to take out
         weight = self._layer.weight
         if self._weight is not None:
             weight.copy_(self._weight.double() * self._scale)
@@ -98,13 +102,14 @@ class Folded:
         else:
             before = self._before.double() * self._scale
             self._layer.bias.copy_(before + self._bias.to(weight.device))
-        self.applied = True
 
     @torch.no_grad()
     def revert(self) -> None:
         """Put the layer back, bit for bit."""
-        if not self.applied:
-            return
+        if self.applied:
+            finish(self._take_out)
+
+    def _take_out(self) -> None:
         if self._weight is not None:
             self._layer.weight.copy_(self._weight)
         if self._before is None:
@@ -145,18 +150,24 @@ class Moved:
 
     def apply(self) -> None:
         """Put the evolved weights in; nothing where they are in already."""
-        if self.applied:
-            return
+        if not self.applied:
+            finish(self._put_in)
+
+    def _put_in(self) -> None:
+        if self._folded is not None:  # begun before, and not finished
+            self._folded.revert()
+        self.applied = True  # from now on there is something to take out
         self._write(self._after)
         if self._layer is not None and self._decision is not None:
             self._folded = Folded(self._layer, self._decision.bias, self._decision.scale)
             self._folded.apply()
-        self.applied = True
 
     def revert(self) -> None:
         """Put the network back, bit for bit."""
-        if not self.applied:
-            return
+        if self.applied:
+            finish(self._take_out)
+
+    def _take_out(self) -> None:
         if self._folded is not None:
             self._folded.revert()
         self._write(self._before)

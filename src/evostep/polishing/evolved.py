@@ -120,6 +120,7 @@ def _put_in(
     if not exactly and layer is not None:
         decision = replace(decision, bias=center_on_plateau(raw, decision.bias))
     moved = Moved(network.live, network.before, found.weights, layer, decision)
+    subject.changes.append(moved)
     moved.apply()
     again = problem.of(outputs_now(subject)).outputs
     differ = int((problem.decided(again) != wanted).sum())

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from evostep.errors import InputError
 from evostep.genome.anatomy import clean_names
-from evostep.polishing.decision import Folded
+from evostep.interrupts import Undoing
+from evostep.polishing.decision import Folded, Moved
 from evostep.polishing.problem import Problem
 from evostep.polishing.result import Polished
 from evostep.polishing.search import center_on_plateau, units
@@ -20,7 +21,7 @@ from evostep.scoring.batches import Forward
 from evostep.scoring.fitness import Fitness
 from evostep.scoring.forms import Form, Known, Reader, read_form
 from evostep.scoring.head import find_head
-from evostep.scoring.isolation import ModuleState, preserved_rng
+from evostep.scoring.isolation import ModuleState, listening, preserved_rng
 from evostep.scoring.nests import batch_size, map_tensors
 from evostep.scoring.splitting import unweighted, weights_of
 
@@ -75,6 +76,7 @@ class Subject:
         given: what the network gives.
         held: examples that are judged on beside the others, and what the network gives for them.
         spent: on looking what it gives after a change.
+        changes: what was put into the network, or was about to be.
     """
 
     model: nn.Module
@@ -84,6 +86,12 @@ class Subject:
     given: Given
     held: tuple[Any, Given] | None = None
     spent: Spent = field(default_factory=Spent)
+    changes: list[Folded | Moved] = field(default_factory=list)
+
+    def take_out(self) -> None:
+        """Make the network what it was."""
+        for change in reversed(self.changes):
+            change.revert()
 
 
 def given_outputs(
@@ -144,20 +152,20 @@ def pairs_of(
     pairs: list[tuple[Any, Any]] = []
     reader, spent = reader or Reader(), spent or Spent()
     reader.meet(model, None if forward else [unweighted(truth) for _, truth in everything])
-    hook = model.register_forward_hook(reader.note_output)
-    with preserved_rng():
-        state = ModuleState(model)
-        try:
-            with torch.no_grad(), fitness.scoring():
-                for inputs, targets in everything:
-                    own, truth = fitness.apply(model, inputs, targets)
-                    spent.sample_forwards += batch_size(inputs, targets)
-                    pairs.append((_on_cpu(own), _on_cpu(truth)))
-                first = everything.batches[0]
-                head = find_head(model, lambda: fitness.apply(model, *first)[0])
-        finally:
-            hook.remove()
-            state.restore()
+    with (
+        Undoing(),
+        preserved_rng(),
+        listening(reader.note_output, model),
+        Undoing(ModuleState(model).restore),
+        torch.no_grad(),
+        fitness.scoring(),
+    ):
+        for inputs, targets in everything:
+            own, truth = fitness.apply(model, inputs, targets)
+            spent.sample_forwards += batch_size(inputs, targets)
+            pairs.append((_on_cpu(own), _on_cpu(truth)))
+        first = everything.batches[0]
+        head = find_head(model, lambda: fitness.apply(model, *first)[0])
     return pairs, head.layer if head is not None else None
 
 
@@ -228,6 +236,7 @@ def fold_in(result: Polished, problem: Problem, subject: Subject, *, exactly: bo
     if not exactly:
         decision = replace(decision, bias=center_on_plateau(problem, decision.bias))
     folded = Folded(layer, decision.bias, decision.scale)
+    subject.changes.append(folded)
     folded.apply()
     own = problem.of(outputs_now(subject))
     wanted = result.decision.adjusted(problem.outputs)
@@ -260,11 +269,9 @@ def takes_decisions(subject: Subject, problem: Problem) -> bool:
         return False
     bias = units(problem)[: problem.biases] * torch.linspace(1, -1, problem.biases).double()
     tried = Folded(layer, bias)
-    tried.apply()
-    try:
+    with Undoing(tried.revert):
+        tried.apply()
         own = problem.of(outputs_now(subject))
-    finally:
-        tried.revert()
     return _alike(own, problem.outputs + bias.to(problem.outputs), layer)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from evostep.errors import InputError, warn
+from evostep.interrupts import Undoing
 from evostep.polishing.budget import Budget, parse_budget
 from evostep.polishing.evolved import polish_weights
 from evostep.polishing.folds import make_folds
@@ -159,18 +160,22 @@ def polish(
     if model is not None:
         beside = None if held is None else (confirm, held)
         subject = Subject(model, examples, forward, known, given, beside)
-    if subject is not None and space != DECISION:
-        check(problem, settings)
-        result = polish_weights(subject, problem, parts, settings, store)
-    else:
-        result = polish_problems(problem, settings, parts, store=store)
-    if subject is not None and result.verdict != NO_GAIN and result.folded is None:
-        fold_in(result, searched, subject, exactly=settings.objective.of_outputs)
-    if subject is not None:
-        looks = given.sample_forwards + (0 if held is None else held.sample_forwards)
-        result.sample_forwards += looks + subject.spent.sample_forwards
-    if given.probabilities and not result.applied:
-        result.notes += ("outputs are probabilities: the decision is about their logits",)
+    take_out = (lambda: None) if subject is None else subject.take_out
+    # until there is a result, nobody else can take out again what was put in
+    with Undoing(), Undoing(take_out) as undoing:
+        if subject is not None and space != DECISION:
+            check(problem, settings)
+            result = polish_weights(subject, problem, parts, settings, store)
+        else:
+            result = polish_problems(problem, settings, parts, store=store)
+        if subject is not None and result.verdict != NO_GAIN and result.folded is None:
+            fold_in(result, searched, subject, exactly=settings.objective.of_outputs)
+        if subject is not None:
+            looks = given.sample_forwards + (0 if held is None else held.sample_forwards)
+            result.sample_forwards += looks + subject.spent.sample_forwards
+        if given.probabilities and not result.applied:
+            result.notes += ("outputs are probabilities: the decision is about their logits",)
+        undoing.leave_it()
     return result
 
 

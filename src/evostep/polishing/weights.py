@@ -11,6 +11,7 @@ import importlib.util
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from evostep.acceptance.base import Always
 from evostep.evolution import Evolution
 from evostep.genome.slots import slots_of_module
+from evostep.interrupts import Undoing
 from evostep.noise import derive_seed
 from evostep.polishing.budget import Cost
 from evostep.polishing.network import Given, rows_of
@@ -214,15 +216,13 @@ class Network:
             accept=Always(),
             seed=derive_seed(self._seed, "weights", str(sigma)),
         )
-        try:
+        with Undoing(partial(self.write, self.before)):
             with warnings.catch_warnings():
                 # on few rare examples members often score alike; that ends the evolution, no more
                 warnings.filterwarnings("ignore", message=r"all \d+ members score")
                 records = evolution.evolve(self._fitness, generations, on_generation=look)
             for time in times - taken.keys():  # it ended early
                 taken[time] = self._copy()
-        finally:
-            self.write(self.before)
         return taken, sum(record.sample_forwards for record in records)
 
     def _copy(self) -> Weights:
@@ -250,15 +250,11 @@ class Network:
         self._score = look
         wanted = self._all if everything else self._all[:1]
         found = []
-        with preserved_rng():
-            state = ModuleState(self._model, {id(tensor) for tensor in self.live.values()})
-            try:
-                self.write(weights)
-                for fitness, _, problem in wanted:
-                    failed = fitness.score(fitness.examples()).failed
-                    nothing = torch.full_like(problem.outputs, torch.nan)
-                    found.append(nothing if failed else seen[-1].to(problem.outputs))
-            finally:
-                self.write(self.before)
-                state.restore()
+        state = ModuleState(self._model, {id(tensor) for tensor in self.live.values()})
+        with preserved_rng(), Undoing(state.restore), Undoing(partial(self.write, self.before)):
+            self.write(weights)
+            for fitness, _, problem in wanted:
+                failed = fitness.score(fitness.examples()).failed
+                nothing = torch.full_like(problem.outputs, torch.nan)
+                found.append(nothing if failed else seen[-1].to(problem.outputs))
         return torch.cat(found)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from evostep.genome.point import root_mean_square
 from evostep.genome.slots import slots_of_module
+from evostep.interrupts import Undoing
 from evostep.noise import draw
 from evostep.population.individual import Individual, transplant, warn_of_followers
 from evostep.population.scoring import Scorer
@@ -87,15 +88,17 @@ class Litter:
         center = {name: tensor.detach().clone() for name, tensor in live.items()}
         sources = [center, *(one.tensors() for one in self.individuals[1:])]
         outcomes = []
-        try:
+
+        def put_back() -> None:
+            for name, tensor in live.items():
+                tensor.copy_(center[name])
+
+        with Undoing(put_back):
             for i in range(len(self.parents)):
                 for name, tensor in live.items():
                     tensor.copy_(self.tensor(i, name, sources))
                 outcome, self._statistics[i] = scorer.propose(stage, phase)
                 outcomes.append(outcome)
-        finally:
-            for name, tensor in live.items():
-                tensor.copy_(center[name])
         return outcomes
 
     def tensor(self, i: int, name: str, sources: Sequence[Mapping[str, Tensor]]) -> Tensor:

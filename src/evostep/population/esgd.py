@@ -17,6 +17,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,8 +25,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from evostep.compatibility import check_processes
+from evostep.interrupts import Undoing, finish
 from evostep.noise import derive_seed, make_generator
-from evostep.population.breeding import Inherit, Litter, Newborn
+from evostep.population.breeding import Inherit, Litter
 from evostep.population.founding import found, revive
 from evostep.population.individual import Individual, Snapshot, transplant
 from evostep.population.records import Descent, PopulationRecord
@@ -210,7 +212,7 @@ class ESGD:
             self.phase, self._evolved = self.phase + 1, False
         end = None if max_forwards is None else self.sample_forwards + max_forwards
         records: list[Descent] = []
-        with preserved_rng():
+        with Undoing(), preserved_rng():
             spent = self.sample_forwards
             self._score_everybody()
             for _ in range(epochs):
@@ -227,20 +229,14 @@ class ESGD:
         outcomes: list[Scores] = []
         kept: list[bool] = []
         for i, individual in enumerate(self.individuals):
-            snapshot = Snapshot(individual)
-            try:
+            with Undoing(Snapshot(individual).restore) as undoing:
                 self._train(train_epoch, i)
                 outcome = self._scorer.attempt(individual.model, self.phase)
-            except BaseException:
-                snapshot.restore()
-                raise
-            value = outcome.value
-            # one that was not finite before has nothing to back off to
-            better = not outcome.failed and not value < before[i]
-            if better:
-                self.scores[i] = value
-            else:
-                snapshot.restore()
+                value = outcome.value
+                # one that was not finite before has nothing to back off to
+                better = not outcome.failed and not value < before[i]
+                if better:
+                    finish(partial(self._keep, i, value, undoing))
             outcomes.append(outcome)
             kept.append(better)
             if end is not None and self.sample_forwards >= end:
@@ -257,6 +253,10 @@ class ESGD:
             sample_forwards=self.sample_forwards - spent,
             seconds=time.perf_counter() - began,
         )
+
+    def _keep(self, i: int, score: float, undoing: Undoing) -> None:
+        self.scores[i] = score
+        undoing.leave_it()
 
     def _train(self, train_epoch: TrainEpoch, i: int) -> None:
         seed_everything(derive_seed(self.seed, self.epoch, "train", i))
@@ -307,13 +307,12 @@ class ESGD:
         records: list[PopulationRecord] = []
         self._evolved = True
         told = False
-        with preserved_rng():
+        with Undoing(), preserved_rng():
             self._score_everybody()
             for _ in range(generations):
                 standing = list(self.scores)
                 record = self._round(spent)
                 records.append(record)
-                self.history.append(record)
                 record.warn_of_failures()
                 told = told or self._tell_if_flat(record, standing)
                 if on_generation is not None and on_generation(record) is True:
@@ -352,7 +351,16 @@ class ESGD:
             survivors=chosen,
             moved=bool(born),
         )
-        self._settle(born, after)
+        rounds = len(self.history)
+
+        def settle() -> None:
+            for newborn in born:
+                newborn.write()
+                self.individuals[newborn.place] = newborn.individual
+            self.scores, self.generation = list(after), record.generation + 1
+            self.history[rounds:] = [record]
+
+        finish(settle)  # an interrupt finds the round finished
         return record
 
     def _tell_if_flat(self, record: PopulationRecord, standing: list[float]) -> bool:
@@ -382,21 +390,6 @@ class ESGD:
 
     def _generator(self, purpose: str, *parts: int) -> torch.Generator:
         return make_generator(derive_seed(self.seed, self.generation, purpose, *parts))
-
-    def _settle(self, born: Sequence[Newborn], scores: list[float]) -> None:
-        """Let the newborn take their places; an interrupt on the way finds the round finished."""
-        generation = self.generation + 1
-        try:
-            self._write(born, scores, generation)
-        except BaseException:
-            self._write(born, scores, generation)
-            raise
-
-    def _write(self, born: Sequence[Newborn], scores: list[float], generation: int) -> None:
-        for newborn in born:
-            newborn.write()
-            self.individuals[newborn.place] = newborn.individual
-        self.scores, self.generation = list(scores), generation
 
     def _score_everybody(self) -> None:
         """Score the population as it stands; what the fitness raises here propagates."""

@@ -10,7 +10,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from evostep.errors import warn
+from evostep.interrupts import Undoing
 from evostep.scoring.batches import Batches, Forward
+from evostep.scoring.isolation import modes_of, set_modes
 from evostep.scoring.nests import batch_size
 
 
@@ -57,9 +59,15 @@ class Calibration:
         if not estimates(model):
             return 0
         momenta = [norm.momentum for norm in norms]
-        modes = [(module, module.training) for module in model.modules()]
+        modes = modes_of(model)
         examples = self._batches.examples(model)
-        try:
+
+        def put_back() -> None:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
+            set_modes(modes)
+
+        with Undoing(put_back):
             model.train()
             for norm in norms:
                 norm.reset_running_stats()
@@ -70,11 +78,6 @@ class Calibration:
                 for norm in norms:
                     norm.momentum = size / seen  # the batch's share of all examples so far
                 self._batches.apply(model, inputs, None)
-        finally:
-            for norm, momentum in zip(norms, momenta, strict=True):
-                norm.momentum = momentum
-            for module, training in modes:
-                module.training = training
         return len(examples)
 
 

@@ -16,7 +16,8 @@ from evostep.spaces.workspace import Workspace
 class Center:
     """Where a model stands within a phase, and where it may be put back.
 
-    An interrupt on the way of a move finds either all moved or nothing.
+    Moves are to be finished once they are begun (`evostep.interrupts.finish`): they come to the
+    same when they are done again.
 
     Args:
         workspace: writes weights into the model.
@@ -52,15 +53,12 @@ class Center:
         assert evaluator.state is not None, "a Fitness knows its model"
         return evaluator.state.values(), None
 
-    def commit(self, coordinates: Coordinates, statistics: list[Tensor] | None) -> None:
-        """Move to what was last written, with the statistics that belong to it."""
-        try:
-            self.workspace.accept(coordinates)
-            self._keep(statistics)
-        except BaseException:
-            if not self.workspace.dirty:  # the weights have moved
-                self._keep(statistics)
-            raise
+    def commit(self, settled: Coordinates, statistics: list[Tensor] | None) -> None:
+        """Move to what was last written, and settled, with the statistics that belong to it."""
+        self.workspace.accept(settled)
+        if statistics is not None and self._evaluator.state is not None:
+            self._evaluator.state.write(statistics)
+            self._hold()
 
     def write(self, coordinates: Mapping[str, Tensor], buffers: list[Tensor]) -> None:
         """Write weights and buffers into the model, to be scored."""
@@ -70,13 +68,6 @@ class Center:
 
     def move(self, coordinates: Mapping[str, Tensor], buffers: list[Tensor]) -> None:
         """Move to what `copy` returned."""
-        try:
-            self._move(coordinates, buffers)
-        except BaseException:  # an interrupt on the way: once more, from the start
-            self._move(coordinates, buffers)
-            raise
-
-    def _move(self, coordinates: Mapping[str, Tensor], buffers: list[Tensor]) -> None:
         self.write(coordinates, buffers)
         self.workspace.genome.move(Tensors(coordinates))
         self.workspace.restore()
@@ -87,6 +78,23 @@ class Center:
         self.workspace.restore()
         for state in self._states if buffers else ():
             state.restore()
+
+    @torch.no_grad()
+    def lost(self) -> str | None:
+        """Return which weights, as they stand, are NaN or infinite where the center's are not."""
+        workspace, center = self.workspace, Tensors(self.workspace.genome.center)
+        ends: dict[torch.device, list[Tensor]] = {}
+        for tensor in workspace.live.values():
+            if tensor.numel():
+                found = as_coordinates(tensor).aminmax()
+                ends.setdefault(tensor.device, []).extend(end.double() for end in found)
+        if all(bool(torch.stack(some).isfinite().all()) for some in ends.values()):
+            return None
+        for name, tensor in workspace.live.items():
+            before = as_weights(workspace.space.decode(center, name), tensor)
+            if bool((before.isfinite() & ~tensor.isfinite()).any()):
+                return name
+        return None
 
     @torch.no_grad()
     def disturbed(self) -> bool:
@@ -112,11 +120,6 @@ class Center:
         """Take what a callback of the user's set on modules as what scorings put back."""
         for state in self._states:
             state.hold_attributes()
-
-    def _keep(self, statistics: list[Tensor] | None) -> None:
-        if statistics is not None and self._evaluator.state is not None:
-            self._evaluator.state.write(statistics)
-            self._hold()
 
     def _hold(self) -> None:
         for state in self._states:

@@ -9,12 +9,18 @@ from typing import Any
 
 import torch
 
+from evostep.interrupts import Undoing
 from evostep.noise import derive_seed
 from evostep.scoring.accumulators import number
 from evostep.scoring.batches import Examples
 from evostep.scoring.fitness import Fitness
 from evostep.scoring.isolation import ModuleState, seed_everything
-from evostep.scoring.scores import Scores, read
+from evostep.scoring.scores import Scores, is_out_of_memory, read
+
+_OUT_OF_MEMORY = (
+    "evostep: a forward of one batch has no room beside the weights and one copy of them: give "
+    "Fitness smaller batches, or keep='host' so that batches wait in host memory"
+)
 
 
 @dataclass(frozen=True)
@@ -131,7 +137,12 @@ class Evaluator:
             if not isinstance(self.fitness, Fitness):
                 return Scores(number(self.fitness(), "a fitness must return one number"))
             assert round.examples is not None, "this evaluator's own round has them"
-            return self.fitness.score(round.examples, keep_outputs=keep_outputs, watch=watch)
+            try:
+                return self.fitness.score(round.examples, keep_outputs=keep_outputs, watch=watch)
+            except Exception as error:
+                if is_out_of_memory(error):
+                    error.add_note(_OUT_OF_MEMORY)
+                raise
 
     def attempt(
         self, round: Round, *, calibrate: bool = True, keep_outputs: bool = False
@@ -168,10 +179,8 @@ class Evaluator:
     def unchanged(self, round: Round, purpose: str = "scoring") -> Iterator[None]:
         """Seed the random streams as for every scoring of the generation; leave no trace."""
         seed_everything(round.seed_of(purpose))
-        try:
+        with Undoing(self.restore):
             yield
-        finally:
-            self.restore()
 
     @contextmanager
     def uncounted(self) -> Iterator[None]:

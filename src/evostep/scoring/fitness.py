@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -15,13 +16,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from evostep.errors import warn
+from evostep.interrupts import Undoing
 from evostep.noise import derive_seed, make_generator
 from evostep.scoring.accumulators import Stacked
 from evostep.scoring.batches import Batches, Examples, Forward, Keep
 from evostep.scoring.calibration import Calibration
 from evostep.scoring.finite import NOT_FINITE, Finite
 from evostep.scoring.forms import Reader, TargetKind
-from evostep.scoring.isolation import ModuleState, preserved_rng
+from evostep.scoring.isolation import (
+    ModuleState,
+    listening,
+    modes_of,
+    preserved_rng,
+    set_modes,
+)
 from evostep.scoring.metrics import MetricLike, find_metric, known_of, make_metric
 from evostep.scoring.nests import concatenate
 from evostep.scoring.placing import model_device
@@ -177,13 +185,9 @@ class Fitness:
 
     def __call__(self) -> float:
         """Score the model as it stands, on all examples, leaving no trace in it."""
-        with preserved_rng():
-            state = ModuleState(self.model)
-            try:
-                scores = self.score(self.batches.examples(self.model))
-                value = scores.value
-            finally:
-                state.restore()
+        with Undoing(), preserved_rng(), Undoing(ModuleState(self.model).restore):
+            scores = self.score(self.batches.examples(self.model))
+            value = scores.value
         if scores.failed:
             warn(f"the fitness is {value}: {scores.error}")
         return value
@@ -289,11 +293,8 @@ class Fitness:
         everything = None if self.has_own_forward else self.batches.examples(self.model)
         targets = None if everything is None else [unweighted(t) for _, t in everything]
         self.reader.meet(self.model, targets)
-        hook = self.model.register_forward_hook(self.reader.note_output)
-        try:
+        with listening(self.reader.note_output, self.model):
             yield
-        finally:
-            hook.remove()
         self.reader.met = True
 
     @property
@@ -304,7 +305,7 @@ class Fitness:
     @contextmanager
     def scoring(self) -> Iterator[None]:
         """Set the modes of all submodules, and autocast, in which the model is scored."""
-        modes = [(module, module.training) for module in self.model.modules()]
+        modes = modes_of(self.model)
         # autocast keeps weights that it has cast; these change under it
         torch.clear_autocast_cache()
         device = model_device(self.model).type
@@ -313,14 +314,9 @@ class Fitness:
             if self.autocast is not None
             else nullcontext()
         )
-        try:
+        with Undoing(partial(set_modes, modes)), casting:
             self.model.train(self.mode == "train")
-            with casting:
-                yield
-        finally:
-            for module, training in modes:
-                if module.training != training:  # setting an attribute of a module is slow
-                    module.training = training
+            yield
 
     def apply(self, model: nn.Module, inputs: Any, targets: Any) -> tuple[Any, Any]:
         """Send one batch forward through `model`; return (outputs, targets)."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -22,8 +22,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from evostep.genome.memory import byte_range, key_of
 from evostep.genome.slots import Slots
+from evostep.interrupts import Undoing
 from evostep.scoring.fitness import Fitness
-from evostep.scoring.isolation import ModuleState, preserved_rng
+from evostep.scoring.isolation import ModuleState, listening, preserved_rng
 from evostep.scoring.nests import leaves
 
 _MIXES = re.compile("mm|mv|dot|matmul|linear|conv|embedding|dist|einsum|tensordot")
@@ -75,12 +76,8 @@ def find_head(
     held = (value for module in model.modules() for value in vars(module).values())
     constants = (*model.buffers(), *(value for value in held if isinstance(value, Tensor)))
     trace = _Trace({id(p): p for p in (*model.parameters(), *tensors)}.values(), constants)
-    with ExitStack() as stack, torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, _LAYERS):
-                stack.callback(module.register_forward_hook(trace.note_layer).remove)
-        stack.enter_context(_uncompiled())
-        stack.enter_context(trace)
+    layers = [module for module in model.modules() if isinstance(module, _LAYERS)]
+    with listening(trace.note_layer, *layers), torch.no_grad(), _uncompiled(), trace:
         outputs = forward()
         scored = [leaf for leaf in leaves(outputs) if isinstance(leaf, Tensor)]
         if len(scored) > 1 and judge is not None:
@@ -125,14 +122,11 @@ def _look(fitness: Fitness, tensors: Iterable[Tensor]) -> Head | None:
         return outputs
 
     with preserved_rng():
-        state = ModuleState(model)
         try:
-            with fitness.scoring():
+            with Undoing(ModuleState(model).restore), fitness.scoring():
                 return find_head(model, forward, judge, tensors=tensors)
         except Exception:  # whatever a model or a metric raises: scoring will tell
             return None
-        finally:
-            state.restore()
 
 
 def with_head(slots: Slots, fitness: object) -> Slots:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from evostep.genome.memory import distinct
+from evostep.interrupts import Undoing
 from evostep.scoring.attributes import Attributes, derive_weights
 
 
@@ -31,11 +32,8 @@ def preserved_rng() -> Iterator[None]:
         >>> bool((torch.get_rng_state() == before).all())
         True
     """
-    put_back = _snapshot()
-    try:
+    with Undoing(_snapshot()):
         yield
-    finally:
-        put_back()
 
 
 def _snapshot() -> Callable[[], None]:
@@ -100,6 +98,36 @@ def seed_everything(seed: int) -> None:
         numpy.random.seed(seed % 2**32)
 
 
+Modes = Sequence[tuple[nn.Module, bool]]
+
+
+def modes_of(model: nn.Module) -> Modes:
+    """Return each module with whether it is in training mode."""
+    return [(module, module.training) for module in model.modules()]
+
+
+def set_modes(modes: Modes) -> None:
+    """Put the modes back."""
+    for module, training in modes:
+        if module.training != training:  # setting an attribute of a module is slow
+            module.training = training
+
+
+@contextmanager
+def listening(hook: Callable[..., Any], *modules: nn.Module) -> Iterator[None]:
+    """Let a forward hook of these modules hear within."""
+    handles: list[Any] = []
+
+    def leave() -> None:
+        for handle in handles:
+            handle.remove()
+
+    with Undoing(leave):
+        for module in modules:
+            handles.append(module.register_forward_hook(hook))
+        yield
+
+
 class ModuleState:
     """Modes, buffers, attributes and requires_grad of a model, to be put back as they were.
 
@@ -110,7 +138,7 @@ class ModuleState:
     def __init__(self, model: nn.Module, moving: Collection[int] = ()) -> None:
         self._model, self._moving = model, moving
         self._attributes = Attributes(model, moving)
-        self._modes = [(module, module.training) for module in model.modules()]
+        self._modes = modes_of(model)
         self._grads = [(p, p.requires_grad) for p in model.parameters()]
         self._buffers = [(module, dict(module._buffers)) for module in model.modules()]
         self._values: list[tuple[Tensor, Tensor]] = [
@@ -122,9 +150,7 @@ class ModuleState:
     @torch.no_grad()
     def restore(self) -> None:
         """Put everything back, buffers that were replaced, filled in or added included."""
-        for module, training in self._modes:
-            if module.training != training:  # setting an attribute of a module is slow
-                module.training = training
+        set_modes(self._modes)
         for parameter, requires_grad in self._grads:
             if parameter.requires_grad != requires_grad:
                 parameter.requires_grad_(requires_grad)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from evostep.genome.point import Coordinates, Tensors, as_weights
+from evostep.interrupts import Undoing
 from evostep.scoring.evaluator import Evaluator, Round
 from evostep.scoring.fitness import Fitness
 from evostep.scoring.nests import batch_size, map_tensors
@@ -82,12 +83,10 @@ class Probe:
     @torch.no_grad()
     def outputs(self, coordinates: Coordinates, batches: list[Batch]) -> Tensor:
         """Return the outputs at `coordinates`, (n, outputs of an example), float32 or wider."""
-        try:
+        with Undoing(self._workspace.restore):
             self._workspace.write(coordinates)
             with self.measuring():
                 rows = [self._applied(batch.inputs).flatten(1) for batch in batches]
-        finally:
-            self._workspace.restore()
         self.count(forward=sum(batch.count for batch in batches))
         return torch.cat(rows).to(torch.promote_types(rows[0].dtype, torch.float32))
 

@@ -95,17 +95,12 @@ class Workspace:
         """Whether the weights may be others than the center's."""
         return self._dirty
 
-    def accept(self, coordinates: Coordinates) -> None:
-        """Make the center what was last written, at `coordinates`.
+    def settle(self, coordinates: Coordinates) -> Coordinates:
+        """Return what was last written, at `coordinates`, as the center may be moved there."""
+        return self.space.settle(coordinates, self.genome, self.live)
 
-        An interrupt on the way finds the move finished, never half a center.
-        """
-        settled = self.space.settle(coordinates, self.genome, self.live)
+    def accept(self, settled: Coordinates) -> None:
+        """Make what was last written, and then settled, the center; to be finished once begun."""
         self._standing = None  # recipes are relative to the center
-        try:
-            self.genome.move(settled)
-        except BaseException:
-            self.genome.move(settled)
-            raise
-        finally:
-            self._dirty = False
+        self.genome.move(settled)
+        self._dirty = False

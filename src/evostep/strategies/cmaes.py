@@ -172,7 +172,10 @@ class CMAES(NoiseStrategy):
         if not search.can_draw(back):
             self._running.drop()
             search = self._after(genome, state, seed)
-        search.draw(generation, back)
+        if search.drawn != (generation, back):
+            self._running.drop()  # an interrupt in the midst of it leaves nothing half drawn
+            search.draw(generation, back)
+            self._running.keep(search, state["digest"], seed)
         return search, state
 
     def _after(self, genome: Genome, state: State, seed: int) -> _Search:
@@ -273,8 +276,6 @@ class _Search:
     def draw(self, generation: int, back: int) -> None:
         """Draw the members of a generation, from the mean at which the center stands."""
         assert self.can_draw(back), "the mean cannot go back twice"
-        if self.drawn == (generation, back):
-            return
         if self.drawn is None and back != _STAYED:
             z = self.parent if back == _ONE_BACK else 0.0 * self.parent
             self.es.mean = self.es.gp.geno(z)

@@ -817,7 +817,7 @@ def test_the_center_moves_and_the_recording_stays() -> None:
         assert_same_scores(here.generation(session), expected)
         before = runs(here.model)["first"]
         here.workspace.write(here.members[0])
-        here.workspace.accept(here.members[0])
+        here.workspace.accept(here.workspace.settle(here.members[0]))
         here.begin(generation)
         expected = here.generation(here.inplace)
         count = runs(here.model)["first"]

@@ -18,7 +18,6 @@ from evostep.engines.stacked import (
     Stacking,
     even,
     in_either_layout,
-    is_out_of_memory,
     over_members,
     positions,
     score_in_chunks,
@@ -32,7 +31,7 @@ from evostep.scoring.evaluator import Evaluator, Round
 from evostep.scoring.fitness import Fitness
 from evostep.scoring.nests import leaves
 from evostep.scoring.placing import model_device
-from evostep.scoring.scores import Scores
+from evostep.scoring.scores import Scores, is_out_of_memory
 from evostep.spaces.workspace import Workspace
 
 # Bytes of the largest activation of the members that are scored together: near the caches of a

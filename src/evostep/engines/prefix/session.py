@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,7 @@ from evostep.engines.prefix.replay import Recording, Replay
 from evostep.engines.stacked import why_opaque
 from evostep.errors import reason
 from evostep.genome.point import Coordinates
+from evostep.interrupts import Undoing
 from evostep.scoring.evaluator import Evaluator, Round
 from evostep.scoring.fitness import Fitness
 from evostep.scoring.nests import leaves, versions
@@ -25,6 +26,7 @@ from evostep.scoring.scores import Scores
 from evostep.spaces.workspace import Workspace
 
 _Key = tuple[int, ...]
+_ABSENT = object()
 
 
 class PrefixSession(Session[Engine]):
@@ -239,14 +241,19 @@ class PrefixSession(Session[Engine]):
 @contextmanager
 def _replaced(attributes: Iterable[tuple[Any, str, Any]]) -> Iterator[None]:
     """Replace attributes (object, name, value) of instances; put them back on leaving."""
-    with ExitStack() as stack:
-        for owner, name, value in attributes:
-            own = vars(owner)
-            if name in own:
-                stack.callback(own.__setitem__, name, own[name])
+    attributes = list(attributes)
+    before = [(vars(owner), name, vars(owner).get(name, _ABSENT)) for owner, name, _ in attributes]
+
+    def put_back() -> None:
+        for own, name, value in before:
+            if value is _ABSENT:
+                own.pop(name, None)
             else:
-                stack.callback(own.pop, name, None)
-            own[name] = value
+                own[name] = value
+
+    with Undoing(put_back):
+        for owner, name, value in attributes:
+            vars(owner)[name] = value
         yield
 
 

@@ -1,0 +1,383 @@
+"""An interrupt at any line of ours: weights are a center's, all else is as before, and it goes on.
+
+Every 37th line that one call executes is interrupted here, every one in the slow tests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import evostep
+from evostep import (
+    ESGD,
+    Always,
+    Evolution,
+    Evolved,
+    Fitness,
+    LowRank,
+    Only,
+    OpenAIES,
+    RandomMutation,
+    suggest_sigma,
+)
+from evostep.acceptance import Improves, Ladder, PairedTest
+from evostep.engines.racing import Racing
+from evostep.polishing.decision import Decision, Moved
+from evostep.spaces.span import Span
+from evostep.spaces.weights import AllWeights
+from evostep.strategies.cmaes import CMAES
+from evostep.strategies.guided_es import GuidedES
+from evostep.strategies.random_search import RandomSearch
+from evostep.strategies.snes import SNES
+
+OURS = str(Path(evostep.__file__).parent)
+STEP = 37
+X = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
+Y = (X.sum(1) > 0).long()
+BATCHES = [(X[:10], Y[:10]), (X[10:], Y[10:])]
+
+
+class Line:
+    """Within it, the k-th line of ours that is executed raises; 0: lines are only counted.
+
+    Args:
+        k: counted from 1.
+        files: the beginnings of the names of those whose lines count.
+    """
+
+    def __init__(self, k: int = 0, files: tuple[str, ...] = (OURS, contextlib.__file__)) -> None:
+        self.k, self.count, self.where, self.files = k, 0, "", files
+
+    def __enter__(self) -> Line:
+        self._before = sys.gettrace()
+        sys.settrace(self._call)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(self._before)
+
+    def _call(self, frame: FrameType, event: str, arg: Any) -> Any:
+        return self._line if frame.f_code.co_filename.startswith(self.files) else None
+
+    def _line(self, frame: FrameType, event: str, arg: Any) -> Any:
+        if event == "line":
+            self.count += 1
+            if self.count == self.k:
+                code = frame.f_code
+                self.where = f"{Path(code.co_filename).name}:{frame.f_lineno} ({code.co_name})"
+                raise KeyboardInterrupt
+        return self._line
+
+
+@dataclass
+class Case:
+    """Something to interrupt.
+
+    Attributes:
+        run: evolves; each call goes on.
+        models: whose weights and buffers are to be a center's.
+        state: what moves with them: an optimizer's state.
+        generation: how many generations there have been, where each stands for itself; what comes
+            after an interrupt is then what would have come without it.
+    """
+
+    run: Callable[[], object]
+    models: list[nn.Module]
+    state: Callable[[], list[Any]] = list
+    generation: Callable[[], int] | None = None
+    files: tuple[str, ...] = (OURS, contextlib.__file__)  # which lies between a `with` and ours
+
+    def bits(self) -> list[Any]:
+        """Of each model, and of what moves with them."""
+        states = [model.state_dict().values() for model in self.models]
+        return [*([t.tolist() for t in state] for state in states), self.state()]
+
+    def surroundings(self) -> dict[str, Any]:
+        modules = [module for model in self.models for module in model.modules()]
+        parameters = [p for model in self.models for p in model.parameters()]
+        return {
+            "tensors": [id(t) for m in modules for t in (*m._parameters.values(), *m.buffers())],
+            "modes": [module.training for module in modules],
+            "requires_grad": [p.requires_grad for p in parameters],
+            "attributes": [sorted(vars(module)) for module in modules],
+            "momenta": [getattr(module, "momentum", None) for module in modules],
+            "hooks": [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in modules],
+            "torch": torch.get_rng_state().tolist(),
+            "python": random.getstate(),
+            "numpy": np.random.get_state()[1].tolist(),
+            "grad mode": torch.is_grad_enabled(),
+            "autocast": torch.is_autocast_enabled("cpu"),
+            "modes of torch": torch._C._len_torch_function_stack(),
+        }
+
+
+def network(*, norm: bool = False, seed: int = 5) -> nn.Sequential:
+    torch.manual_seed(seed)
+    middle = nn.BatchNorm1d(3) if norm else nn.Tanh()
+    model = nn.Sequential(nn.Linear(4, 3), middle, nn.Linear(3, 2)).train()
+    model[2].eval()
+    return model
+
+
+def safe() -> RandomMutation:
+    return RandomMutation(0.3, population=2, scale="safe")
+
+
+STRATEGIES: dict[str, Callable[[], Any]] = {
+    "mutation": lambda: RandomMutation(0.3, population=2),
+    "safe": safe,
+    "openai-es": lambda: OpenAIES(0.2, lr=0.05, population=2, noise=LowRank(1)),
+    "adam": lambda: OpenAIES(0.2, lr=0.05, population=2, optimizer=torch.optim.Adam),
+    "snes": lambda: SNES(0.2, population=4),
+    "cmaes": lambda: CMAES(0.2, population=4),
+    "guided-es": lambda: GuidedES(0.2, lr=0.05, population=2),
+    "random-search": lambda: RandomSearch(0.3, population=2),
+}
+SPACES: dict[str, Callable[[], Any]] = {
+    "all": AllWeights,
+    "head": lambda: Only("head"),
+    "buffers": lambda: Only("*", buffers=True),
+    "span": Span,
+    "float32": lambda: AllWeights(precision="float32"),
+}
+RULES: dict[str, Callable[[], Any]] = {
+    "always": Always,
+    "improves": Improves,
+    "paired": lambda: PairedTest(every="generation"),
+    "ladder": lambda: Ladder(every="generation"),
+    "improves-phase": lambda: Improves(every="phase"),
+    "paired-phase": PairedTest,
+    "ladder-phase": Ladder,
+}
+
+
+def evolution(
+    strategy: str = "openai-es",
+    space: str = "all",
+    rule: str = "always",
+    engine: Any = "inplace",
+    *,
+    norm: bool = False,
+    second: bool = False,
+    bare: bool = False,
+) -> Case:
+    model = network(norm=norm)
+    search = Evolution(
+        model, STRATEGIES[strategy](), space=SPACES[space](), accept=RULES[rule](), engine=engine
+    )
+    search.guide({"0.weight": torch.ones(3, 4)})
+    for k in range(3 if space == "span" else 0):
+        search.remember()
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(k)))
+    if space == "float32":
+        model.bfloat16()
+    batches = [(x.to(model[0].weight.dtype), y) for x, y in BATCHES]
+    metric = "accuracy" if rule.startswith(("paired", "ladder")) else "neg-loss"
+    fitness = Fitness(model, batches, metric, calibration=batches if norm else None)
+    fitness()
+    other = Fitness(model, batches[:1], metric) if second else None
+    generations = 2 if search.accept.every == "phase" else 1
+
+    def run() -> object:
+        scores: Any = (lambda: fitness()) if bare else fitness
+        return search.evolve(scores, generations, accept_on=other)
+
+    alone = generations == 1  # a phase that is judged as a whole is begun anew
+    return Case(run, [model], generation=(lambda: search.generation) if alone else None)
+
+
+def evolved(base: str = "sgd", rule: str = "always", momentum: Any = 0.5) -> Case:
+    model = network()
+    inner: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    if base == "asgd":
+        inner = torch.optim.ASGD(model.parameters(), lr=0.1, t0=0)
+    optimizer = Evolved(
+        inner, STRATEGIES["openai-es"](), accept=RULES[rule](), momentum=momentum, engine="inplace"
+    )
+    for _ in range(2):
+        F.cross_entropy(model(X), Y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    fitness = Fitness(model, BATCHES, "neg-loss")
+    fitness()
+    key, phase = {"sgd": "momentum_buffer", "asgd": "ax"}[base], rule.endswith("phase")
+
+    def state() -> list[Any]:
+        held: list[Any] = [inner.state[p][key].tolist() for p in model.parameters()]
+        return [*held, len(inner._optimizer_step_pre_hooks)]
+
+    def run() -> object:
+        return optimizer.evolve(fitness, 2 if phase else 1)
+
+    return Case(run, [model], state, None if phase else (lambda: optimizer.evolution.generation))
+
+
+def esgd(what: str) -> Case:
+    models = [network(norm=True, seed=seed) for seed in (1, 2)]
+    pairs = [(model, torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)) for model in models]
+    population = ESGD(
+        pairs, Fitness(models[0], BATCHES, "neg-loss"), offspring=2, parents=2, elite=1, sigma=0.1
+    )
+
+    def train(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+        F.cross_entropy(model(X), Y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return len(X)
+
+    population.descend(train)
+
+    def run() -> object:
+        return population.evolve() if what == "evolve" else population.descend(train)
+
+    counter = (lambda: population.generation) if what == "evolve" else None
+    return Case(run, models, generation=counter)
+
+
+def asking(what: str) -> Case:
+    """Calls that leave the weights as they are."""
+    model = network(norm=True)
+
+    def run() -> object:
+        if what == "fitness":
+            return Fitness(model, BATCHES, "accuracy")()
+        return suggest_sigma(model, BATCHES, sigmas=(0.1, 1.0), draws=1)
+
+    return Case(run, [model])
+
+
+def polishing(space: str) -> Case:
+    """A whole polishing; of its lines those that change the network, or call who does."""
+    torch.manual_seed(0)
+    inputs = torch.randn(90, 4)
+    labels = inputs[:, :3].argmax(1)
+    model = nn.Sequential(nn.Linear(4, 3))
+    with torch.no_grad():
+        model[0].weight.copy_(2 * torch.eye(3, 4))
+        model[0].bias.copy_(torch.tensor([4.0, 0.0, 0.0]))
+    options: dict[str, Any] = {"folds": 3, "population": 4, "draws": 200, "space": space}
+    options["budget"] = 2 * 90 * 7 * (4 + 1 * 5) if space == "head" else 400
+
+    def run() -> object:
+        return evostep.polish(model, [(inputs, labels)], "balanced-accuracy", **options)
+
+    names = ("decision", "network", "evolved", "polish", "weights")
+    return Case(run, [model], files=tuple(f"{OURS}/polishing/{name}.py" for name in names))
+
+
+def evolved_weights() -> Case:
+    """Weights and a decision, put into a network and taken out again."""
+    model = network()
+    live = {"2.weight": model[2].weight, "2.bias": model[2].bias}
+    before = {name: tensor.detach().clone() for name, tensor in live.items()}
+    after = {name: tensor + 1.0 for name, tensor in before.items()}
+    decision = Decision("classes", torch.tensor([0.5, -0.5]), "accuracy", 2.0)
+    moved = Moved(live, before, after, model[2], decision)
+    return Case(lambda: moved.revert() if moved.applied else moved.apply(), [model])
+
+
+CASES: dict[str, Callable[[], Case]] = {
+    **{name: partial(evolution, name) for name in STRATEGIES},
+    **{name: partial(evolution, space=name) for name in SPACES if name != "all"},
+    **{name: partial(evolution, rule=name) for name in RULES if name != "always"},
+    "second fitness": lambda: evolution(rule="improves", second=True),
+    "second fitness in a phase": lambda: evolution(rule="improves-phase", second=True),
+    "callable": lambda: evolution(rule="improves", bare=True),
+    "calibration": lambda: evolution(rule="improves", norm=True),
+    "calibration in a phase": lambda: evolution(rule="improves-phase", norm=True, second=True),
+    "vmap": lambda: evolution(engine="vmap"),
+    "lowrank": lambda: evolution(engine="lowrank"),
+    "prefix": lambda: evolution(space="head", engine="prefix"),
+    "racing": lambda: evolution("mutation", engine=Racing(first=6), rule="improves"),
+    "Evolved": evolved,
+    "Evolved of averages": lambda: evolved("asgd"),
+    "Evolved in a phase": lambda: evolved(rule="improves-phase"),
+    "Evolved of averages in a phase": lambda: evolved("asgd", rule="improves-phase"),
+    "ESGD evolves": lambda: esgd("evolve"),
+    "ESGD descends": lambda: esgd("descend"),
+    "fitness": lambda: asking("fitness"),
+    "suggest_sigma": lambda: asking("sigma"),
+    "polish": lambda: polishing("decision"),
+    "polish the head": lambda: polishing("head"),
+    "evolved weights": evolved_weights,
+}
+
+
+def faults(make: Callable[[], Case], step: int) -> Iterator[str]:
+    """Interrupt a call at every line, or some of them; tell what is wrong afterwards."""
+    make().run()  # what torch and we find out once in a process is known from here on
+    sound = make()
+    before, centers = sound.surroundings(), [sound.bits()]
+    with Line(files=sound.files) as lines:
+        sound.run()
+    centers.append(sound.bits())
+    sound.run()
+    after_next = [centers[1], sound.bits()]
+    for k in range(1, lines.count + 1, step):
+        case = make()
+        tensors = case.surroundings()["tensors"]
+        line = Line(k, case.files)
+        try:
+            with line:
+                case.run()
+        except KeyboardInterrupt:
+            pass
+        else:
+            yield f"{line.where}: swallowed"
+            continue
+        bits, now = case.bits(), case.surroundings()
+        wrong = [key for key in before if now[key] != {**before, "tensors": tensors}[key]]
+        # of a population each has a center of its own
+        if any(one not in some for one, *some in zip(bits, *centers, strict=True)):
+            wrong.append("weights are no center's")
+        generation = None if case.generation is None else case.generation()
+        case.run()
+        if generation is not None and bits != centers[generation]:
+            wrong.append(f"weights of another generation than {generation}")
+        elif generation is not None and case.bits() != after_next[generation]:
+            wrong.append("another next generation")
+        if not all(torch.isfinite(t).all() for m in case.models for t in m.state_dict().values()):
+            wrong.append("the next is not finite")
+        if wrong:
+            yield f"{line.where}, {k} of {lines.count}: {', '.join(wrong)}"
+
+
+# of each kind one is interrupted here, the others in the slow tests
+QUICK = {
+    *("mutation", "openai-es", "cmaes", "head", "span", "improves-phase", "second fitness"),
+    *("calibration", "vmap", "prefix", "racing", "Evolved of averages", "ESGD descends", "polish"),
+    *("fitness", "evolved weights"),
+}
+warns = pytest.mark.filterwarnings("ignore:.*:UserWarning")
+
+
+@warns
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in CASES]
+)
+def test_an_interrupt_at_any_line_leaves_a_center_and_it_goes_on(name: str) -> None:
+    assert list(faults(CASES[name], STEP)) == []
+
+
+@warns
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("name", CASES)
+def test_an_interrupt_at_every_line_leaves_a_center_and_it_goes_on(name: str) -> None:
+    assert list(faults(CASES[name], 1)) == []
