@@ -55,6 +55,7 @@ ABOVE_FILES = {
     "integrations/test_peft",
     "integrations/test_plain_loop",
     "integrations/test_timm",
+    "polishing/test_spent",  # all that runs a network forward
     "lab/data/sources/test_sources",  # all sources by the table
     "scoring/test_metrics_table",  # metrics x layouts x forms of targets
     "noise/test_low_rank",  # one kind of noise, down to its steps
