@@ -332,8 +332,12 @@ def test_a_generation_is_a_pure_function_of_weights_state_number_and_seed(
             generation=number,
             attempts=0,
         )
-        record, state = phase.generation(number, phase.strategy.init(genome))
+        booked: list[tuple[Record, Any]] = []
+        state = phase.strategy.init(genome)
+        record = phase.generation(number, state, lambda *done: booked.append(done))
         phase.close()
+        assert [one for one, _ in booked] == [record]
+        state = booked[0][1]
         values = asdict(record)
         spent = values.pop("seconds"), values.pop("sample_forwards")
         assert spent[1] > 0

@@ -99,8 +99,11 @@ def test_data_are_found_where_they_would_be_read(
     monkeypatch.setattr(fashion_mnist, "DEBIAN", tmp_path / "debian")
     data = diagnosis._data()
     assert list(data) == [name for name, reader in SOURCES.items() if reader.find is not None]
-    assert {name for name, facts in data.items() if facts["found"]} == {"digits"}
-    assert all(facts["cure"] for name, facts in data.items() if name != "digits")
+    assert {name for name, facts in data.items() if facts["found"]} == {
+        "digits",
+        "text-lines:SERIES",
+    }
+    assert all(bool(facts["cure"]) != bool(facts["found"]) for facts in data.values())
     for module, place, file in (
         (cifar10, tmp_path / "cache/torchvision", "cifar-10-batches-py"),
         (cifar10, tmp_path / "data/cifar10", "train.parquet"),

@@ -93,7 +93,8 @@ def _columns(path: Path, table: Any) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray[Any, Any]]:
-    with np.load(path, allow_pickle=False) as arrays:
+    # numpy leaves a file open that it opened itself and cannot read
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         columns = {name: arrays[name] for name in arrays.files}
     if "scores" in columns:  # all classes in one array (n, C), perhaps with their names
         scores = np.atleast_2d(columns.pop("scores"))

@@ -55,7 +55,7 @@ class TextReader(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return what the reader reads."""
-        return encode(recognise(self.prepared(images)), LONGEST).to(images.device)
+        return encode(recognise(self.prepared(images).detach()), LONGEST).to(images.device)
 
     def tune(self, score: Callable[[], float]) -> None:
         """Keep the best of the usual filters: a colour, then an operation after it, then two.

@@ -134,7 +134,8 @@ def stamp(environment: Mapping[str, Any]) -> str:
     hardware += [f"device {get('device')}"] if get("device") else []
     versions = [f"{key} {get(key)}" for key in ("evostep", "torch", "python") if get(key)]
     commit = [f"commit {get('commit')}"] if get("commit") else []
-    return "; ".join(filter(None, [", ".join(hardware), get("date"), ", ".join(versions + commit)]))
+    date = str(get("date") or "")  # of a file that may hold anything
+    return "; ".join(filter(None, [", ".join(hardware), date, ", ".join(versions + commit)]))
 
 
 def plain(value: Any) -> str:
