@@ -284,6 +284,7 @@ class Soak:
         for name, arm in self._arms.items():
             out, events, began = self._folder / name / "whole", Events(), time.perf_counter()
             _draw(arm.page)
+            out.parent.mkdir()  # as it is in every trial, or there were events that no trial has
             with redirect_stdout(io.StringIO()) as told, redirect_stderr(told), events.watching():
                 code = run((*arm.command, f"--out={out}"))
             if code:
