@@ -84,6 +84,7 @@ PAGES = {
             "strategies.cmaes.CMAES": (),
             "strategies.guided_es.GuidedES": (),
             "strategies.random_search.RandomSearch": (),
+            "strategies.spsa.SPSA": (),
             "strategies.safe.Safe": ("cost",),
             "noise.draws.LowRank": ("factors",),
         },
