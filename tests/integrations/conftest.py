@@ -90,7 +90,8 @@ def assert_same(one: Any, other: Any, seen: str = "") -> None:
         for i, (a, b) in enumerate(zip(one, other, strict=True)):
             assert_same(a, b, f"{seen}.{i}")
     else:
-        assert one == other, seen
+        both_nan = one != one and other != other
+        assert both_nan or one == other, seen
 
 
 @pytest.fixture
