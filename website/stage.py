@@ -4,13 +4,15 @@
 
 The sources are Markdown that a code host shows as well: docs/ and some pages of the root. Here
 links to what is no page become links to the repository, formulas between dollars become MathML
-(browsers draw it without a script), and three kinds of pages are added: the API, each
-example with what it printed and drew, and the assets.
+(browsers draw it without a script), and pages are added: the API, the commands, each example with
+what it printed and drew.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import posixpath
 import re
 import shutil
@@ -19,6 +21,9 @@ from pathlib import Path
 
 import api
 import latex2mathml.converter
+
+from evostep.cli import main as evostep_main
+from evostep.cli.commands import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
 REPOSITORY = "https://github.com/evostep/evostep"
@@ -133,6 +138,17 @@ def example_page(script: Path, ran: Path) -> str:
     return "\n".join([*lines, rest.strip(), "```", ""])
 
 
+def commands_page() -> str:
+    """Return the page of the command line: what `--help` tells of each command."""
+    lines = ["# Commands", "", "What `--help` tells of each; `--help-all` of `compare` tells more."]
+    for name in COMMANDS:
+        told = io.StringIO()
+        with contextlib.redirect_stdout(told), contextlib.suppress(SystemExit):
+            evostep_main([name, "--help"])
+        lines += ["", f"## {name}", "", "```text", told.getvalue().rstrip(), "```"]
+    return "\n".join([*lines, ""])
+
+
 def stage(out: Path, ran: Path) -> None:
     """Write all pages.
 
@@ -157,6 +173,7 @@ def stage(out: Path, ran: Path) -> None:
         place = out / "api" / f"{name}.md"
         place.parent.mkdir(exist_ok=True)
         place.write_text(api.text(page))
+    (out / "commands.md").write_text(commands_page())
     shutil.copytree(ROOT / "website/assets", out / "assets")
 
 

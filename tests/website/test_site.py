@@ -11,6 +11,7 @@ from urllib.parse import unquote
 import pytest
 
 import evostep
+from evostep.cli.commands import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[2]
 REPOSITORY = "https://github.com/evostep/evostep/"
@@ -128,6 +129,14 @@ def test_every_public_name_stands_on_a_page_of_the_api(site: Path, website: Any)
             if path.rpartition(".")[2] not in ("NoiseStrategy", "Step"):
                 body = text.partition(heading)[2].partition("<h2")[0]
                 assert "&gt;&gt;&gt;" in body, f"{path}: no example on its page"
+
+
+def test_every_command_tells_its_options(site: Path) -> None:
+    text = (site / "commands.html").read_text()
+    for name in COMMANDS:
+        body = text.partition(f'<h2 id="{name}"')[2].partition("<h2")[0]
+        assert f"usage: evostep {name}" in body
+        assert "--help" in body
 
 
 @pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.stem)
