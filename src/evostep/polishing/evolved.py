@@ -124,7 +124,7 @@ def _put_in(
     moved.apply()
     again = problem.of(outputs_now(subject)).outputs
     differ = int((problem.decided(again) != wanted).sum())
-    result.sample_forwards += network.forwards(everything=False)
+    result.sample_forwards += network.examples
     if differ:
         moved.revert()
         result.verdict = NO_GAIN  # there is nothing else that it could be of

@@ -22,7 +22,7 @@ from evostep.scoring.fitness import Fitness
 from evostep.scoring.forms import Form, Known, Reader, read_form
 from evostep.scoring.head import find_head
 from evostep.scoring.isolation import ModuleState, listening, preserved_rng
-from evostep.scoring.nests import batch_size, map_tensors
+from evostep.scoring.nests import map_tensors
 from evostep.scoring.splitting import unweighted, weights_of
 
 _WHO = "polishing"
@@ -43,7 +43,6 @@ class Given:
         layer: makes the outputs; None: none is known.
         probabilities: whether outputs were such, so that decisions are about their logits.
         form: how outputs and targets were read.
-        sample_forwards: that it took.
     """
 
     outputs: Tensor
@@ -54,7 +53,6 @@ class Given:
     layer: nn.Module | None = None
     probabilities: bool = False
     form: Form | None = None
-    sample_forwards: int = 0
 
 
 @dataclass
@@ -125,18 +123,13 @@ def outputs_of(
 ) -> Given:
     """Return a model's outputs for all examples, their targets, and the layer that makes them."""
     reader = Reader(known)
-    spent = Spent()
-    pairs, layer = pairs_of(model, examples, forward, reader, spent)
+    pairs, layer = _pairs_of(model, examples, forward, reader)
     form = reader.settle([(own, unweighted(truth)) for own, truth in pairs], _WHO, of_loss=False)
-    return replace(_rows(pairs, form), layer=layer, sample_forwards=spent.sample_forwards)
+    return replace(_rows(pairs, form), layer=layer)
 
 
-def pairs_of(
-    model: nn.Module,
-    examples: Any,
-    forward: Forward | None = None,
-    reader: Reader | None = None,
-    spent: Spent | None = None,
+def _pairs_of(
+    model: nn.Module, examples: Any, forward: Forward | None, reader: Reader
 ) -> tuple[list[tuple[Any, Any]], nn.Module | None]:
     """Return outputs and targets of each batch as they are, and the layer that may make them.
 
@@ -145,12 +138,10 @@ def pairs_of(
         examples: batches.
         forward: as in `evostep.Fitness`.
         reader: takes note of the model and the targets.
-        spent: counts the forwards.
     """
     fitness = Fitness(model, examples, "accuracy", forward=forward)
     everything = fitness.examples()
     pairs: list[tuple[Any, Any]] = []
-    reader, spent = reader or Reader(), spent or Spent()
     reader.meet(model, None if forward else [unweighted(truth) for _, truth in everything])
     with (
         Undoing(),
@@ -162,7 +153,6 @@ def pairs_of(
     ):
         for inputs, targets in everything:
             own, truth = fitness.apply(model, inputs, targets)
-            spent.sample_forwards += batch_size(inputs, targets)
             pairs.append((_on_cpu(own), _on_cpu(truth)))
         first = everything.batches[0]
         head = find_head(model, lambda: fitness.apply(model, *first)[0])
@@ -278,7 +268,7 @@ def takes_decisions(subject: Subject, problem: Problem) -> bool:
 def outputs_now(subject: Subject) -> Tensor:
     """Return what the network gives for the examples as it is now, a row for each decision."""
     given = outputs_of(subject.model, subject.examples, subject.forward, subject.known)
-    subject.spent.sample_forwards += given.sample_forwards
+    subject.spent.sample_forwards += given.examples
     return given.outputs
 
 

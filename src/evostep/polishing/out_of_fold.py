@@ -122,7 +122,7 @@ def out_of_fold(
 
     def given_by(model: nn.Module) -> Given:
         given = outputs_of(model, loader, forward, known)
-        spent.sample_forwards += given.sample_forwards
+        spent.sample_forwards += given.examples
         return given
 
     def problem_of(outputs: Tensor) -> Problem:

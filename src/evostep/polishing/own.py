@@ -62,16 +62,13 @@ def own_metric(metric: Any, higher_is_better: bool | None = None) -> OutputMetri
         for function, needs, own in _NAMED if up and not found.own else ():
             if found.name == function and options == needs:
                 return CONFUSION_METRICS[own]
-        return OutputMetric(name, _in_a_line(name, _of_scikit(metric)), up, span=None)
-    if hasattr(metric, "compute") and hasattr(metric, "update"):
+        call = _of_scikit(metric)
+    elif hasattr(metric, "compute") and hasattr(metric, "update"):
         up = metric.higher_is_better if higher_is_better is None else higher_is_better
-        return OutputMetric(name, _in_a_line(name, _of_torchmetrics(metric)), up, span=None)
-
-    def call(outputs: Tensor, targets: Tensor, weights: Tensor | None, kind: Kind) -> Any:
-        _refuse(weights, name)
-        return metric(_flat(outputs, kind), targets)
-
-    return OutputMetric(name, _in_a_line(name, call), higher_is_better is not False, span=None)
+        call = _of_torchmetrics(metric)
+    else:
+        up, call = higher_is_better is not False, _of_callable(metric)
+    return OutputMetric(name, _in_a_line(name, call), up, span=None)
 
 
 def _in_a_line(name: str, call: Call) -> Call:
@@ -123,6 +120,14 @@ def _of_torchmetrics(metric: Any) -> Call:
         given = outputs.softmax(1) if kind == "classes" else outputs.sigmoid()
         accumulator.update(given, targets)
         return float(accumulator.compute()[0])
+
+    return call
+
+
+def _of_callable(metric: Callable[[Tensor, Tensor], Any]) -> Call:
+    def call(outputs: Tensor, targets: Tensor, weights: Tensor | None, kind: Kind) -> Any:
+        _refuse(weights, name_of(metric))
+        return metric(_flat(outputs, kind), targets)
 
     return call
 

@@ -160,9 +160,9 @@ def polish(
     if model is not None:
         beside = None if held is None else (confirm, held)
         subject = Subject(model, examples, forward, known, given, beside)
-    take_out = (lambda: None) if subject is None else subject.take_out
     # until there is a result, nobody else can take out again what was put in
-    with Undoing(), Undoing(take_out) as undoing:
+    undoing = Undoing() if subject is None else Undoing(subject.take_out)
+    with Undoing(), undoing:
         if subject is not None and space != DECISION:
             check(problem, settings)
             result = polish_weights(subject, problem, parts, settings, store)
@@ -171,7 +171,7 @@ def polish(
         if subject is not None and result.verdict != NO_GAIN and result.folded is None:
             fold_in(result, searched, subject, exactly=settings.objective.of_outputs)
         if subject is not None:
-            looks = given.sample_forwards + (0 if held is None else held.sample_forwards)
+            looks = given.examples + (0 if held is None else held.examples)
             result.sample_forwards += looks + subject.spent.sample_forwards
         if given.probabilities and not result.applied:
             result.notes += ("outputs are probabilities: the decision is about their logits",)
