@@ -39,6 +39,21 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error means that memory ran out, torch's known by name: it is not imported.
+
+    That of torch's processor memory has no type of its own.
+
+    Example:
+        >>> is_out_of_memory(MemoryError()), is_out_of_memory(RuntimeError("shapes differ"))
+        (True, False)
+    """
+    torchs_own = any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
+    if torchs_own or isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
 _JOINERS = "\u200c\u200d"  # of letters in Persian and Hindi, and of emoji: they show nothing
 
 

@@ -27,10 +27,11 @@ from evostep.engines.stacked import (
     why_opaque,
 )
 from evostep.engines.vmap import Vmap
+from evostep.errors import is_out_of_memory
 from evostep.genome.point import Coordinates, Tensors
 from evostep.scoring.evaluator import Evaluator, Round
 from evostep.scoring.isolation import ModuleState
-from evostep.scoring.scores import Scores, is_out_of_memory
+from evostep.scoring.scores import Scores
 
 X, Y = torch.randn(4, 2), torch.tensor([0, 1, 0, 1])
 ROUND = Round(seed=0, generation=0)

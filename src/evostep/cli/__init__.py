@@ -105,11 +105,11 @@ def _at_fault(error: Exception, *, verbose: object) -> None:
     import traceback
 
     from evostep.cli.output import FAULT, fail
-    from evostep.errors import reason
+    from evostep.errors import is_out_of_memory, reason
 
     if verbose:
         traceback.print_exception(error, file=sys.stderr)
-    if isinstance(error, MemoryError) or "allocate" in str(error):  # torch raises RuntimeError
+    if is_out_of_memory(error):
         fail(f"memory does not suffice ({reason(error)}): give fewer or smaller examples", 1)
     fail(f"{FAULT} ({reason(error)}): --verbose tells where; please report it", 1)
 

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from evostep.engines.base import CannotScore, Engine
-from evostep.errors import reason
+from evostep.errors import is_out_of_memory, reason
 from evostep.genome.members import Factors
 from evostep.genome.point import Coordinates
 from evostep.scoring.evaluator import Evaluator, Round
 from evostep.scoring.fitness import Fitness
 from evostep.scoring.nests import leaves
-from evostep.scoring.scores import Scores, is_out_of_memory, read
+from evostep.scoring.scores import Scores, read
 from evostep.spaces.workspace import Workspace
 
 _DRAWN = 2**25  # bytes of members' own that are drawn at once

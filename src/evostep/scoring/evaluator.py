@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 
+from evostep.errors import is_out_of_memory
 from evostep.interrupts import Undoing
 from evostep.noise import derive_seed
 from evostep.scoring.accumulators import number
 from evostep.scoring.batches import Examples
 from evostep.scoring.fitness import Fitness
 from evostep.scoring.isolation import ModuleState, seed_everything
-from evostep.scoring.scores import Scores, is_out_of_memory, read
+from evostep.scoring.scores import Scores, read
 
 _OUT_OF_MEMORY = (
     "evostep: a forward of one batch has no room beside the weights and one copy of them: give "

@@ -83,13 +83,6 @@ class Scores:
         return f"Scores({self.error or self._value})"
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error means that memory ran out; the CPU's has no type of its own."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-
-
 def read(scores: Sequence[Scores]) -> list[Scores]:
     """Read the values of proposed weights with one transfer; one that is not finite is a failure.
 

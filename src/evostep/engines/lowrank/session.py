@@ -24,14 +24,14 @@ from evostep.engines.stacked import (
     why_not_stacked,
 )
 from evostep.engines.swap import places, swapped
-from evostep.errors import reason
+from evostep.errors import is_out_of_memory, reason
 from evostep.genome.members import Factors, around, stack_factors
 from evostep.genome.point import Coordinates, as_weights
 from evostep.scoring.evaluator import Evaluator, Round
 from evostep.scoring.fitness import Fitness
 from evostep.scoring.nests import leaves
 from evostep.scoring.placing import model_device
-from evostep.scoring.scores import Scores, is_out_of_memory
+from evostep.scoring.scores import Scores
 from evostep.spaces.workspace import Workspace
 
 # Bytes of the largest activation of the members that are scored together: near the caches of a
