@@ -141,6 +141,19 @@ class Strategy(ABC):
         """
 
 
+def check_pairs(population: int) -> None:
+    """Refuse a population that does not come in pairs.
+
+    Raises:
+        ValueError: it is odd, or below 2; an even one is named.
+    """
+    if population < 2 or population % 2:
+        raise ValueError(
+            f"population must be even and at least 2, since members come in pairs, got "
+            f"{population}: use {max(2, population + population % 2)}"
+        )
+
+
 @dataclass(frozen=True)
 class NoiseStrategy(Strategy):
     """A strategy whose members are the center plus scaled noise.

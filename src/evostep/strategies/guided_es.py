@@ -22,7 +22,7 @@ from torch import Tensor
 from evostep.genome.members import Mirror
 from evostep.genome.point import Coordinates, Genome
 from evostep.noise import draw, weighted_sum
-from evostep.strategies.base import NoiseStrategy, State, Step
+from evostep.strategies.base import NoiseStrategy, State, Step, check_pairs
 from evostep.strategies.shaping import Shaping, shape_scores
 
 GuidedShaping = Shaping | Literal["difference"]
@@ -96,11 +96,7 @@ class GuidedES(NoiseStrategy):
         super().__post_init__()
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise ValueError(f"lr must be a finite number > 0, got {self.lr}")
-        if self.population < 2 or self.population % 2:
-            raise ValueError(
-                f"population must be even and at least 2, since members come in pairs, "
-                f"got {self.population}: use {max(2, self.population + self.population % 2)}"
-            )
+        check_pairs(self.population)
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha must lie in [0, 1], got {self.alpha}")
         if self.shaping not in _SHAPINGS:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from evostep.genome.point import Coordinates, Genome, Tensors
 from evostep.noise import draw
-from evostep.strategies.base import NoiseStrategy, State, Step
+from evostep.strategies.base import NoiseStrategy, State, Step, check_pairs
 
 ALPHA, GAMMA = 0.602, 0.101  # the least that theory allows, and best in practice: Spall 1998
 
@@ -61,8 +61,7 @@ class SPSA(NoiseStrategy):
         super().__post_init__()
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise ValueError(f"lr must be a finite number > 0, got {self.lr}")
-        if self.population < 2 or self.population % 2:
-            raise ValueError(f"population must be even and at least 2, got {self.population}")
+        check_pairs(self.population)
         if not (self.stability >= 0 and math.isfinite(self.stability)):
             raise ValueError(f"stability must be a finite number >= 0, got {self.stability}")
         if self.noise != "normal":
@@ -105,10 +104,10 @@ class SPSA(NoiseStrategy):
         moved = dict(genome.center)
         for name in self._moving(genome):
             c = self.sigma_of(genome, name) / (k + 1) ** GAMMA
-            step = torch.zeros_like(self._signs(genome, name, generation, 0, seed))
-            for j, rise in enumerate(rises):
-                delta = self._signs(genome, name, generation, j, seed)
-                step.add_(delta, alpha=rise / (2 * c * len(rises)))
+            first, *others = (rise / (2 * c * len(rises)) for rise in rises)
+            step = self._signs(genome, name, generation, 0, seed).mul_(first)
+            for j, weight in enumerate(others, 1):
+                step.add_(self._signs(genome, name, generation, j, seed), alpha=weight)
             moved[name] = step.mul_(gain * self.scale_of(genome, name)).add_(genome.center[name])
         return Step(Tensors(moved)), told
 
