@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -12,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from evostep.errors import InputError, reason, warn
+from evostep.lab.checkpoints import checksum
 from evostep.lab.storage import replacing
 
 
@@ -95,7 +94,7 @@ def save_weights(path: Path, model: torch.nn.Module) -> None:
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], **about: str) -> None:
     """Write tensors as safetensors with a checksum, and what else is to be known of them."""
-    save_file(tensors, path, {**about, "checksum": _checksum(tensors)})
+    save_file(tensors, path, {**about, "checksum": _sum_of(tensors)})
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -113,15 +112,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise
     except Exception as error:  # a header may say anything of its tensors
         raise ValueError(reason(error)) from error
-    if about.get("checksum") not in (None, _checksum(tensors)):
+    if about.get("checksum") not in (None, _sum_of(tensors)):
         raise ValueError("its numbers are not those that were written")
     return tensors, about
 
 
-def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    total = 0
-    for name, tensor in sorted(tensors.items()):
-        facts = f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
-        data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        total = zlib.crc32(data.numpy().data, zlib.crc32(facts, total))
-    return f"{total:08x}"
+def _sum_of(tensors: dict[str, Tensor]) -> str:
+    return checksum(dict(sorted(tensors.items())))  # a file has an order of its own

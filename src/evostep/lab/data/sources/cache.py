@@ -26,7 +26,7 @@ def cache_directory() -> Path:
 def fingerprint(paths: Sequence[Path]) -> str:
     """Return a key for decoded files that changes when a source's name, size or time does."""
     facts = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
-    return hashlib.sha256(repr(("v2", facts)).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr(("v3", facts)).encode()).hexdigest()[:16]
 
 
 def read_cache(path: Path) -> tuple[dict[str, Tensor], str] | None:
