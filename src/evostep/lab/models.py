@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from evostep.errors import InputError, reason, unknown_name
-from evostep.lab.imports import load_attribute
+from evostep.lab.imports import load_attribute, runs_code
 from evostep.lab.reading.model import TextReader
 from evostep.lab.weights import load_weights
 from evostep.scoring.head import find_head
@@ -67,8 +67,7 @@ def build_model(
         >>> parameter_count(model)
         2410
     """
-    own = ":" in name and not name.startswith("torchvision:")
-    if not classes and name != "text-reader" and not own:
+    if not classes and name != "text-reader" and not runs_code(name):
         raise InputError(f"{name} tells classes, and these data are texts: use text-reader")
     if classes and name == "text-reader":
         raise InputError("text-reader reads texts, and these data have classes: use text-lines:0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,42 +46,35 @@ def evaluate(model: nn.Module, part: Part, data: ImageData, options: Options) ->
     """
     if not len(part):
         return {}
-    if data.of_texts:
-        return _evaluate_texts(model, part, data, options)
-    outputs = Fitness(model, part.batches(data), "accuracy")
-    logits = outputs.score(outputs.examples(), keep_outputs=True).outputs
-    if logits is None or not bool(torch.isfinite(logits).all()):
+    first = Fitness(model, part.batches(data), "exact-match" if data.of_texts else "accuracy")
+    outputs = first.score(first.examples(), keep_outputs=True).outputs
+    tensor = isinstance(outputs, Tensor)  # or texts
+    if outputs is None or (tensor and not bool(torch.isfinite(outputs).all())):
         return dict.fromkeys(("accuracy", "loss", options.metric), math.nan)
-    values = {
-        "accuracy": float(accuracy(logits, part.targets).mean()),
-        "loss": float(F.cross_entropy(logits, part.targets)),
-    }
+    measure = _of_texts if data.of_texts else _of_classes
+    values = measure(outputs, part.targets)
     if options.metric not in values:
         metric = make_metric(
             resolve_metric(options.metric), higher_is_better=options.higher_is_better
         )()
-        metric.update(logits, part.targets)
+        metric.update(outputs, part.targets)
         sign = 1 if is_to_be_large(options.metric) else -1
         values[options.metric] = sign * float(metric.compute()[0])
     return values
 
 
-def _evaluate_texts(
-    model: nn.Module, part: Part, data: ImageData, options: Options
-) -> dict[str, float]:
-    """Return, of texts, exact match as the accuracy, and as the loss the errors by character."""
-    fitness = Fitness(model, part.batches(data), "exact-match")
-    read = fitness.score(fitness.examples(), keep_outputs=True).outputs
-    measure = {name: metric(read, part.targets) for name, metric in TEXT_METRICS.items()}
-    found = {
-        "accuracy": float(measure["exact-match"].mean()),
-        "loss": 1 - float(measure["character-similarity"].mean()),
-    }
-    if options.metric in measure:
-        return found | {options.metric: float(measure[options.metric].mean())}
-    whole = make_metric(resolve_metric(options.metric), higher_is_better=options.higher_is_better)()
-    whole.update(read, part.targets)
-    return found | {options.metric: float(whole.compute()[0])}
+def _of_classes(logits: Any, targets: Tensor) -> dict[str, float]:
+    right, loss = accuracy(logits, targets), F.cross_entropy(logits, targets)
+    return {"accuracy": float(right.mean()), "loss": float(loss)}
+
+
+def _of_texts(read: Any, targets: Tensor) -> dict[str, float]:
+    """Return exact match as the accuracy, and as the loss the errors by character."""
+    exact, similar = (
+        float(TEXT_METRICS[name](read, targets).mean())
+        for name in ("exact-match", "character-similarity")
+    )
+    return {"accuracy": exact, "loss": 1 - similar}
 
 
 def evaluate_at_the_end(

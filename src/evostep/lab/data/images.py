@@ -5,7 +5,6 @@ Where they are from is the matter of `evostep.lab.data.sources`, a file for each
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,14 +52,7 @@ class ImageData:
     @property
     def of_texts(self) -> bool:
         """Whether targets are texts, which a reader reads off images in [0, 1]."""
-        return self.targets.ndim == 2
-
-    def statistics(self, images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Return mean and deviation that normalise the data, from those of its images it names."""
-        if self.of_texts:
-            channels = images.shape[1]
-            return (0.0,) * channels, (1.0,) * channels
-        return channel_statistics(images)
+        return are_texts(self.targets)
 
     def normalise(self, inputs: Tensor) -> Tensor:
         """Return images `(n, c, h, w)` uint8 as float32 with mean 0 and deviation 1 per channel.
@@ -92,6 +84,18 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
         means.append(mean.item())
         deviations.append((share * (levels - mean).square()).sum().sqrt().item())
     return tuple(means), tuple(s if s > 1e-9 else 1.0 for s in deviations)
+
+
+def are_texts(targets: Tensor) -> bool:
+    """Return whether targets are texts, as `evostep.scoring.texts.encode` makes them."""
+    return targets.ndim == 2
+
+
+def normalisation(images: Tensor, targets: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and deviation by which images are normalised: of texts they stay as they are."""
+    if are_texts(targets):
+        return (0.0,) * images.shape[1], (1.0,) * images.shape[1]
+    return channel_statistics(images)
 
 
 def load_data(
@@ -135,7 +139,7 @@ def load_data(
         warn(f"--skip-bad {skip_bad} has no effect on {name!r}: it is for folder:PATH")
     given = {"name": name, "folder": folder, "image_size": image_size, "skip_bad": skip_bad}
     source = reader.load(**{key: given[key] for key in reader.takes})
-    if len(source.classes) < 2 and source.train[1].ndim == 1:
+    if len(source.classes) < 2 and not are_texts(source.train[1]):
         raise InputError(
             f"{name} has one class alone ({', '.join(map(str, source.classes))}): give two or more"
         )
@@ -153,7 +157,8 @@ def load_data(
     if source.validation is not None:
         inputs, targets = map(torch.cat, zip(source.train, source.validation, strict=True))
         validation = len(source.validation[1])
-    data = ImageData(
+    mean, std = normalisation(*source.train)
+    return ImageData(
         name,
         source.title,
         inputs,
@@ -161,13 +166,11 @@ def load_data(
         test_inputs,
         test_targets,
         tuple(source.classes),
-        mean=(),
-        std=(),
+        mean=mean,
+        std=std,
         validation=validation,
         skipped=tuple(source.skipped),
     )
-    mean, std = data.statistics(source.train[0])
-    return dataclasses.replace(data, mean=mean, std=std)
 
 
 def augment(images: Tensor, generator: torch.Generator, *, kind: str) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evostep.lab.data.images import ImageData
+from evostep.lab.data.images import ImageData, normalisation
 from evostep.lab.data.splits import Splits
 
 EVALUATION_BATCH = 500
@@ -98,7 +98,7 @@ def cut(data: ImageData, splits: Splits, device: torch.device) -> Parts:
 
     Images are normalised by the statistics of the training part alone.
     """
-    mean, std = data.statistics(data.inputs[splits.train])
+    mean, std = normalisation(data.inputs[splits.train], data.targets)
     data = dataclasses.replace(data, mean=mean, std=std)
 
     def take(indices: Tensor) -> Part:

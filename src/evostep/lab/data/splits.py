@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evostep.errors import InputError, warn
+from evostep.lab.data.images import ImageData, are_texts
 
 if TYPE_CHECKING:
-    from evostep.lab.data.images import ImageData
     from evostep.lab.options import Options
 
 PARTS = ("train", "fitness", "accept", "test")
@@ -199,10 +199,10 @@ def warn_of_absent_classes(data: ImageData, splits: Mapping[int, Splits]) -> Non
 
 def _strata(targets: Tensor) -> Indices:
     """Return what each part is to have in proportion, (n,): classes; texts are all of one kind."""
-    if targets.ndim == 1:
-        classes: Indices = targets.numpy()
-        return classes
-    return np.zeros(len(targets), dtype=np.int64)
+    if are_texts(targets):
+        return np.zeros(len(targets), dtype=np.int64)
+    classes: Indices = targets.numpy()
+    return classes
 
 
 def _check_size(part: str, size: int, classes: int, *, may_be_empty: bool) -> None:

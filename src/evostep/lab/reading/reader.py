@@ -33,7 +33,7 @@ def recognise(images: Tensor) -> list[str]:
             "them"
         )
     session, alphabet = _session()
-    bgr = images.detach().flip(1).clamp(0, 1).mul(2).sub(1).cpu().float().numpy()
+    bgr = images.flip(1).clamp(0, 1).mul(2).sub(1).cpu().float().numpy()
     name = session.get_inputs()[0].name
     texts: list[str] = []
     for first in range(0, len(bgr), AT_ONCE):

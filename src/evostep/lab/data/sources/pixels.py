@@ -12,12 +12,8 @@ from evostep.errors import InputError, reason
 
 # What image folders hold. Others are left out on purpose: for PostScript, Pillow runs a program.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-_FILMS = (
-    "GIF",
-    "PNG",
-    "TIFF",
-    "WEBP",
-)  # a picture of a camera (MPO, read as JPEG) may hold a second one
+# A picture of a camera (MPO, read as JPEG) may hold a second one, too, and is no film.
+_FILMS = ("GIF", "PNG", "TIFF", "WEBP")
 
 
 def decode_rgb(
