@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import os
 import platform
 import shlex
@@ -86,6 +87,7 @@ def merge_environments(environments: Sequence[Mapping[str, Any]]) -> dict[str, A
     return merged
 
 
+@functools.cache
 def cpu_name() -> str:
     """Return the processor's name, or as much as is known of it."""
     try:

@@ -17,6 +17,7 @@ from evostep.lab.arms.arm import Arm, Start, Training
 from evostep.lab.arms.budget import budgets, settled
 from evostep.lab.arms.methods import METHODS
 from evostep.lab.arms.precedence import make_arms
+from evostep.lab.arms.procedures import PROCEDURES
 from evostep.lab.arms.registration import registered_contrast
 from evostep.lab.arms.seed_run import make_model
 from evostep.lab.arms.training import import_sam
@@ -169,7 +170,7 @@ def make_plan(options: Options) -> Plan:
 
 def _tunings(arms: list[Arm], options: Options, data: ImageData, device: torch.device) -> int:
     """Return how many settings the model's own `tune` tries at most; 0 where no arm asks it to."""
-    by_hand = [arm.label for arm in arms if arm.procedure == "tuning"]
+    by_hand = [arm.label for arm in arms if PROCEDURES[arm.procedure].tunes]
     if not by_hand:
         return 0
     model = make_model(options, data, options.seed_list[0], device)

@@ -21,14 +21,14 @@ MOST = 20_000  # records that are kept
 LEAST = 64  # of a kind in a run, whatever there is of others
 SPENT = ("sample_forwards", "seconds")
 
-_MEASURES = ({str: (float, None)}, None)
+MEASURES = ({str: (float, None)}, None)
 _LINE = {
     "arm": str,
     "kind": str,
     "seed": int,
     "epoch": float,
-    "train?": _MEASURES,
-    "fitness?": _MEASURES,
+    "train?": MEASURES,
+    "fitness?": MEASURES,
     "arms?": ([str], None),
     "generation?": (int, None),
     "scores?": ([(float, None)], None),

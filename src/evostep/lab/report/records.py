@@ -7,18 +7,17 @@ from typing import Any
 
 from evostep.errors import InputError
 from evostep.lab.report import contrasts
-from evostep.lab.report.history import read_history
+from evostep.lab.report.history import MEASURES, read_history
 from evostep.lab.storage import mismatch, read_json
 
 _REPAIR = "restore the file, or run `evostep compare --out` into a new directory"
 
-_MEASURES = ({str: (float, None)}, None)
 _COUNT = (int, None)
 RUN = {
     "arm": str,
     "seed": int,
     "test": {str: (float, None)},
-    **dict.fromkeys(("train?", "fitness?", "accept?"), _MEASURES),
+    **dict.fromkeys(("train?", "fitness?", "accept?"), MEASURES),
     **dict.fromkeys(("sample_forwards?", "epochs?"), _COUNT),
     **dict.fromkeys(("generations?", "accepted?", "failed?"), _COUNT),
     "seconds?": (float, None),

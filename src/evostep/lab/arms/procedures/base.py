@@ -114,6 +114,7 @@ class Procedure(ABC):
         needs_fitness: whether it needs them for something else.
         reads: options that concern it, and no other procedure.
         descends: whether it takes gradient steps of its own, where it does not start from another.
+        tunes: whether it asks the model to tune its own settings.
 
     Args:
         seed_run: what the runs of its seed share.
@@ -126,6 +127,7 @@ class Procedure(ABC):
     needs_fitness: ClassVar[bool] = False
     reads: ClassVar[tuple[str, ...]] = ()
     descends: ClassVar[bool] = True
+    tunes: ClassVar[bool] = False
 
     def __init__(self, seed_run: SeedRun, arm: Arm, trunk: dict[str, Any]) -> None:
         self.seed_run, self.arm = seed_run, arm

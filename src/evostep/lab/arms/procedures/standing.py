@@ -46,6 +46,7 @@ class Tuning(Untouched):
     """
 
     needs_fitness: ClassVar[bool] = True
+    tunes: ClassVar[bool] = True
 
     @classmethod
     def finish_cost(cls, arm: Arm, sizes: Sizes) -> int:
