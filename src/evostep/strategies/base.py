@@ -149,8 +149,8 @@ def check_pairs(population: int) -> None:
     """
     if population < 2 or population % 2:
         raise ValueError(
-            f"population must be even and at least 2, since members come in pairs, got "
-            f"{population}: use {max(2, population + population % 2)}"
+            f"population must be even and at least 2, got {population}: use "
+            f"{max(2, population + population % 2)}, for members come in pairs"
         )
 
 
