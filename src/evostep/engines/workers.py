@@ -162,7 +162,10 @@ class AtOnce(Session[Workers]):
             except BaseException as error:
                 faults.append(error)
 
-        threads = [threading.Thread(target=work, args=(worker,)) for worker in team[1:]]
+        threads = [
+            threading.Thread(target=work, args=(worker,), name="evostep worker")
+            for worker in team[1:]
+        ]
 
         def stop() -> None:
             waiting.clear()
@@ -170,13 +173,13 @@ class AtOnce(Session[Workers]):
                 if thread.ident is not None:
                     thread.join()
 
-        with self.evaluator.unchanged(round), Undoing(self.workspace.restore), _single():
-            with Undoing(stop):
-                for thread in threads:
-                    thread.start()
-                work(team[0])
-                for thread in threads:
-                    thread.join()
+        back = self.workspace.restore
+        with self.evaluator.unchanged(round), Undoing(back), _single(), Undoing(stop):
+            for thread in threads:
+                thread.start()
+            work(team[0])
+            for thread in threads:
+                thread.join()
         self.evaluator.spent += len(members) * round.cost
         for fault in faults:
             if not isinstance(fault, Exception):
