@@ -90,7 +90,8 @@ def load(name: str, image_size: int | None, skip_bad: int) -> Source:
     if "train" not in parts:
         found = ", ".join(sorted(path.name for path in parts.values()))
         raise InputError(f"{root} has {found} but no train folder: add it")
-    listed = {kind: _classes(root, path, noticed) for kind, path in parts.items()}
+    in_order = sorted(parts, key=lambda kind: kind != "train")
+    listed = {kind: _classes(root, parts[kind], noticed) for kind in in_order}
     names = list(listed["train"])
     size = image_size or _common_size(root, listed.values())
     train = _read(parts["train"], listed["train"], size, noticed)
