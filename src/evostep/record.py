@@ -107,6 +107,7 @@ def warn_of_failures(record: Record) -> None:
         )
 
 
+STANDS_STILL = "exactly as the weights they come from"
 FEW = 4  # members below which it is no wonder that all score the same
 
 
@@ -125,4 +126,4 @@ def warn_of_no_difference(who: str, value: float, so: str, *, copied: bool) -> N
         "does the forward use the weights that evolve",
         "is sigma large enough for their type",
     ]
-    warn(f"{who} {value:g}, exactly as the weights they come from, {so}: {', '.join(causes)}?")
+    warn(f"{who} {value:g}, {STANDS_STILL}, {so}: {', '.join(causes)}?")

@@ -362,7 +362,9 @@ def test_compare_from_end_to_end(capsys: pytest.CaptureFixture[str], here: Path)
     """And report, which builds the same again from what is there."""
     assert exit_code("compare", *tiny(seeds=2), "--out=deep/out") == 0
     captured = capsys.readouterr()
-    assert all(line.startswith("[") for line in captured.err.splitlines())  # progress
+    classes, *progress = captured.err.splitlines()
+    assert classes.startswith("10 classes: 0 178, ")
+    assert all(line.startswith("[") for line in progress)
     out = here / "deep" / "out"
     printed = captured.out.splitlines()
     assert printed[0] == "Digits (8x8), mlp, 2 seeds; differences to sgd-all in points"

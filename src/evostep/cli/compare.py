@@ -33,7 +33,7 @@ def run(parsed: Any) -> None:
     """Run the command."""
     options = make_options(parsed)
     from evostep.lab.comparison.compare import describe_plan, plan_facts
-    from evostep.lab.comparison.directory import check_directory, is_complete
+    from evostep.lab.comparison.directory import check_directory, finished_runs, is_complete
     from evostep.lab.comparison.estimate import estimate
     from evostep.lab.comparison.plan import make_plan
     from evostep.lab.storage import check_room, check_writable
@@ -52,8 +52,9 @@ def run(parsed: Any) -> None:
     plan = make_plan(options)
     check_directory(plan, parsed.out)
     if parsed.get("dry_run"):
-        guess = estimate(plan)
-        answer(describe_plan(plan, guess), {"out": parsed.out, **plan_facts(plan, guess)})
+        guess, kept = estimate(plan), len(finished_runs(parsed.out))
+        facts = {"out": parsed.out, "finished_runs": kept, **plan_facts(plan, guess)}
+        answer(describe_plan(plan, guess, kept), facts)
         check_room(parsed.out, guess.bytes)
     else:
         run_plan(plan, parsed.out)

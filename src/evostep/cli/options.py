@@ -169,13 +169,15 @@ def _check_names(values: dict[str, Any]) -> None:
     schema = read_schema()
     if "arms" in values:
         read_arms(values["arms"], schema["methods"])
-    for option, others in (("metric", ""), ("data", "folder:PATH, ")):
+    for option in ("metric", "data"):
         name, known = values.get(option), schema["names"][option]
         bases = {one.partition("(")[0] for one in known if "(" in one}  # that take a number
         if isinstance(name, str) and name.partition("(")[0] in bases:
             continue
         if isinstance(name, str) and ":" not in name and name not in known:
-            choices = f"{', '.join(known)}, {others}package.module:attribute"
+            if option == "data" and Path(name).is_dir():
+                raise InputError(f"unknown data {name!r}, a folder: did you mean folder:{name}?")
+            choices = ", ".join(dict.fromkeys((*known, "package.module:attribute")))
             raise unknown_name(option, name, known, choices=choices)
 
 

@@ -59,7 +59,9 @@ class Options:
     generations: Annotated[int, "generations in a phase of evolution"] = 5
     train_size: Annotated[int | None, "training examples; default: all that are left"] = None
     fitness_size: Annotated[
-        int, "examples that score members; of a folder val/ beside test/: all, unless set"
+        int,
+        "examples that score members; unless set, all of a folder val/ beside test/, and at most a "
+        "third of what test and accept leave",
     ] = 300
     accept_size: Annotated[int, "examples that decide survival; 0: the fitness examples decide"] = 0
     test_size: Annotated[

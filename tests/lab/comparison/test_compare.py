@@ -275,7 +275,9 @@ def test_the_same_command_again_repeats_nothing(finished: Path, tmp_path: Path) 
     before, history = stamps(directory), lines(directory)
     results = read_json(directory / "results.json")
     printed = run(plan_of(), directory)
-    assert printed == f"8 finished runs found in {directory}: they are kept\n"
+    classes, kept = printed.splitlines()
+    assert classes.startswith("10 classes: ")
+    assert kept == f"8 finished runs found in {directory}: they are kept"
     assert stamps(directory) == before
     assert lines(directory) == history
     assert timeless(read_json(directory / "results.json")) == timeless(results)
@@ -627,9 +629,12 @@ def test_a_dry_run_tells_arms_budgets_hours_and_disk(tmp_path: Path) -> None:
     assert facts["hours"] == guess.hours > 0
     assert "100 train, 40 fitness, 20 accept, 50 test; model mlp" in text
     assert "2 seeds: 3, 5; 3 epochs, evolution from 2" in text
-    assert re.search(r"  sgd: 1,\d\d\d sample-forwards \(its epochs: 900\), \d", text)
+    assert re.search(r"  sgd: 1,\d\d\d sample-forwards \(its epochs: 900; .*\), \d", text)
+    assert "10 classes: 0 178, " in text
+    assert "no accept examples" not in text
+    assert "8 runs of these are finished" in describe_plan(plan, guess, 8)
     assert all(f"  {arm}: " in text for arm in ARMS)
-    assert "2 trunks: " in text
+    assert "2 trunks (the epochs that arms share): " in text
     assert "in all: " in text
     assert " MB on disk" in text
     # at most a generation more, which scores 4 members and the parent, and judges two of them

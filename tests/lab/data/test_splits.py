@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import re
 import struct
 from types import SimpleNamespace
 from typing import Any, cast
@@ -13,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evostep.errors import InputError
-from evostep.lab.data.images import ImageData
-from evostep.lab.data.splits import Splits, make_splits
+from evostep.lab.data.images import ImageData, load_data
+from evostep.lab.data.splits import Splits, describe_classes, make_splits, splits_of
+from evostep.lab.options import Options
 
 PARTS = ("train", "fitness", "accept", "test")
 
@@ -197,3 +200,32 @@ def test_bad_sizes_are_told_in_one_line(sizes: dict[str, Any], official: bool, t
 def test_negative_seed_is_refused() -> None:
     with pytest.raises(InputError, match="seed -1 is negative: give 0 or more"):
         make_splits(labelled([20, 20]), -1, **FINE)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, 300),  # of 1,348 that test leaves
+        ({"test_size": 1500}, 99),
+        ({"test_size": 1500, "accept_size": 30}, 89),
+        ({"test_size": 1500, "fitness_size": 200}, 200),
+        ({"test_size": 1770}, 10),  # one of each class
+    ],
+)
+def test_unless_asked_for_fitness_leaves_most_of_few_examples_to_training(
+    settings: dict[str, int], expected: int
+) -> None:
+    options = Options(**settings, given=frozenset(settings))  # type: ignore[arg-type]
+    assert len(splits_of(options, load_data("digits"), 0).fitness) == expected
+
+
+def test_classes_are_described_with_the_fewest_of_each_part() -> None:
+    digits = load_data("digits")
+    splits = splits_of(Options(), digits, 0)
+    counts = torch.bincount(digits.targets).tolist()
+    told = describe_classes(digits, splits)
+    assert told.startswith(f"10 classes: 0 {counts[0]}, 1 {counts[1]}, ")
+    fewest = torch.bincount(digits.targets[splits.test]).min()
+    assert re.search(rf"; fewest: train \d+ \(8\), fitness .*, test {fewest} \(\d\)$", told)
+    many = dataclasses.replace(digits, classes=tuple(map(str, range(13))))
+    assert describe_classes(many, splits).startswith("13 classes of 0 to 183 examples; fewest: ")

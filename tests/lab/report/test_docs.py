@@ -80,7 +80,7 @@ def test_what_is_written_by_hand_stays_and_parts_are_made_again(tmp_path: Path) 
     text = write_docs(page, folder).read_text()
     assert text.count("above\n") == text.count("\nbelow\n") == 2
     assert "old" not in text
-    assert "es beats the strongest control, sgd, in test accuracy, by 3.33 points" in text
+    assert "es beats the control, sgd, in test accuracy, by 3.33 points" in text
     assert "evostep compare --out a`. A CPU; 2026-01-02" in text
     assert "| es | 3 | 54.33 ± 1.53 |" in text
     assert "No contrast has been registered yet." in text

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from evostep.lab.report.statistics import paired_contrast, summarise
+from evostep.lab.report.statistics import paired_contrast, seeds_to_show, summarise
 
 finite = st.floats(-1e3, 1e3, allow_nan=False).map(lambda x: round(x, 6))
 
@@ -113,3 +113,18 @@ def test_equal_values_have_no_interval() -> None:
 def test_bad_values_are_refused(arm, control, message) -> None:
     with pytest.raises(ValueError, match=message):
         paired_contrast(arm, control)
+
+
+def test_seeds_to_show_a_difference_show_it_in_eight_of_ten() -> None:
+    """The slow twin: that many differences of this spread, many times over."""
+    mean, sd, n = 1.0, 2.0, 8
+    half = 2.3646 * sd / n**0.5  # the quantile of Student's t for 7 degrees of freedom
+    needed = seeds_to_show(mean, (mean - half, mean + half), n)
+    assert needed is not None
+    rng = np.random.default_rng(0)
+    values = rng.normal(mean, sd, (4000, needed))
+    t = values.mean(1) / (values.std(1, ddof=1) / needed**0.5)
+    assert 0.75 < (abs(t) > 2.0).mean() < 0.85
+    assert seeds_to_show(0.0, (-1.0, 1.0), 5) is None
+    assert seeds_to_show(1.0, None, 1) is None
+    assert seeds_to_show(1.0, (0.999, 1.001), 3) == 2

@@ -86,7 +86,7 @@ DIVERGED: dict[str, tuple[dict[str, list[float | None]], dict[str, str], str]] =
     "control": (
         {"sgd": [0.5, N, 0.7], "es": [0.6, 0.7, 0.9]},
         {"sgd": "1 of 3 diverged", "es": "– control diverged"},
-        "No verdict against the strongest control, sgd, in test accuracy: runs of it diverged.",
+        "No verdict against the control, sgd, in test accuracy: runs of it diverged.",
     ),
     "control, two seeds": (
         {"sgd": [0.5, N], "es": [0.6, 0.7]},

@@ -11,6 +11,7 @@ from rich.console import Console
 from evostep.errors import counted
 from evostep.lab.arms.arm import Arm
 from evostep.lab.arms.budget import arm_cost, trunk_cost
+from evostep.lab.arms.methods import METHODS
 from evostep.lab.arms.procedures import PROCEDURES
 from evostep.lab.arms.seed_run import SeedRun, Watch, run_directory
 from evostep.lab.checkpoints import drop_checkpoint
@@ -28,6 +29,7 @@ from evostep.lab.comparison.plan import Plan
 from evostep.lab.comparison.progress import show_progress
 from evostep.lab.comparison.run import CHECKPOINT, run_arm, run_start, run_trunk
 from evostep.lab.data.parts import cut
+from evostep.lab.data.splits import describe_classes
 from evostep.lab.report.page import ReportPaths, write_report
 from evostep.lab.report.wording import duration, forwards, of_budget
 from evostep.lab.storage import History, write_json
@@ -55,6 +57,8 @@ def compare(
     with claimed(directory):
         runs = finished_runs(directory)
         register(plan, directory)
+        if classes := describe_classes(plan.data, plan.splits[plan.seeds[0]]):
+            console.print(classes, markup=False, highlight=False, soft_wrap=True)
         if runs:
             found = f"{counted(len(runs), 'finished run')} found in {directory}: they are kept"
             console.print(found, markup=False, highlight=False, soft_wrap=True)
@@ -129,8 +133,8 @@ def plan_facts(plan: Plan, guess: Estimate) -> dict[str, Any]:
     }
 
 
-def describe_plan(plan: Plan, guess: Estimate) -> str:
-    """Return arms, budgets, expected hours and disk, for people."""
+def describe_plan(plan: Plan, guess: Estimate, kept: int = 0) -> str:
+    """Return arms, budgets, expected hours and disk, for people; `kept` runs are finished."""
     sizes, options = plan.sizes, plan.options
     lines: list[str] = []
     say = lines.append
@@ -138,6 +142,10 @@ def describe_plan(plan: Plan, guess: Estimate) -> str:
         f"{plan.data.title}: {sizes.train} train, {sizes.fitness} fitness, {sizes.accept} accept, "
         f"{sizes.test} test; model {options.model}; device {plan.device}"
     )
+    if classes := describe_classes(plan.data, plan.splits[plan.seeds[0]]):
+        say(classes)
+    if not sizes.accept and any(METHODS[arm.method].evolves for arm in plan.arms):
+        say("no accept examples: evolution keeps what is better on those that it selects on")
     say(
         f"{counted(len(plan.seeds), 'seed')}: {', '.join(map(str, plan.seeds))}; "
         f"{counted(options.epochs, 'epoch')}, evolution from {options.evolve_from}"
@@ -149,10 +157,13 @@ def describe_plan(plan: Plan, guess: Estimate) -> str:
     for arm in plan.arms:
         budget, hours = guess.runs[arm.label]
         own = arm_cost(arm, sizes)
-        more = f" (its epochs: {own:,})" if own < budget else ""
+        more = f" (its epochs: {own:,}; the rest goes into further ones)" if own < budget else ""
         say(f"  {arm.label}: {forwards(budget)}{more}, {duration(hours * 3600)} after the trunk")
-    say(f"{counted(len(plan.trunks), 'trunk')}: {duration(guess.trunk_hours * 3600)}, each seed")
+    trunks = f"{counted(len(plan.trunks), 'trunk')} (the epochs that arms share)"
+    say(f"{trunks}: {duration(guess.trunk_hours * 3600)} a seed, in all")
     say(f"in all: {duration(guess.hours * 3600)}, {guess.bytes / 1e6:.1f} MB on disk at most")
+    if kept:
+        say(f"{counted(kept, 'run')} of these are finished: they are kept and not run again")
     if len(shares := set(plan.budgets.values())) == 1 and (common := shares.pop()):
         most = max(PROCEDURES[arm.procedure].excess(arm, sizes) for arm in plan.arms)
         say(of_budget(common, "they may spend", common, common + most))

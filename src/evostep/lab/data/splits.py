@@ -18,6 +18,7 @@ from evostep.lab.data.images import ImageData, are_texts
 if TYPE_CHECKING:
     from evostep.lab.options import Options
 
+_NAMED = 12  # classes that are told one by one
 PARTS = ("train", "fitness", "accept", "test")
 
 Indices = NDArray[np.int64]
@@ -60,17 +61,30 @@ class Splits:
 def splits_of(options: Options, data: ImageData, seed: int) -> Splits:
     """Cut data as the options say: see `make_splits`.
 
-    Of an official validation set all serves fitness, unless another number was asked for.
+    Unless another number was asked for, of an official validation set all serves fitness, and of
+    other data at most a third of what test and accept leave.
     """
-    whole = data.validation and not options.chosen("fitness_size")
+    fitness_size: int | None = options.fitness_size
+    if not options.chosen("fitness_size"):
+        fitness_size = None if data.validation else _share(options, data)
     return make_splits(
         data,
         seed,
         train_size=options.train_size,
-        fitness_size=None if whole else options.fitness_size,
+        fitness_size=fitness_size,
         accept_size=options.accept_size,
         test_size=options.test_size,
     )
+
+
+def _share(options: Options, data: ImageData) -> int:
+    if options.train_size is not None:
+        return options.fitness_size
+    left = len(data.targets) - options.accept_size
+    if data.test_targets is None:
+        test = options.test_size
+        left -= round(len(data.targets) / 4) if test is None else test
+    return max(min(options.fitness_size, left // 3), len(data.classes), 1)
 
 
 def make_splits(
@@ -171,6 +185,40 @@ def make_splits(
     )
 
 
+def describe_classes(data: ImageData, splits: Splits) -> str:
+    """Return the classes, how many examples each has, and the fewest in a part of one seed.
+
+    Returns:
+        One line; empty where targets are texts.
+    """
+    if data.of_texts:
+        return ""
+    targets = data.targets
+    if data.test_targets is not None:
+        targets = torch.cat([targets, data.test_targets])
+    counts = torch.bincount(targets, minlength=len(data.classes)).tolist()
+    pairs = [f"{name} {n}" for name, n in zip(data.classes, counts, strict=True)]
+    line = f"{len(counts)} classes: {', '.join(pairs)}"
+    if len(pairs) > _NAMED:
+        line = f"{len(counts)} classes of {min(counts)} to {max(counts)} examples"
+    fewest: list[str] = []
+    for part in PARTS:
+        if len(getattr(splits, part)):
+            of_part = _counts(data, splits, part)
+            i = int(of_part.argmin())
+            fewest.append(f"{part} {int(of_part[i])} ({data.classes[i]})")
+    return f"{line}; fewest: {', '.join(fewest)}"
+
+
+def _counts(data: ImageData, splits: Splits, part: str) -> Tensor:
+    """Return how many examples of each class a part has."""
+    indices: Tensor = getattr(splits, part)
+    official = part == "test" and splits.official_test
+    targets = data.test_targets if official else data.targets
+    assert targets is not None, "an official test set has targets"
+    return torch.bincount(targets[indices], minlength=len(data.classes))
+
+
 def warn_of_absent_classes(data: ImageData, splits: Mapping[int, Splits]) -> None:
     """Warn of each class that some part of some seed has no example of."""
     absent: dict[tuple[str, str], list[int]] = {}
@@ -179,10 +227,7 @@ def warn_of_absent_classes(data: ImageData, splits: Mapping[int, Splits]) -> Non
     for seed, of_seed in splits.items():
         for part in PARTS:
             indices: Tensor = getattr(of_seed, part)
-            official = part == "test" and of_seed.official_test
-            targets = data.test_targets if official else data.targets
-            assert targets is not None, "an official test set has targets"
-            counts = torch.bincount(targets[indices], minlength=len(data.classes))
+            counts = _counts(data, of_seed, part)
             for label in (counts == 0).nonzero().flatten().tolist() if len(indices) else ():
                 absent.setdefault((part, str(data.classes[label])), []).append(seed)
     if absent:

@@ -107,6 +107,32 @@ def paired_contrast(arm_values: Sequence[float], control_values: Sequence[float]
     return Contrast(n, mean, (float(low), float(high)), float(test.pvalue))
 
 
+def seeds_to_show(mean: float, ci95: tuple[float, float] | None, n: int) -> int | None:
+    """Return how many seeds would show a difference of this size, 8 times in 10, at this spread.
+
+    ((z_0.975 + z_0.8) sd / mean)^2, with sd from the interval of n seeds: Cohen 1988, chapter 2.
+
+    Args:
+        mean: of the paired differences.
+        ci95: their interval; None: there is none.
+        n: on how many seeds.
+
+    Returns:
+        At least 2; None where there is no interval or no difference.
+
+    Example:
+        >>> seeds_to_show(1.0, (-1.0, 3.0), 5)
+        17
+    """
+    from scipy.stats import t
+
+    if ci95 is None or mean == 0 or n < 2:
+        return None
+    sd = (ci95[1] - ci95[0]) / 2 * math.sqrt(n) / float(t.ppf((1 + CONFIDENCE) / 2, n - 1))
+    z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) + NormalDist().inv_cdf(0.8)
+    return max(2, math.ceil((z * sd / mean) ** 2))
+
+
 def wilcoxon_p(arm_values: Sequence[float], control_values: Sequence[float]) -> float | None:
     """Return the two-sided p of Wilcoxon's signed-rank test of paired values.
 

@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evostep.lab.report import contrasts
-from evostep.lab.report.wording import contrast_text, size
+from evostep.lab.report.statistics import seeds_to_show
+from evostep.lab.report.wording import contrast_text, is_fraction, signed, size
 
 LEVEL = 0.05  # of corrected p-values
 OUTCOMES = {
     "better": "Better: ",
     "worse": "Worse: ",
-    "no difference shown": "No difference shown: ",
+    "no difference shown": "Undecided, for no difference is shown: ",
     "one seed": "One seed, so a difference cannot be told from luck: ",
     "equal": "The same difference on every seed, so no interval: ",
     "diverged": "No verdict, since the arm diverged: ",
@@ -57,12 +58,24 @@ def verdict(
         }
     groups: dict[str, list[str]] = {}
     for row in rows:
-        groups.setdefault(outcome_of(row), []).append(f"{row['arm']} ({contrast_text(row)})")
+        told = f"{row['arm']} ({contrast_text(row)}{_seeds(row)})"
+        groups.setdefault(outcome_of(row), []).append(told)
     details = [
         start + "; ".join(groups[key]) + "." for key, start in OUTCOMES.items() if key in groups
     ]
-    of = f"the strongest control, {strongest}, in test {metric}"
+    which = "strongest control" if len(controls) > 1 else "control"
+    of = f"the {which}, {strongest}, in test {metric}"
     return {"headline": _headline(rows, of), "details": details}
+
+
+def _seeds(row: Mapping[str, Any]) -> str:
+    """Return how many seeds would show the difference that was measured, where it is not shown."""
+    if outcome_of(row) != "no difference shown":
+        return ""
+    needed = seeds_to_show(row["mean"], row["ci95"], row["n"])
+    if needed is None or needed <= row["n"]:
+        return ""
+    return f"; about {needed:,} seeds would show it" if needed < 10_000 else "; next to nothing"
 
 
 def _headline(rows: Sequence[Mapping[str, Any]], of: str) -> str:
@@ -100,7 +113,11 @@ def _told(group: Sequence[Mapping[str, Any]], outcome: str, arms: int) -> str:
     if outcome == "worse":
         return f"{who} {'is' if one else 'are'} worse, by {_sizes(group)}"
     if outcome == "no difference shown":
-        return f"{who} show{'s' if one else ''} no difference"
+        if one:
+            low, high = (signed(end, group[0]["metric"]) for end in group[0]["ci95"])
+            unit = " points" if is_fraction(group[0]["metric"]) else ""
+            return f"{who} is undecided, anything from {low} to {high}{unit}"
+        return f"{who} are undecided"
     if outcome in ("one seed", "equal"):
         return f"{who} {'has' if one else 'have'} no interval"
     return f"{who} {'has' if one else 'have'} no verdict, since runs diverged"

@@ -63,9 +63,40 @@ def test_images_are_cropped_to_a_square_not_squeezed(tmp_path: Path) -> None:
     assert inputs[0, :, :, :].flatten(1).unique(dim=1).flatten().tolist() == [0, 255, 0]
 
 
+def test_squares_of_one_size_need_no_image_size_and_others_do(
+    refused: Refused, tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        draw(tmp_path / name / "0.png", (1, 2, 3), (10, 10))
+        (tmp_path / name / "bad.png").write_bytes(b"")  # which is told by who reads it
+    with pytest.warns(UserWarning, match="2 bad files left out"):
+        same = load_data(f"folder:{tmp_path}", skip_bad=2).inputs
+    assert same.shape == (2, 3, 10, 10)
+    Image.new("RGB", (30, 10)).save(tmp_path / "a" / "0.png")
+    refused("its images have .* to 30x10 pixels: give --image-size", f"folder:{tmp_path}")
+    Image.new("RGB", (30, 10)).save(tmp_path / "b" / "0.png")
+    refused("its images have 30x10 pixels: give --image-size", f"folder:{tmp_path}")
+    for name in ("a", "b"):
+        (tmp_path / name / "0.png").write_bytes(b"")
+    refused("its images have no pixels: give --image-size", f"folder:{tmp_path}")
+
+
+def test_a_folder_of_folders_of_classes_is_told(refused: Refused, tmp_path: Path) -> None:
+    for name in ("photos/cat/0.png", "photos/dog/0.png", "old/cat/0.png"):
+        draw(tmp_path / name, (1, 2, 3))
+    with pytest.warns(UserWarning, match="no class holds images itself.* give folder:.*/old$"):
+        assert load_data(f"folder:{tmp_path}", image_size=8).classes == ("old", "photos")
+    draw(tmp_path / "old" / "0.png", (1, 2, 3))
+    load_data(f"folder:{tmp_path}", image_size=8)  # of which a class has some of its own
+    (tmp_path / "old" / "plan.json").write_text("{}")
+    refused("old holds results of evostep, and is no class: move it", f"folder:{tmp_path}")
+    (tmp_path / "old" / "run").mkdir()
+    (tmp_path / "old" / "plan.json").rename(tmp_path / "old" / "run" / "plan.json")
+    refused("old holds results of evostep, and is no class: move it", f"folder:{tmp_path}")
+
+
 def test_bad_image_folders_are_refused(refused: Refused, pictures: Path, tmp_path: Path) -> None:
     name = f"folder:{pictures}"
-    refused("needs an image size: give --image-size", name)
     refused("no folder .*nowhere", f"folder:{tmp_path / 'nowhere'}", image_size=8)
     (tmp_path / "bare").mkdir()
     refused("holds no folder of a class", f"folder:{tmp_path / 'bare'}", image_size=8)

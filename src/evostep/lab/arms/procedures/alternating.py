@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
+
+import torch
 
 from evostep.errors import counted
 from evostep.lab.arms.arm import Arm
@@ -12,6 +17,7 @@ from evostep.lab.arms.recording import note_generation, warn_of_failures
 from evostep.lab.arms.seed_run import Counters, SeedRun
 from evostep.lab.data.parts import Sizes
 from evostep.optimizer import Evolved
+from evostep.record import STANDS_STILL
 from evostep.spaces.span import Span
 
 
@@ -25,6 +31,7 @@ class Alternating(Procedure):
 
     def __init__(self, seed_run: SeedRun, arm: Arm, trunk: dict[str, Any]) -> None:
         super().__init__(seed_run, arm, trunk)
+        self._told = False  # that nothing moves
         assert arm.strategy is not None, "only an arm that evolves alternates"
         parts, options, model = seed_run.parts, seed_run.options, self.learner.model
         self.evolved = Evolved(
@@ -125,21 +132,51 @@ class Alternating(Procedure):
     def _evolve(self, generations: int, counters: Counters, budget: int | None) -> None:
         """Evolve for one phase (less, where the budget ends), a line of history each generation."""
         seed_run, label, epoch = self.seed_run, self.arm.label, counters.epoch - 1
-        records = self.evolved.evolve(
-            self.fitness,
-            generations,
-            accept_on=self.accept_on,
-            max_forwards=counters.left(budget),
-            on_generation=lambda record: note_generation(seed_run, label, record, counters, epoch),
-        )
+        where = f"{label} seed {seed_run.seed} epoch {counters.epoch}"
+        with self._standing_still_told(where):
+            records = self.evolved.evolve(
+                self.fitness,
+                generations,
+                accept_on=self.accept_on,
+                max_forwards=counters.left(budget),
+                on_generation=lambda record: note_generation(
+                    seed_run, label, record, counters, epoch
+                ),
+            )
         self.evolved.history.clear()  # they are written down: a long run keeps none in memory
         kept = sum(record.accepted for record in records)
         if records[-1].verdict is not None and not records[-1].moved:  # all of it is undone
             counters.accepted -= kept
             kept = 0
-        where = f"{label} seed {seed_run.seed} epoch {counters.epoch}"
         seed_run.watch.say(
             f"{where}: {counted(len(records), 'generation')}, {kept} accepted, "
             f"fitness {records[0].parent:.4f} -> {self.fitness():.4f}"
         )
         warn_of_failures(seed_run, where, records)
+
+    @contextmanager
+    def _standing_still_told(self, where: str) -> Iterator[None]:
+        """Tell once a run that members score as the weights they come from, and what may help."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield
+        for one in caught:
+            if STANDS_STILL not in str(one.message):
+                warnings.warn(one.message, stacklevel=2)
+            elif not self._told:
+                self._told = True
+                self.seed_run.watch.warn(
+                    f"{where}: {one.message} Further generations in which nothing moves are not "
+                    f"told. {self._coarse()}"
+                )
+
+    def _coarse(self) -> str:
+        part, data = self.seed_run.parts.fitness, self.seed_run.parts.data
+        if data.of_texts:
+            return "More fitness examples, or a larger sigma, may help."
+        counts = torch.bincount(part.targets, minlength=len(data.classes))
+        rarest = int(counts.argmin())
+        return (
+            f"A larger sigma, a metric with finer steps, or more fitness examples may help: "
+            f"{data.classes[rarest]} has {int(counts[rarest])}."
+        )

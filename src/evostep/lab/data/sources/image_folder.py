@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 
 from evostep.errors import InputError, counted, warn
 from evostep.lab.data.sources.base import Part, Source
-from evostep.lab.data.sources.pixels import decode_rgb
+from evostep.lab.data.sources.pixels import decode_rgb, size_of
 
 PARTS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 PARTS |= dict.fromkeys(("val", "valid", "validation", "dev"), "val")
@@ -61,7 +62,8 @@ def load(name: str, image_size: int | None, skip_bad: int) -> Source:
 
     Args:
         name: `folder:PATH`.
-        image_size: height and width to which images are cropped and scaled, in pixels.
+        image_size: height and width to which images are cropped and scaled, in pixels; None: they
+            are squares of one size.
         skip_bad: how many files may be bad: these are left out.
 
     Returns:
@@ -69,33 +71,39 @@ def load(name: str, image_size: int | None, skip_bad: int) -> Source:
         official test set without. Parts may be called as in `PARTS`, in upper or lower case.
 
     Raises:
-        InputError: no image size, no such folder, more bad images than may be, a class without
-            any, a link to a folder that it lies in, or parts that differ in their classes.
+        InputError: no image size for images of several, no such folder, more bad images than may
+            be, a class without any, results of evostep in the place of a class, a link to a folder
+            that it lies in, or parts that differ in their classes.
     """
     root = Path(name.removeprefix("folder:")).expanduser()
-    if image_size is None:
-        raise InputError(f"{name} needs an image size: give --image-size PIXELS, such as 64")
     if not root.is_dir():
         raise InputError(f"no folder {root}: give folder:PATH of a folder with one per class")
     noticed = _Noticed(skip_bad)
     parts, others = _parts(root)
     if not parts:
-        train, names = _folder_part(root, root, image_size, noticed)
+        files = _classes(root, root, noticed)
+        _warn_of_no_classes(root, files)
+        size = image_size or _common_size(root, [files])
+        train = _read(root, files, size, noticed)
         noticed.tell(root)
-        return Source(root.resolve().name, train, None, names, skipped=noticed.bad)
+        return Source(root.resolve().name, train, None, list(files), skipped=noticed.bad)
     if "train" not in parts:
         found = ", ".join(sorted(path.name for path in parts.values()))
         raise InputError(f"{root} has {found} but no train folder: add it")
-    train, names = _folder_part(root, parts["train"], image_size, noticed)
+    in_order = sorted(parts, key=lambda kind: kind != "train")
+    listed = {kind: _classes(root, parts[kind], noticed) for kind in in_order}
+    names = list(listed["train"])
+    size = image_size or _common_size(root, listed.values())
+    train = _read(parts["train"], listed["train"], size, noticed)
     if others:
         warn(f"{root} has train and other folders, which are ignored: {', '.join(others)}")
     held_out: dict[str, Part] = {}
     for kind, path in parts.items():
         if kind == "train":
             continue
-        held_out[kind], own_names = _folder_part(root, path, image_size, noticed)
-        if own_names != names:
-            odd = sorted(set(names) ^ set(own_names))
+        held_out[kind] = _read(path, listed[kind], size, noticed)
+        if list(listed[kind]) != names:
+            odd = sorted(set(names) ^ set(listed[kind]))
             raise InputError(
                 f"{root}: {parts['train'].name} and {path.name} differ in the classes "
                 f"{', '.join(odd)}: give both the same class folders"
@@ -138,20 +146,59 @@ def _counts(name: str) -> bool:
     return not name.startswith((".", "__"))
 
 
-def _folder_part(
-    root: Path, part: Path, image_size: int, noticed: _Noticed
-) -> tuple[Part, list[str]]:
+Files = Mapping[str, Sequence[Path]]  # of each class
+
+
+def _classes(root: Path, part: Path, noticed: _Noticed) -> Files:
+    """Return the images of each class of a part."""
     folders = _folders(part)
     if not folders:
         raise InputError(
             f"{part} holds no folder of a class: put the images of each class in one of its own"
         )
+    for folder in folders:
+        if any(folder.glob("plan.json")) or any(folder.glob("*/plan.json")):
+            raise InputError(
+                f"{folder} holds results of evostep, and is no class: move it, or give the folder "
+                "that holds the classes alone"
+            )
     files = {folder.name: _files(root, folder, noticed) for folder in folders}
     if empty := [name for name, found in files.items() if not found]:
         raise InputError(
             f"{part} is no image folder (no image in {', '.join(empty[:5])}): put the images of "
             "each class in a folder of its own, or remove the folder"
         )
+    return files
+
+
+def _warn_of_no_classes(root: Path, files: Files) -> None:
+    """Warn where all images lie in folders of the folders: the wrong one may have been given."""
+    if any(path.parent.parent == root for found in files.values() for path in found):
+        return
+    name, found = next(iter(files.items()))
+    inner = next(iter(found)).parent.relative_to(root)
+    warn(
+        f"{root}: no class holds images itself, only folders that do, such as {inner}: all that "
+        f"lies below {', '.join(files)} is taken for these classes; if the classes are the folders "
+        f"within, give folder:{root / name}"
+    )
+
+
+def _common_size(root: Path, parts: Iterable[Files]) -> int:
+    """Return the width and height that all images have; bad ones are told later."""
+    paths = [path for files in parts for found in files.values() for path in found]
+    sizes = sorted({size for path in paths if (size := size_of(path)) is not None})
+    if len(sizes) == 1 and sizes[0][0] == sizes[0][1]:
+        return sizes[0][0]
+    ends = dict.fromkeys(f"{width}x{height}" for width, height in (sizes[:1] + sizes[-1:]))
+    raise InputError(
+        f"folder:{root} needs an image size, for its images have {' to '.join(ends) or 'no'} "
+        "pixels: give --image-size PIXELS, such as 64, to which they are cropped and scaled"
+    )
+
+
+def _read(part: Path, files: Files, image_size: int, noticed: _Noticed) -> Part:
+    """Return the images of a part, and their classes."""
     images = np.empty((sum(map(len, files.values())), 3, image_size, image_size), np.uint8)
     targets: list[int] = []
     for index, (name, paths) in enumerate(files.items()):
@@ -166,7 +213,7 @@ def _folder_part(
             targets.append(index)
         if len(targets) == before:
             raise InputError(f"{part / name} holds bad images alone: replace or remove them")
-    return (torch.from_numpy(images[: len(targets)]), torch.tensor(targets)), list(files)
+    return torch.from_numpy(images[: len(targets)]), torch.tensor(targets)
 
 
 def _files(root: Path, folder: Path, noticed: _Noticed) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,19 @@ def decode_rgb(
         # Pillow puts the address of the stream in its message, which helps nobody.
         why = type(error).__name__ if "BytesIO" in str(error) else reason(error)
         raise InputError(f"{named} does not decode ({why}): replace or remove it") from error
+
+
+def size_of(path: Path) -> tuple[int, int] | None:
+    """Return width and height as the head of an image file tells; None: it is bad."""
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
+                return int(image.width), int(image.height)
+    except Exception:  # Pillow's formats raise a dozen kinds
+        return None
 
 
 def _frames(image: Any) -> int:
