@@ -127,8 +127,6 @@ class Arm:
             "epochs": self.epochs,
         }
         del described["training"]["span"]  # budget and epochs say it
-        if not self.training.only:
-            del described["training"]["only"]
         if self.start is not None:
             described["start_from"] = self.start.arm.label
         if self.ema_decay:
