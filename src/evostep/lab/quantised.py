@@ -61,7 +61,8 @@ class QuantisedActivation(nn.Module):
     def __init__(self, *, signed: bool) -> None:
         super().__init__()
         levels = 2**ACTIVATION_BITS
-        self.low, self.high = (-levels // 2, levels // 2 - 1) if signed else (0, levels - 1)
+        self.low = -levels // 2 if signed else 0
+        self.high = self.low + levels - 1
         self.scale = nn.Parameter(torch.tensor(_REACH / self.high))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -94,7 +95,8 @@ class _QuantisedWeights(nn.Module):
 
     def levels(self) -> Tensor:
         """Return the weight as it counts: at the nearest levels."""
-        scale, offset = self.scale, self.offset
+        scale: Tensor = self.scale
+        offset: Tensor = self.offset
         if torch.is_grad_enabled():
             factor = 1 / math.sqrt(self.weight[0].numel() * self.high)
             scale, offset = slowed(scale, factor), slowed(offset, factor)
@@ -111,7 +113,8 @@ class QuantisedConv2d(nn.Conv2d, _QuantisedWeights):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the convolution of x by the rounded weights."""
-        return self._conv_forward(x, self.levels(), None)
+        outputs: Tensor = self._conv_forward(x, self.levels(), None)
+        return outputs
 
 
 class QuantisedLinear(nn.Linear, _QuantisedWeights):
