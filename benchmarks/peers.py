@@ -50,7 +50,13 @@ CASES = {
         population=16,
         inferences=8,
         timed=1,
-        methods=("inference", "evostep_dense", "evotorch_pgpe", "deepcopy_loop"),
+        methods=(
+            "inference",
+            "evostep_dense",
+            "evostep_in_place",
+            "evotorch_pgpe",
+            "deepcopy_loop",
+        ),
     ),
     "mlp": Case(
         "mlp 64-32-10 on digits, 300 examples in 1 batch",

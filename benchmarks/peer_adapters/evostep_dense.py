@@ -14,12 +14,12 @@ NOTES = "sigma and lr are relative to each tensor's root mean square"
 SCORES_PARENT = True
 
 
-def prepare(task: Task, noise: Noise = "normal") -> Callable[[], None]:
+def prepare(task: Task, noise: Noise = "normal", engine: str = "auto") -> Callable[[], None]:
     fitness = evostep.Fitness(task.model, task.batches, "neg-loss")
     strategy = evostep.OpenAIES(
         sigma=task.sigma, lr=task.lr, population=task.population, noise=noise
     )
-    evolution = evostep.Evolution(task.model, strategy, accept=evostep.Always())
+    evolution = evostep.Evolution(task.model, strategy, accept=evostep.Always(), engine=engine)
     examples = sum(len(targets) for _, targets in task.batches)
 
     def generation() -> None:

@@ -48,7 +48,7 @@ Y = torch.arange(9) % 3
 
 
 def test_each_engine_has_its_own_name() -> None:
-    assert list(ENGINES) == ["inplace", "lowrank", "vmap", "prefix", "racing"]
+    assert list(ENGINES) == ["inplace", "lowrank", "vmap", "prefix", "racing", "workers"]
     for name, kind in ENGINES.items():
         assert Auto.of(name) == Auto((kind(),), asked_for=True)
 

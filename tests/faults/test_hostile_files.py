@@ -178,6 +178,18 @@ def test_weights_with_a_flipped_byte_are_refused(dtype: torch.dtype, tmp_path: P
             load_weights(model, path, None)
 
 
+def test_weights_whose_checksum_has_lost_its_name_are_refused(tmp_path: Path) -> None:
+    path, model = tmp_path / "x.safetensors", torch.nn.Linear(2, 2)
+    save_weights(path, model)
+    whole = bytearray(path.read_bytes().replace(b"checksum", b"cheaksum"))
+    path.write_bytes(whole)
+    load_weights(model, path, None)  # nothing is wrong with the numbers
+    whole[-3] ^= 1
+    path.write_bytes(whole)
+    with pytest.raises(InputError, match="not those that were written"):
+        load_weights(model, path, None)
+
+
 def test_weights_of_others_have_no_checksum_and_are_read(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 

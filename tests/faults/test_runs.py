@@ -255,6 +255,7 @@ def test_two_processes_do_not_share_a_directory(tmp_path: Path) -> None:
         ("results.json", {"runs": [{"arm": "a", "seed": 0, "test": {"accuracy": "x"}}]}),
         ("results.json", {"config": {"arms": [{"label": 3}]}}),
         ("results.json", {"config": 3}),
+        ("results.json", {"config": {"arms": None}}),
         ("results.json", {"environment": {"cores": [1]}}),
     ],
 )

@@ -59,7 +59,26 @@ def flip(content: bytes) -> bytes:
     return content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :]
 
 
-DAMAGES = {"cut off": cut, "empty": lambda _: b"", "zeros": lambda c: bytes(len(c)), "a bit": flip}
+def renamed(*names: bytes) -> Callable[[bytes], bytes]:
+    """Return a damage to the names of entries, and to the weights, too."""
+
+    def damage(content: bytes) -> bytes:
+        for name in names:
+            content = content.replace(name, name[:-1] + b"z")
+        return flip(content)
+
+    return damage
+
+
+DAMAGES = {
+    "cut off": cut,
+    "empty": lambda _: b"",
+    "zeros": lambda c: bytes(len(c)),
+    "a bit": flip,
+    "a bit, and no format": renamed(b"format"),
+    "a bit, and no checksum": renamed(b"checksum"),
+    "a bit, and neither": renamed(b"format", b"checksum"),
+}
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)

@@ -35,7 +35,27 @@ def test_seeds_are_a_count_a_list_or_a_range(value: Any, seeds: list[int]) -> No
 
 @pytest.mark.parametrize(
     "value",
-    [0, "0", "", "a", "1.5", "-1", -1, "3:3", "5:3", "1,1", [1, 1], [-1], [], "1:2:3", ",", "1,,2"],
+    [
+        0,
+        "0",
+        "",
+        "a",
+        "1.5",
+        "-1",
+        -1,
+        "3:3",
+        "5:3",
+        "1,1",
+        [1, 1],
+        [-1],
+        [],
+        "1:2:3",
+        ",",
+        "1,,2",
+        "9" * 5000,
+        f"0:{'9' * 5000}",
+        f"1,{'9' * 5000}",
+    ],  # more than Python reads
 )
 def test_other_seeds_are_refused_and_named(value: Any) -> None:
     with pytest.raises(InputError, match="--seeds") as caught:

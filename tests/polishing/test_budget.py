@@ -23,7 +23,22 @@ def test_numbers_and_times(given: Any, expected: float | None) -> None:
 
 @pytest.mark.parametrize(
     "given",
-    ["", "m", "2 minutes", "2m30s", "-1m", "1e3", "nan", "infh", "2d", "1,5h", 2.5, True, [1]],
+    [
+        "",
+        "m",
+        "2 minutes",
+        "2m30s",
+        "-1m",
+        "1e3",
+        "nan",
+        "infh",
+        "2d",
+        "1,5h",
+        2.5,
+        True,
+        [1],
+        "9" * 5000,
+    ],
 )
 def test_what_is_neither_is_told_in_one_line(given: Any) -> None:
     with pytest.raises(InputError, match="a number of evaluations, or a time such as 90s") as told:

@@ -10,7 +10,8 @@ from evostep.engines.lowrank import SharedProduct
 from evostep.engines.prefix import Prefix
 from evostep.engines.racing import Racing
 from evostep.engines.vmap import Vmap
+from evostep.engines.workers import Workers
 
 ENGINES: dict[str, type[Engine]] = {
-    kind.name: kind for kind in (InPlace, SharedProduct, Vmap, Prefix, Racing)
+    kind.name: kind for kind in (InPlace, SharedProduct, Vmap, Prefix, Racing, Workers)
 }

@@ -7,6 +7,7 @@ stands beside them: torch reads a file in which bits have changed without a word
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,9 @@ def _read(path: Path, device: torch.device) -> dict[str, Any]:
         raise ValueError(f"it holds a {type(state).__name__}")
     number, known = state.pop("format", None), state.pop("checksum", None)
     if number is None:
+        with zipfile.ZipFile(path) as file:
+            if known is not None or file.testzip() is not None:
+                raise ValueError("its contents are not those that were saved")
         return state
     if isinstance(number, int) and number > FORMAT:
         raise InputError(

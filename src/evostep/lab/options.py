@@ -17,6 +17,7 @@ from evostep.errors import InputError, unknown_name
 
 ArmEntry = str | dict[str, Any]
 MOST_SEEDS = 10_000
+_NUMBER = r"[0-9]{1,20}"  # 2^64 has 20 digits, and Python reads no more than 4,300
 
 
 @dataclass(frozen=True)
@@ -320,7 +321,7 @@ def parse_seeds(value: int | str | Iterable[int]) -> list[int]:
     text = str(value).strip()
     if isinstance(value, list | tuple):
         seeds = [int(seed) for seed in value]
-    elif found := re.fullmatch(r"(?:(\d+):)?(\d+)", text):
+    elif found := re.fullmatch(rf"(?:({_NUMBER}):)?({_NUMBER})", text):
         first, end = int(found[1] or 0), int(found[2])
         if end - first > MOST_SEEDS:
             raise InputError(
@@ -328,7 +329,7 @@ def parse_seeds(value: int | str | Iterable[int]) -> list[int]:
                 f"'{end},' for the one seed {end}"
             )
         seeds = list(range(first, end))
-    elif re.fullmatch(r"\d+(\s*,\s*\d+)+|\d+,", text):
+    elif re.fullmatch(rf"{_NUMBER}(\s*,\s*{_NUMBER})+|{_NUMBER},", text):
         seeds = [int(part) for part in text.split(",") if part.strip()]
     else:
         raise InputError(

@@ -50,7 +50,7 @@ def parse_budget(budget: Budget) -> int | float | None:
             raise wrong
         return budget
     text = budget.strip().lower()
-    if re.fullmatch(r"-?[0-9]+(?:_[0-9]+)*", text):
+    if re.fullmatch(r"-?[0-9]{1,18}(?:_[0-9]{1,18}){0,6}", text):
         return int(text)
     found = _TIME.fullmatch(text)
     if not found:

@@ -175,6 +175,11 @@ class Batches:
         """Whether what is kept lies in another place than the model."""
         return self.keep == "host" and self._device.type != "cpu"
 
+    @property
+    def written(self) -> bool:
+        """Whether somebody writes into what is handed out, as far as is known by now."""
+        return self._told or self._careful
+
     def examples(self, model: nn.Module) -> Examples:
         """Return all examples, to be handed out on the device of `model`."""
         device = model_device(model)

@@ -92,3 +92,10 @@ def test_tables_that_are_none(tmp_path: Path) -> None:
     np.savez(tmp_path / "uneven.npz", score_a=np.zeros(3), label=np.zeros(4))
     with pytest.raises(InputError, match=r"arrays of \[3, 4\] examples"):
         read_columns(tmp_path / "uneven.npz")
+
+
+@pytest.mark.parametrize("content", [b"\x93NUMPY\x01\x00\x08\x00{'a': [(", b"", b"\x80\x04K\x01."])
+def test_a_broken_npy_file_is_named(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "c.npy").write_bytes(content)
+    with pytest.raises(InputError, match=r"c\.npy cannot be read"):
+        read_costs(tmp_path / "c.npy", CLASSES)

@@ -180,7 +180,7 @@ def _grid(path: Path) -> list[list[str]]:
             lines = text.strip().splitlines()
             delimiter = max(",;\t ", key=lines[0].count) if lines else ","
             rows = [list(row) for row in csv.reader(lines, delimiter=delimiter) if row]
-    except (OSError, ValueError, TypeError) as error:
+    except Exception as error:  # numpy reads a header as Python does, and raises as many kinds
         raise InputError(
             f"{path} cannot be read ({reason(error)}): write a CSV, JSON or npy file of numbers"
         ) from error

@@ -229,7 +229,7 @@ def _device(network: Options) -> torch.device:
 
 def warn_of_order(metric: str, classes: tuple[str, ...]) -> None:
     """Warn where a metric of ordered classes meets numbers that do not ascend."""
-    if "kappa" in metric and all(re.fullmatch(r"-?\d+", name) for name in classes):
+    if "kappa" in metric and all(re.fullmatch(r"-?[0-9]{1,18}", name) for name in classes):
         numbers = [int(name) for name in classes]
         if numbers != sorted(numbers):
             warn(

@@ -33,7 +33,7 @@ _ARM = {"label": str, "method?": str, "control?": bool}
 RESULTS = {
     "runs": [RUN],
     "config?": {
-        "arms?": ([_ARM], None),
+        "arms?": [_ARM],
         "seeds?": ([int], None),
         "budget?": _COUNT,
         "contrast?": (_CONTRAST, None),

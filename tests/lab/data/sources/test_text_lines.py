@@ -32,7 +32,10 @@ def test_ink_is_where_blue_is_missing() -> None:
     assert blue.std() > green.std() > red.std()
 
 
-@pytest.mark.parametrize("name", ["text-lines", "text-lines:", "text-lines:-1", "text-lines:x"])
+@pytest.mark.parametrize(
+    "name",
+    ["text-lines", "text-lines:", "text-lines:-1", "text-lines:x", f"text-lines:{'9' * 5000}"],
+)
 def test_a_series_has_a_number(name: str) -> None:
     with pytest.raises(InputError, match="names no series: write text-lines:0"):
         load_data(name)

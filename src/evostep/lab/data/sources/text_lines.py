@@ -55,7 +55,7 @@ def load(name: str) -> Source:
         InputError: a series that is no whole number.
     """
     _, _, number = name.partition(":")
-    if not (number.isascii() and number.isdecimal()):
+    if not (number.isascii() and number.isdecimal() and len(number) < 19):
         raise InputError(f"{name} names no series: write text-lines:0, or another whole number")
     series = int(number)
     files = [Path(__file__), *_files()]
