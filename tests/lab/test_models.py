@@ -53,6 +53,10 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
         ("mlp", COLOUR, 3072 * 32 + 32 + 330),
         ("small-cnn", DIGITS, 9 * (16 + 16 * 32 + 32 * 64) + 2 * (16 + 32 + 64) + 650),
         ("small-cnn", {**COLOUR, "channels": 5, "image_size": 28}, None),
+        ("quantised-cnn-2", DIGITS, 9 * (4 + 32 + 128) + 6 * 28 - 56 + 160 + 3 * 10 + 4),
+        ("quantised-cnn-4", {**COLOUR, "image_size": 28}, None),
+        ("merged-cnn", DIGITS, 9 * (8 + 128 + 512) + 2 * 56 + 330 + 2 * 7),
+        ("merged-cnn", {**COLOUR, "image_size": 28}, None),
         ("resnet18", COLOUR, 11_181_642),
         ("torchvision:squeezenet1_1", COLOUR, None),
         ("googlenet", COLOUR, None),
@@ -79,7 +83,9 @@ def test_resnet18_is_torchvisions_own() -> None:
     assert equal(weights(build_model("resnet18", **{**COLOUR, "seed": 7})), weights(expected))
 
 
-@pytest.mark.parametrize("name", ["mlp", "small-cnn", "shufflenet_v2_x0_5"])
+@pytest.mark.parametrize(
+    "name", ["mlp", "small-cnn", "quantised-cnn-2", "merged-cnn", "shufflenet_v2_x0_5"]
+)
 def test_weights_are_a_function_of_the_seed(name: str) -> None:
     facts = COLOUR
     before = torch.get_rng_state()

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from evostep.errors import InputError, reason, unknown_name
 from evostep.lab.imports import load_attribute, runs_code
+from evostep.lab.merging.model import merged_cnn
+from evostep.lab.quantised import quantised_cnn
 from evostep.lab.reading.model import TextReader
 from evostep.lab.weights import load_weights
 from evostep.scoring.head import find_head
@@ -20,6 +22,12 @@ from evostep.scoring.head import find_head
 MODELS = {
     "mlp": "one hidden layer of 32",
     "small-cnn": "three convolutions with BatchNorm",
+    **{
+        f"quantised-cnn-{bits}": f"three strided convolutions of {bits}-bit weights, a scale and "
+        "an offset for each channel; int8 activations; gradients straight through"
+        for bits in (2, 3, 4)
+    },
+    "merged-cnn": "two networks fine-tuned apart, merged by a coefficient for each layer",
     "text-reader": "20 numbers of an image front end before a frozen reader of text (RapidOCR)",
 }
 OTHER_MODELS = {
@@ -41,10 +49,10 @@ def build_model(
     """Build a classifier for square images.
 
     Args:
-        name: `mlp` (one hidden layer of 32), `small-cnn` (three convolutions with BatchNorm), a
-            torchvision classification model, as `torchvision:resnet18` or `resnet18`, or
-            `package.module:callable`, which is called with those of the keyword arguments
-            `channels`, `classes` and `image_size` that it accepts.
+        name: `mlp` (one hidden layer of 32), `small-cnn` (three convolutions with BatchNorm),
+            another of `MODELS`, a torchvision classification model, as `torchvision:resnet18` or
+            `resnet18`, or `package.module:callable`, which is called with those of the keyword
+            arguments `channels`, `classes` and `image_size` that it accepts.
         channels: of the images; torchvision's models take 3.
         classes: number of outputs; 0: they are texts.
         image_size: height and width in pixels.
@@ -87,6 +95,10 @@ def build_model(
             model: nn.Module = _mlp(channels, classes, image_size)
         elif name == "small-cnn":
             model = _small_cnn(channels, classes, image_size)
+        elif name.startswith("quantised-cnn-") and name in MODELS:
+            model = quantised_cnn(channels, classes, int(name.removeprefix("quantised-cnn-")))
+        elif name == "merged-cnn":
+            model = merged_cnn(channels, classes)
         elif name == "text-reader":
             model = TextReader()
         elif is_torchvision:

@@ -76,6 +76,9 @@ class Options:
         Literal["constant", "cosine"],
         "how the learning rate goes; cosine: down to 0 where the run ends",
     ] = "constant"
+    train_only: Annotated[
+        str | None, "weights that gradients move, patterns such as head,norm; default: all"
+    ] = None
     ema_decay: Annotated[float, "decay of ema's average of the weights, a step"] = 0.99
     sam_rho: Annotated[float, "how far sam looks for a higher loss, in units of the weights"] = 0.05
     augment: Annotated[str, "augmentation of training images"] = "none"

@@ -123,6 +123,7 @@ def test_making_arms_leaves_the_entries_as_they_were() -> None:
         {"batch": 32},
         {"optimizer": "adam"},
         {"augment": "shift"},
+        {"train_only": "head"},
     ],
 )
 def test_arms_share_a_trunk_if_and_only_if_they_train_alike(settings: dict[str, Any]) -> None:
@@ -140,6 +141,10 @@ def test_keys_of_trunks_tell_close_numbers_apart() -> None:
     assert len(keys) == 5  # 1 and 1.0 are one number
     assert only_arm("sgd", lr=0.01).training.key == "sgd-lr0.01-m0.9-b64"
     assert only_arm("sgd-all").training.key.endswith("all-data")
+    patterns = ("norm", "norm*", "norm,head", "norm-head", "n/m", "")
+    keys = {only_arm("sgd", train_only=only).training.key for only in patterns}
+    assert len(keys) == len(patterns)
+    assert not any(set("/*,") & set(key) for key in keys)  # they name folders
 
 
 def test_a_description_is_plain_data_and_tells_all_that_matters() -> None:
@@ -159,6 +164,10 @@ REFUSED: list[tuple[Any, str]] = [
     ("sgdd", "unknown arm 'sgdd': did you mean sgd"),
     (",", "--arms is empty: choose from sgd, sgd-all, "),
     ([], "--arms is empty"),
+    (
+        [{"method": "esgd", "train_only": "head"}],
+        "arm 'esgd': gradients move all weights of its individuals, and --train-only head",
+    ),
     ("sgd,sgd", "two arms are called 'sgd': give each its own label"),
     ([{"label": "x"}], "an arm needs a method"),
     ([{"method": 3}], "an arm needs a method"),

@@ -63,6 +63,27 @@ def test_make_optimizer(name: str, kind: type) -> None:
     assert group["param_names"] == [name for name, _ in model.named_parameters()]
 
 
+@pytest.mark.parametrize("sharp", [False, True])
+def test_gradients_move_what_they_are_told_to_and_nothing_else(sharp: bool, parts: Parts) -> None:
+    model = fresh("small-cnn")
+    training = training_of(train_only="norm, head.bias", arms="sam" if sharp else "sgd")
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    train_epoch(
+        model,
+        make_optimizer(training, model),
+        parts.train,
+        parts.data,
+        training,
+        seed=0,
+        epoch=0,
+        max_forwards=None,
+        on_step=lambda _: None,
+    )
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    norms = {f"norm{block}.{kind}" for block in (1, 2, 3) for kind in ("weight", "bias")}
+    assert moved == norms | {"head.bias"}
+
+
 @given(n=st.integers(2, 60), size=st.integers(2, 20))
 def test_each_example_is_in_one_batch_and_batches_are_as_equal_as_can_be(n: int, size: int) -> None:
     batches = list(batches_of(n, size, torch.Generator().manual_seed(n)))

@@ -147,6 +147,8 @@ def metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ({"evolve_from": 3}, "arm 'mutation' never evolves: with --evolve-from 3.*past the end"),
         ({"every": 2}, "arm 'mutation' never evolves: with --evolve-from 2 and --every 2"),
         ({"space": "bais"}, "arm 'mutation': 'bais' matches no parameter"),
+        ({"train_only": "bais"}, "arm 'sgd': 'bais' matches no parameter"),
+        ({"train_only": " , "}, "arm 'sgd': .*chooses nothing"),
         ({"device": "gpu"}, "--device gpu cannot be used"),
         ({"device": "meta"}, "--device meta cannot be used"),
         ({"pretrained": True}, "mlp has no pretrained weights"),

@@ -5,7 +5,7 @@ import dataclasses
 import torch
 
 from evostep.lab.data.images import ImageData, channel_statistics
-from evostep.lab.data.parts import Parts, Sizes, cut
+from evostep.lab.data.parts import Parts, Sizes, cut, spare_of
 from evostep.lab.data.splits import make_splits
 
 CPU = torch.device("cpu")
@@ -58,3 +58,30 @@ def test_sizes_count_what_gradients_see(parts: Parts) -> None:
     sizes = Sizes(len(parts.train), len(parts.fitness), len(parts.accept), len(parts.test))
     for all_data in (False, True):
         assert sizes.gradients(all_data) == len(parts.gradients(all_data))
+
+
+def test_spare_examples_are_in_no_part(digits: ImageData) -> None:
+    splits = make_splits(digits, 3, train_size=60, fitness_size=30, accept_size=10, test_size=20)
+    parts = cut(digits, splits, CPU)
+    used = torch.cat([splits.train, splits.fitness, splits.accept, splits.test])
+    everything = torch.cat([parts.spare, used])
+    assert torch.equal(everything.sort().values, torch.arange(len(digits.targets)))
+    some = parts.take(parts.spare[:5])
+    assert torch.equal(some.images, digits.inputs[parts.spare[:5]])
+    assert torch.equal(some.first(2).targets, digits.targets[parts.spare[:2]])
+
+
+def test_spare_examples_are_none_of_the_official_test_and_validation_sets(
+    digits: ImageData,
+) -> None:
+    official = dataclasses.replace(
+        digits,
+        inputs=digits.inputs[:1000],
+        targets=digits.targets[:1000],
+        test_inputs=digits.inputs[1000:],
+        test_targets=digits.targets[1000:],
+        validation=100,
+    )
+    splits = make_splits(official, 0, train_size=60, fitness_size=30, accept_size=0, test_size=40)
+    spare = set(spare_of(official, splits).tolist())
+    assert spare == set(range(900)) - set(splits.train.tolist())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 from evostep.acceptance import Rule
 from evostep.schedule import Alternate
@@ -28,6 +29,7 @@ class Training:
         gradient_noise: eta of the noise on gradients; 0: none.
         schedule: how the learning rate goes: constant or cosine.
         sharpness: rho of SAM, in units of the weights; 0: plain steps.
+        only: which weights gradients move, as ``--space`` says it; empty: all.
         span: where the schedule begins and ends, in sample-forwards where there is a budget, and
             else in epochs; the plan knows it (`evostep.lab.arms.budget.settled`).
     """
@@ -42,6 +44,7 @@ class Training:
     gradient_noise: float = 0.0
     schedule: str = "constant"
     sharpness: float = 0.0
+    only: str = ""
     span: tuple[int, int] = (0, 0)
 
     @property
@@ -59,6 +62,7 @@ class Training:
         parts += ["all-data"] if self.all_data else []
         parts += [f"noise{_short(self.gradient_noise)}"] if self.gradient_noise else []
         parts += [f"sam{_short(self.sharpness)}"] if self.sharpness else []
+        parts += [f"only-{quote(self.only, safe='')}"] if self.only else []
         if self.schedule != "constant":
             parts += [self.schedule, *(str(end) for end in self.span if end)]
         return "-".join(parts)

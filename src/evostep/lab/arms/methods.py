@@ -133,11 +133,25 @@ METHODS: dict[str, Method] = {
         control=True,
         procedure="untouched",
     ),
+    "calibrated": Method(
+        "the model as it is, its BatchNorm statistics estimated again on all training examples",
+        "control",
+        control=True,
+        procedure="calibrated",
+        all_data=True,
+    ),
     "tuned-by-hand": Method(
-        "the best of the settings that the model offers (text-reader: usual filters)",
+        "the best of the settings that the model offers (text-reader: usual filters; merged-cnn: "
+        "task arithmetic)",
         "control for searching",
         control=True,
         procedure="tuning",
+    ),
+    "experts": Method(
+        "networks fine-tuned apart from one start, each on its own classes, averaged (merged-cnn)",
+        "arXiv 2203.05482, 2305.03053; control for merging",
+        control=True,
+        procedure="experts",
     ),
     "gradient-noise": Method(
         "annealed noise on the gradients", "arXiv 1511.06807", gradient_noise=0.01

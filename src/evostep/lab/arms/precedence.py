@@ -32,6 +32,7 @@ _OF_METHODS = ("ema_decay", "sam_rho")  # settings of one method each
 _OPTIONS = (
     *_TRAINING,
     "schedule",
+    "train_only",
     *_SHARED,
     "generations",
     "every",
@@ -110,6 +111,8 @@ def _concerns(name: str, method: Method) -> bool:
         return method.strategy is not None
     if name == "schedule":
         return method.schedule is None
+    if name == "train_only":
+        return not method.populates
     if name in _OF_METHODS:
         return name in PROCEDURES[method.procedure].reads or (name == "sam_rho" and method.sharp)
     return name in _TRAINING or method.evolves
@@ -148,11 +151,17 @@ def _make_arm(entry: Mapping[str, Any], options: Options) -> Arm:
         gradient_noise=method.gradient_noise,
         schedule=entry.get("schedule") or method.schedule or chosen.schedule,
         sharpness=chosen.sam_rho if method.sharp else 0.0,
+        only=chosen.train_only or "",
     )
     if method.procedure == "population" and training.schedule != "constant":
         raise InputError(
             f"arm {label!r}: its individuals have learning rates of their own, which --schedule "
             f"{training.schedule} would not move: give it schedule: constant in YAML"
+        )
+    if method.populates and training.only:
+        raise InputError(
+            f"arm {label!r}: gradients move all weights of its individuals, and --train-only "
+            f"{training.only} would not: leave it out for this arm"
         )
     sizes = PopulationSizes()
     if method.populates and chosen.population is not None:

@@ -12,19 +12,24 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from evostep.errors import needs_package
+from evostep.genome.slots import slots_of_module
 from evostep.lab.arms.arm import Training
 from evostep.lab.data.images import ImageData, augment
 from evostep.lab.data.parts import Part
 from evostep.noise import derive_seed, make_generator
 from evostep.scoring.isolation import preserved_rng, seed_everything
 from evostep.scoring.metrics import accuracy
+from evostep.spaces.weights import Only
 
 PER_GRADIENT_EXAMPLE = 3  # sample-forwards: one forward, and a backward that counts as two
 
 
 def make_optimizer(training: Training, model: nn.Module) -> torch.optim.Optimizer:
-    """Make the base optimizer, with the names of the parameters."""
+    """Make the base optimizer, with the names of the parameters that gradients are to move."""
     named = list(model.named_parameters())
+    if training.only:
+        chosen = {*moved_alone(training.only).touched(slots_of_module(model))}
+        named = [(name, parameter) for name, parameter in named if name in chosen]
     settings: dict[str, Any] = {"lr": training.lr, "weight_decay": training.weight_decay}
     kind: type[torch.optim.Optimizer]
     if training.optimizer == "sgd":
@@ -36,6 +41,16 @@ def make_optimizer(training: Training, model: nn.Module) -> torch.optim.Optimize
         return kind(named, **settings)
     sam: torch.optim.Optimizer = import_sam()(named, kind, rho=training.sharpness, **settings)
     return sam
+
+
+def moved_alone(patterns: str) -> Only:
+    """Return what gradients move where ``--train-only`` says so.
+
+    Example:
+        >>> moved_alone("head, norm")
+        Only('head', 'norm')
+    """
+    return Only(*(part for one in patterns.split(",") if (part := one.strip())))
 
 
 def import_sam() -> Any:

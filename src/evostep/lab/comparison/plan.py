@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from evostep.errors import InputError, reason, warn
 from evostep.genome.slots import slots_of_module
@@ -20,9 +21,9 @@ from evostep.lab.arms.precedence import make_arms
 from evostep.lab.arms.procedures import PROCEDURES
 from evostep.lab.arms.registration import registered_contrast
 from evostep.lab.arms.seed_run import make_model
-from evostep.lab.arms.training import import_sam
+from evostep.lab.arms.training import import_sam, moved_alone
 from evostep.lab.data.images import ImageData, load_data
-from evostep.lab.data.parts import Sizes
+from evostep.lab.data.parts import Sizes, spare_of
 from evostep.lab.data.splits import Splits, splits_of, warn_of_absent_classes
 from evostep.lab.imports import resolve_metric
 from evostep.lab.options import Options
@@ -159,6 +160,7 @@ def make_plan(options: Options) -> Plan:
         calibration=min(options.calibration_size, len(one.train)),
         classes=len(data.classes),
         tunings=_tunings(arms, options, data, device),
+        spare=len(spare_of(data, one)),
     )
     _check_metric(options, sizes)
     shares = budgets(arms, sizes, equal=options.equal_budget, budget=options.budget)
@@ -180,6 +182,21 @@ def _tunings(arms: list[Arm], options: Options, data: ImageData, device: torch.d
             "tune(score): use text-reader, or leave the arm out"
         )
     return int(model.tunings)  # type: ignore[arg-type]
+
+
+def _check_merging(arms: list[Arm], options: Options, model: nn.Module, spare: int) -> None:
+    """Refuse experts where nothing merges them, or where no images are left for them."""
+    merging = [arm.label for arm in arms if PROCEDURES[arm.procedure].merges]
+    if merging and not hasattr(model, "learn"):
+        raise InputError(
+            f"arm {merging[0]!r} merges experts, and {options.model} has no method learn(experts): "
+            "use merged-cnn, or leave the arm out"
+        )
+    if merging and not spare:
+        raise InputError(
+            f"arm {merging[0]!r} trains experts on images that no part holds, and all are in one: "
+            "give --train-size"
+        )
 
 
 def _check_metric(options: Options, sizes: Sizes) -> None:
@@ -229,12 +246,14 @@ def _check_schedules(arms: list[Arm], options: Options) -> None:
 def _check_spaces(plan: Plan) -> None:
     """Build the model once, to find out now whether each arm's space finds its weights."""
     model = make_model(plan.options, plan.data, plan.seeds[0], plan.device)
+    _check_merging(plan.arms, plan.options, model, plan.sizes.spare)
     slots = slots_of_module(model)
     for arm in plan.arms:
-        if arm.strategy is None:
-            continue
         try:
-            arm.space.touched(slots)
+            if arm.training.only:
+                moved_alone(arm.training.only).touched(slots)
+            if arm.strategy is not None:
+                arm.space.touched(slots)
         except ValueError as error:
             raise InputError(f"arm {arm.label!r}: {error}") from error
 

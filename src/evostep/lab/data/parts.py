@@ -30,6 +30,10 @@ class Part:
         chosen = torch.arange(n, device=self.targets.device) * len(self) // max(n, 1)
         return Part(self.images[chosen], self.targets[chosen])
 
+    def first(self, n: int) -> Part:
+        """Return the first `n` of the examples."""
+        return Part(self.images[:n], self.targets[:n])
+
     def to(self, device: torch.device) -> Part:
         """Return the examples on a device."""
         return Part(self.images.to(device), self.targets.to(device))
@@ -48,13 +52,22 @@ class Part:
 
 @dataclass(frozen=True)
 class Parts:
-    """The data of one seed, cut into parts that do not overlap."""
+    """The data of one seed, cut into parts that do not overlap.
+
+    `spare` are the indices of the examples that none of them holds, `(n,)` int64, on the CPU.
+    """
 
     data: ImageData
     train: Part
     fitness: Part
     accept: Part
     test: Part
+    spare: Tensor
+
+    def take(self, indices: Tensor) -> Part:
+        """Return examples of the data by their indices, on the device of the parts."""
+        chosen = Part(self.data.inputs[indices], self.data.targets[indices])
+        return chosen.to(self.train.targets.device)
 
     def gradients(self, all_data: bool) -> Part:
         """Return what gradients see: the training part, or all but the test part."""
@@ -78,6 +91,7 @@ class Sizes:
         calibration: training examples on which BatchNorm statistics are estimated again.
         classes: of the data.
         tunings: settings that the model's own `tune` tries at most.
+        spare: examples that no part holds.
     """
 
     train: int
@@ -87,6 +101,7 @@ class Sizes:
     calibration: int = 0
     classes: int = 0
     tunings: int = 0
+    spare: int = 0
 
     def gradients(self, all_data: bool) -> int:
         """Return how many examples gradients see in an epoch: see `Parts.gradients`."""
@@ -110,4 +125,22 @@ def cut(data: ImageData, splits: Splits, device: torch.device) -> Parts:
         test = Part(data.test_inputs[splits.test], data.test_targets[splits.test]).to(device)
     else:
         test = take(splits.test)
-    return Parts(data, take(splits.train), take(splits.fitness), take(splits.accept), test)
+    return Parts(
+        data,
+        take(splits.train),
+        take(splits.fitness),
+        take(splits.accept),
+        test,
+        spare_of(data, splits),
+    )
+
+
+def spare_of(data: ImageData, splits: Splits) -> Tensor:
+    """Return the indices of examples that are in no part, nor in an official validation set."""
+    spare = torch.ones(len(data.targets), dtype=torch.bool)
+    spare[len(data.targets) - data.validation :] = False
+    for used in (splits.train, splits.fitness, splits.accept):
+        spare[used] = False
+    if not splits.official_test:
+        spare[splits.test] = False
+    return spare.nonzero().flatten()

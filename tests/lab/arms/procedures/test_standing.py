@@ -99,3 +99,28 @@ def test_without_epochs_nobody_descends(arm: Any) -> None:
 def test_a_model_without_settings_of_its_own_is_told() -> None:
     with pytest.raises(InputError, match=r"tunes the model's own settings, and mlp has no method"):
         make_plan(Options(model="mlp", arms="sgd,tuned-by-hand", seeds=1))
+
+
+def test_calibrated_changes_the_statistics_alone_and_costs_what_it_says(tmp_path: Path) -> None:
+    arms = [{"method": "sgd", "label": "first"}, {"method": "calibrated", "start_from": "first"}]
+    arms.append({"method": "untouched", "start_from": "first"})
+    given = {"data": "digits", "epochs": 1, "evolve_from": 0, "batch": 20, "train_size": 40}
+    given |= {"fitness_size": 20, "test_size": 20, "arms": arms, "seeds": 1}
+    config, out = tmp_path / "arena.yaml", tmp_path / "out"
+    config.write_text(json.dumps(given))
+    assert main(["compare", "--config", str(config), "--out", str(out)]) == 0
+    from safetensors.torch import load_file
+
+    before, after = (
+        load_file(out / "runs" / f"{label}-seed0" / "model.safetensors")
+        for label in ("untouched", "calibrated")
+    )
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    statistics = {n for n in before if n.rpartition(".")[2].startswith("running")}
+    assert statistics <= moved
+    assert not [name for name in moved - statistics if not name.endswith("num_batches_tracked")]
+    runs = {
+        r["arm"]: r["sample_forwards"]
+        for r in json.loads((out / "results.json").read_text())["runs"]
+    }
+    assert runs["calibrated"] - runs["untouched"] == 60

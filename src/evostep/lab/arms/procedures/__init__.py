@@ -8,11 +8,12 @@ from __future__ import annotations
 from evostep.lab.arms.procedures.alternating import Alternating
 from evostep.lab.arms.procedures.averaging import Averaging
 from evostep.lab.arms.procedures.base import Procedure
+from evostep.lab.arms.procedures.experts import Experts
 from evostep.lab.arms.procedures.moving_average import MovingAverage
 from evostep.lab.arms.procedures.plain import Plain
 from evostep.lab.arms.procedures.population import Population
 from evostep.lab.arms.procedures.soup import GreedySoup, UniformSoup
-from evostep.lab.arms.procedures.standing import Tuning, Untouched
+from evostep.lab.arms.procedures.standing import Calibrated, Tuning, Untouched
 
 __all__ = ["PROCEDURES"]
 
@@ -25,5 +26,7 @@ PROCEDURES: dict[str, type[Procedure]] = {
     "alternating": Alternating,
     "population": Population,
     "untouched": Untouched,
+    "calibrated": Calibrated,
     "tuning": Tuning,
+    "experts": Experts,
 }

@@ -115,6 +115,7 @@ class Procedure(ABC):
         reads: options that concern it, and no other procedure.
         descends: whether it takes gradient steps of its own, where it does not start from another.
         tunes: whether it asks the model to tune its own settings.
+        merges: whether it asks the model to take in experts.
 
     Args:
         seed_run: what the runs of its seed share.
@@ -128,6 +129,7 @@ class Procedure(ABC):
     reads: ClassVar[tuple[str, ...]] = ()
     descends: ClassVar[bool] = True
     tunes: ClassVar[bool] = False
+    merges: ClassVar[bool] = False
 
     def __init__(self, seed_run: SeedRun, arm: Arm, trunk: dict[str, Any]) -> None:
         self.seed_run, self.arm = seed_run, arm

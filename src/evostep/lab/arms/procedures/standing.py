@@ -1,4 +1,4 @@
-"""Controls without gradient steps: the model as it is, and the best of its own settings."""
+"""Controls without gradient steps: the model as it is, calibrated, and the best of its settings."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from evostep.lab.arms.evaluation import make_fitness
 from evostep.lab.arms.procedures.base import Procedure
 from evostep.lab.arms.seed_run import Counters
 from evostep.lab.data.parts import Sizes
+from evostep.scoring.calibration import Calibration, estimates
 
 
 class Untouched(Procedure):
@@ -36,6 +37,25 @@ class Untouched(Procedure):
 
     def epoch(self, counters: Counters, budget: int | None) -> None:
         """Do nothing."""
+
+
+class Calibrated(Untouched):
+    """The model as it is, its BatchNorm statistics estimated again on what it trained on."""
+
+    @classmethod
+    def finish_cost(cls, arm: Arm, sizes: Sizes) -> int:
+        """Return what estimating takes, where there is anything to estimate."""
+        return sizes.gradients(arm.training.all_data)
+
+    def finish(self, counters: Counters) -> nn.Module:
+        """Return the model with the statistics of the weights as they stand."""
+        parts, model = self.seed_run.parts, self.learner.model
+        if estimates(model):
+            began = time.perf_counter()
+            batches = parts.gradients(self.arm.training.all_data).batches(parts.data)
+            counters.forwards += Calibration(model, batches)(model)
+            counters.seconds += time.perf_counter() - began
+        return model
 
 
 class Tuning(Untouched):
