@@ -215,6 +215,25 @@ def evolution(
     return Case(run, [model], generation=(lambda: search.generation) if alone else None)
 
 
+def put_back() -> Case:
+    """A center whose score turns out not to be finite, with the one before to go back to."""
+    model = network()
+    search = Evolution(model, STRATEGIES["openai-es"](), accept=Always(), engine="inplace")
+    fitness = Fitness(model, BATCHES, "neg-loss")
+
+    def stop(record: evostep.Record) -> None:
+        raise KeyboardInterrupt
+
+    with contextlib.suppress(KeyboardInterrupt):
+        search.evolve(fitness, 2, on_generation=stop)
+    broken = model[0].weight.detach().clone()
+
+    def scores() -> float:
+        return float("nan") if torch.equal(model[0].weight, broken) else fitness()
+
+    return Case(lambda: search.evolve(scores), [model], generation=lambda: search.generation - 1)
+
+
 def evolved(base: str = "sgd", rule: str = "always", generations: int = 1) -> Case:
     model = network()
     inner: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -323,6 +342,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "callable": lambda: evolution(rule="improves", bare=True),
     "calibration": lambda: evolution(rule="improves", norm=True),
     "calibration in a phase": lambda: evolution(rule="improves-phase", norm=True, second=True),
+    "put back": put_back,
     "vmap": lambda: evolution(engine="vmap"),
     "lowrank": lambda: evolution(engine="lowrank"),
     "prefix": lambda: evolution(space="head", engine="prefix"),
