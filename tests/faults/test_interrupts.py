@@ -1,6 +1,7 @@
 """An interrupt at any line of ours: weights are a center's, all else is as before, and it goes on.
 
-Every 37th line that one call executes is interrupted here, every one in the slow tests.
+Every 37th line that one call executes is interrupted here; in the slow tests every one, on every
+path that leads to it, in loops the first time and the last.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 from unittest.mock import patch
 
@@ -63,12 +64,13 @@ class Line:
     Attributes:
         count: how many lines were executed.
         where: it raised, in words.
-        places: files and numbers of the lines that were counted, or of the one that raised.
+        paths: of each line that was counted, or of the one that raised: itself and the lines of
+            ours from which it was called.
     """
 
     def __init__(self, k: int = 0, files: tuple[str, ...] = (OURS, contextlib.__file__)) -> None:
         self.k, self.count, self.where, self.files = k, 0, "", files
-        self.places: list[tuple[str, int]] = []
+        self.paths: list[tuple[tuple[CodeType, int], ...]] = []
 
     def __enter__(self) -> Line:
         self._before = sys.gettrace()
@@ -84,14 +86,28 @@ class Line:
     def _line(self, frame: FrameType, event: str, arg: Any) -> Any:
         if event == "line":
             self.count += 1
-            code = frame.f_code
-            if not self.k:
-                self.places.append((code.co_filename, frame.f_lineno))
-            elif self.count == self.k:
-                self.places.append((code.co_filename, frame.f_lineno))
+            if self.k in (0, self.count):
+                self.paths.append(self._path(frame))
+            if self.count == self.k:
+                code = frame.f_code
                 self.where = f"{Path(code.co_filename).name}:{frame.f_lineno} ({code.co_name})"
                 raise KeyboardInterrupt
         return self._line
+
+    def _path(self, frame: FrameType | None) -> tuple[tuple[CodeType, int], ...]:
+        path = []
+        while frame is not None:
+            if frame.f_code.co_filename.startswith(self.files):
+                path.append((frame.f_code, frame.f_lineno))
+            frame = frame.f_back
+        return tuple(path)
+
+    def ends(self) -> list[int]:
+        """Return the lines of each path, a loop's where it begins and where it ends."""
+        numbers = range(1, self.count + 1)
+        last = dict(zip(self.paths, numbers, strict=True))
+        first = dict(zip(self.paths[::-1], numbers[::-1], strict=True))
+        return sorted({*first.values(), *last.values()})
 
 
 @dataclass
@@ -366,7 +382,8 @@ def faults(make: Callable[[], Case], step: int, turns: int = 1) -> Iterator[str]
 
     Args:
         make: a case, always the same.
-        step: from one line that is interrupted to the next.
+        step: from one line that is interrupted to the next; 0: all that are executed, those that
+            are executed again and again on the same path the first time and the last.
         turns: so many lines are interrupted one after another in the same objects, as long as
             these stand where they began, and each is looked at; then they go on.
     """
@@ -380,7 +397,7 @@ def faults(make: Callable[[], Case], step: int, turns: int = 1) -> Iterator[str]
     after_next = [centers[1], sound.bits()]
     held: list[Case] = []
     borne = 0
-    for k in range(1, lines.count + 1, step):
+    for k in range(1, lines.count + 1, step) if step else lines.ends():
         while True:
             case = held.pop() if held else make()
             tensors = case.surroundings()["tensors"]
@@ -389,7 +406,7 @@ def faults(make: Callable[[], Case], step: int, turns: int = 1) -> Iterator[str]
                 case.run()
                 line.where = ""
             # where the one before left another way to go on, this line is met on the first way
-            if not borne or line.places == lines.places[k - 1 : k]:
+            if not borne or line.paths == lines.paths[k - 1 : k]:
                 break
             borne = 0
         if not line.where:
@@ -440,4 +457,4 @@ def test_an_interrupt_at_any_line_leaves_a_center_and_it_goes_on(name: str) -> N
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("name", CASES)
 def test_an_interrupt_at_every_line_leaves_a_center_and_it_goes_on(name: str) -> None:
-    assert list(faults(CASES[name], 1, turns=8)) == []
+    assert list(faults(CASES[name], 0, turns=16)) == []
