@@ -17,6 +17,7 @@ from torch import Tensor
 
 from evostep.errors import InputError, warn
 from evostep.lab.storage import replacing, writing
+from evostep.unpacking import size_of_zip, too_large
 
 
 class CorruptError(InputError):
@@ -132,6 +133,8 @@ def _before(path: Path) -> Path:
 
 
 def _read(path: Path, device: torch.device) -> dict[str, Any]:
+    if why := too_large(path, size_of_zip(path)):
+        raise ValueError(why)
     state = torch.load(path, map_location=device, weights_only=True)
     if not isinstance(state, dict):
         raise ValueError(f"it holds a {type(state).__name__}")
