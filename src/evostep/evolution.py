@@ -35,7 +35,7 @@ from evostep.scoring.evaluator import Evaluator
 from evostep.scoring.fitness import Fitness
 from evostep.scoring.head import with_head
 from evostep.scoring.isolation import ModuleState, preserved_rng
-from evostep.spaces.base import Space
+from evostep.spaces.base import Space, check_numbers
 from evostep.spaces.memory import Memory
 from evostep.spaces.weights import AllWeights, guess_heads
 from evostep.spaces.workspace import Workspace
@@ -243,6 +243,7 @@ class Evolution:
         self.accept.check(fitness if accept_on is None else accept_on)
         if generations == 0:
             return []
+        check_numbers(self.space.touched(self.slots), self.slots)
         check_choices(fitness, accept_on, self.accept, self.space, self.slots, self.model)
         began = time.perf_counter()
         records: list[Record] = []

@@ -382,6 +382,53 @@ def test_a_metric_of_others_that_has_no_value_for_one_class_is_told_and_nothing_
 # Parameters.
 
 
+class Apart(nn.Module):
+    """Two layers, of which the second may be elsewhere."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.near, self.far = nn.Linear(4, 2), nn.Linear(2, 2, device=device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.near(x)
+        return out
+
+
+CALLS: dict[str, Callable[[nn.Module, Fitness], object]] = {
+    **{
+        f"evolve {engine}": lambda m, f, engine=engine: Evolution(m, ES, engine=engine).evolve(f)
+        for engine in ("auto", "inplace", "vmap", "racing")
+    },
+    "evolve safe": lambda m, f: Evolution(m, RandomMutation(0.1, scale="safe")).evolve(f),
+    "evolve cmaes": lambda m, f: Evolution(m, CMAES(0.1)).evolve(f),
+    "evolve span": lambda m, f: Evolution(m, SNES(0.1), space=evostep.Span()).evolve(f),
+    "a callable": lambda m, f: Evolution(m, ES).evolve(lambda: f()),
+    "Evolved": lambda m, f: evostep.Evolved(torch.optim.SGD(m.parameters(), 0.1), ES).evolve(f),
+    "suggest_sigma": lambda m, f: evostep.suggest_sigma(m, [(X, Y)]),
+    "polish": lambda m, f: evostep.polish(
+        m, [(X.repeat(5, 1), Y.repeat(5))], "accuracy", space=evostep.AllWeights(), draws=100
+    ),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_parameters_on_a_device_without_numbers_are_refused_by_name_and_nothing_moves(
+    call: str,
+) -> None:
+    model = Apart("meta")
+    before = [p.detach().clone() for p in model.near.parameters()]
+    with pytest.raises(ValueError, match=r"^'far\.weight' is on the device meta .*: load") as told:
+        CALLS[call](model, Fitness(model, [(X, Y)], "neg-loss"))
+    assert "\n" not in str(told.value)
+    for was, now in zip(before, model.near.parameters(), strict=True):
+        assert torch.equal(was, now)
+    # what has its numbers evolves
+    search = Evolution(model, ES, space=evostep.Only("near.*"), accept=Always())
+    (record,) = search.evolve(Fitness(model, [(X, Y)], "neg-loss"))
+    assert (record.failed, record.accepted) == (0, True)
+
+
 class Odd(nn.Module):
     """Parameters of three types, of no elements, frozen, shared; one of no use to the forward."""
 
