@@ -536,6 +536,14 @@ def test_an_interrupt_at_any_line_leaves_a_center_and_it_goes_on(name: str) -> N
     assert list(faults(CASES[name], STEP)) == []
 
 
+def test_an_interrupt_as_batches_are_read_first_leaves_random_streams() -> None:
+    def reading() -> Case:
+        model = network()
+        return Case(lambda: Fitness(model, BATCHES, "neg-loss").examples(), [model])
+
+    assert list(faults(reading, 11)) == []
+
+
 @warns
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
