@@ -35,7 +35,7 @@ def runs_csv(results: Mapping[str, Any]) -> str:
     found = dict.fromkeys(name for row in rows for name in row if name not in _COUNTS)
     counts = [name for name in _COUNTS if any(name in row for row in rows)]
     columns = [*(list(found) or ["arm", "seed"]), *counts]
-    lines = [columns, *([row.get(name) for name in columns] for row in rows)]
+    lines: list[list[Any]] = [columns, *([row.get(name) for name in columns] for row in rows)]
     return "".join(",".join(map(_cell, line)) + "\n" for line in lines)
 
 
@@ -48,8 +48,9 @@ def _cell(value: Any) -> str:
     """
     if not isinstance(value, str):
         return "" if value is None else str(value)
-    if value.lstrip()[:1] in tuple(_FORMULAS) or value[:1] in ("\t", "\r", "\n"):
-        value = f"'{value}"
-    if any(sign in value for sign in ',;"\t\r\n'):  # where numbers have a comma, ; parts fields
-        return '"' + value.replace('"', '""') + '"'
-    return value
+    text = str(value)
+    if text.lstrip()[:1] in tuple(_FORMULAS) or text[:1] in ("\t", "\r", "\n"):
+        text = f"'{text}"
+    if any(sign in text for sign in ',;"\t\r\n'):  # where numbers have a comma, ; parts fields
+        text = '"' + text.replace('"', '""') + '"'
+    return text
