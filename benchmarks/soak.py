@@ -5,7 +5,8 @@ kills it with SIGKILL: at a random moment, or exactly at one of its writes (half
 disk then), syncs, renames, deletions and new folders; every other one again as it goes on. Then
 the same command runs to its end, and weights, history, results, checkpoints and the names of all
 files are compared with those of a run that was never stopped. `--full` makes the disk full there
-instead: one line that says so, and the same bits once there is room.
+instead, or read-only in every other such trial: one line that says so, and the same bits once it
+can be written to again.
 
     python benchmarks/soak.py --kills 200 --out results/soak.json
     python benchmarks/soak.py --kills 20 --arms polish-head,compare-esgd
@@ -109,27 +110,38 @@ class Events:
 
     Args:
         at: which (from 0) is the last that happens; None: all happen.
-        full: fail for want of room instead, there and ever after.
+        error: fail with this number instead, there and ever after: ENOSPC for want of room (what
+            makes room works then), EROFS on a disk that has become read-only.
     """
 
-    def __init__(self, at: int | None = None, *, full: bool = False) -> None:
+    def __init__(self, at: int | None = None, *, error: int | None = None) -> None:
         self.seen: list[str] = []
-        self._at, self._full = at, full
+        self._at, self._error = at, error
 
     def happen(self, kind: str, half: Callable[[], object] = lambda: None) -> None:
         """Note an event; where it is the one, do half of it and die."""
         self.seen.append(kind)
         if self._at is None or len(self.seen) <= self._at:
             return
-        if self._full:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.fail()
         half()
         os.kill(os.getpid(), signal.SIGKILL)
+
+    def fail(self) -> None:
+        """Raise what a disk does to those who change something, if it does so by now."""
+        if self._error and self._at is not None and len(self.seen) > self._at:
+            raise OSError(self._error, os.strerror(self._error))
 
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Watch this process, until the context is left or it has died."""
-        opened, happen = io.open, self.happen
+        opened, happen, read_only = io.open, self.happen, self._error == errno.EROFS
+        descriptor = os.open
+
+        def open_descriptor(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
+            if read_only and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+                self.fail()
+            return descriptor(path, flags, *args, **kwargs)
 
         class Raw(io.FileIO):
             def write(self, content: Any) -> int:
@@ -140,19 +152,23 @@ class Events:
         def watched(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
             if mode not in ("w", "wb", "a", "ab"):
                 return opened(file, mode, *args, **kwargs)
+            if read_only:
+                self.fail()
             binary = io.BufferedWriter(Raw(file, mode.rstrip("b")))
             return binary if "b" in mode else io.TextIOWrapper(binary, encoding="utf-8")
 
         names = ("fsync", "replace", "rename", "mkdir", "unlink", "remove", "rmdir")
         before = {name: getattr(os, name) for name in names}
         for name, function in before.items():
-            if not (self._full and name in ("unlink", "remove", "rmdir")):  # they make room
+            makes_room = name in ("unlink", "remove", "rmdir")
+            if not (self._error == errno.ENOSPC and makes_room):
                 setattr(os, name, self._watched(name, function))
         io.open = watched  # type: ignore[assignment]
+        os.open = open_descriptor  # type: ignore[assignment]
         try:
             yield
         finally:
-            io.open = opened
+            io.open, os.open = opened, descriptor
             for name, function in before.items():
                 setattr(os, name, function)
 
@@ -337,28 +353,35 @@ class Soak:
         self._note(name, where)
         self._compare(name, out, {"killed at": [*where, event]})
 
-    def fill(self, name: str) -> None:
-        """Let the disk be full from an event on, see that it is told, and compare what follows."""
+    def fill(self, name: str, error: int = errno.ENOSPC) -> None:
+        """Let the disk be full from an event on, see that it is told, and compare what follows.
+
+        Args:
+            name: of the arm.
+            error: what happens to who writes: EROFS where the disk becomes read-only.
+        """
         out = f"trial-{self.trials}"
         self.trials += 1
         events = self.events[name]
-        event = self._random.randrange(sum(kind not in _ROOM for kind in events))
-        _, status = os.waitpid(self._start(name, out, Events(event, full=True)), 0)
+        seen = [kind for kind in events if error != errno.ENOSPC or kind not in _ROOM]
+        event = self._random.randrange(len(seen))
+        _, status = os.waitpid(self._start(name, out, Events(event, error=error)), 0)
         told = (self._folder / name / f"{out}.log").read_text().splitlines()
         errors = [line for line in told if line.startswith("evostep: error: ")]
         code = os.waitstatus_to_exitcode(status)
         if code == 0 and self._arms[name].timed:  # with less to write than before, it was done
             self._compare(name, out, {"never full": event})
             return
-        self._note(name, ["full disk"])
+        self._note(name, [_DISKS[error]])
         if code not in (1, 2) or len(errors) != 1 or any("Traceback" in line for line in told):
-            self.failures.append({"arm": name, "full at": event, "code": code, "told": told[-5:]})
-        self._compare(name, out, {"full at": event})
+            found = {"code": code, "told": told[-5:]}
+            self.failures.append({"arm": name, _DISKS[error]: event, **found})
+        self._compare(name, out, {_DISKS[error]: event})
 
     @property
     def killed(self) -> int:
         """How many processes were killed so far."""
-        return sum(self.kills.values()) - self.kills["full disk"]
+        return sum(self.kills.values()) - sum(self.kills[kind] for kind in _DISKS.values())
 
     def facts(self, began: float) -> dict[str, Any]:
         """Return what came of it so far, as plain data."""
@@ -368,8 +391,9 @@ class Soak:
 
         return {
             "kills": self.killed,
-            "by_kind": {kind: n for kind, n in self.kills.items() if kind != "full disk"},
+            "by_kind": {k: n for k, n in self.kills.items() if k not in _DISKS.values()},
             "full_disks": self.kills["full disk"],
+            "read_only_disks": self.kills["read-only disk"],
             "trials": self.trials,
             "by_arm": dict(self.by_arm),
             "events": {name: dict(Counter(events)) for name, events in self.events.items()},
@@ -439,6 +463,7 @@ class Soak:
 
 
 _ROOM = ("unlink", "rmdir")
+_DISKS = {errno.ENOSPC: "full disk", errno.EROFS: "read-only disk"}
 
 
 def _number(out: Path) -> int | None:
@@ -481,7 +506,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=200, help="how many (default: 200)")
     parser.add_argument("--minutes", type=float, default=40, help="after which no trial begins")
-    parser.add_argument("--full", type=int, default=0, help="so many trials with a full disk")
+    parser.add_argument("--full", type=int, default=0, help="so many trials with a disk that fails")
     parser.add_argument("--arms", help="names, separated by commas (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--out", type=Path, help="JSON of what came of it")
@@ -498,8 +523,9 @@ def main() -> int:
 
     while soak.killed < given.kills and time.perf_counter() - began < 60 * given.minutes:
         name = names[soak.trials % len(names)]
-        if soak.trials % 10 == 9 and soak.kills["full disk"] < given.full:
-            soak.fill(name)
+        disks = sum(soak.kills[kind] for kind in _DISKS.values())
+        if soak.trials % 10 == 9 and disks < given.full:
+            soak.fill(name, list(_DISKS)[disks % 2])
         else:  # in turns: an event, a random moment; each arm as often as the others
             by_event = soak.trials // len(names) % 2 == 0
             soak.trial(name, None if by_event else "random moment")
@@ -509,7 +535,14 @@ def main() -> int:
     os.chdir(at)
     facts = soak.facts(began)
     _write(given.out, facts)
-    print(json.dumps({key: facts[key] for key in ("kills", "full_disks", "failures", "seconds")}))
+    print(
+        json.dumps(
+            {
+                key: facts[key]
+                for key in ("kills", "full_disks", "read_only_disks", "failures", "seconds")
+            }
+        )
+    )
     if not soak.failures:
         shutil.rmtree(folder)
     return 1 if soak.failures else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,75 @@ def batches(device: str) -> list[tuple[Tensor, Tensor]]:
     labels = (images.mean((1, 2, 3)) * 8 + 2).clamp(0, 3).long()
     rows = list(zip(images.split(32), labels.split(32), strict=True))
     return [rows[0], (rows[1][0].to(device), rows[1][1].to(device))]
+
+
+class Apart(nn.Module):
+    """Two layers, of which the second is elsewhere."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.near, self.far = nn.Linear(16, 6), nn.Linear(6, 3).to(device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.far(self.near(x).tanh().to(self.far.weight.device)).to(x.device)
+        return out
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("engine", ["inplace", "vmap", "lowrank", "prefix", "racing", "auto"])
+@pytest.mark.filterwarnings("ignore:engine .* cannot score these members")
+def test_parameters_on_two_devices_evolve_where_they_are(engine: str, device: str) -> None:
+    x = torch.randn(60, 16, generator=torch.Generator().manual_seed(0))
+    y = x[:, :3].argmax(1)
+    strategies: list[Any] = [
+        OpenAIES(0.05, lr=0.02, population=4, noise=LowRank(1)),
+        RandomMutation(0.05, population=4),
+        RandomMutation(0.05, population=4, scale="safe"),
+        evostep.SNES(0.05, population=4),
+        evostep.CMAES(0.05, population=4),
+        evostep.GuidedES(0.05, lr=0.02, population=4),
+    ]
+    for strategy in strategies if engine == "inplace" else strategies[:2]:
+        found = []
+        for place in ("cpu", device):
+            model = Apart(place)
+            optimizer = Evolved(
+                torch.optim.SGD(model.named_parameters(), 0.01, momentum=0.9),
+                strategy,
+                accept=Always(),
+                engine=engine,
+            )
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            records = optimizer.evolve(Fitness(model, [(x, y)], "neg-loss"), 2)
+            assert [record.failed for record in records] == [0, 0]
+            devices = [p.device.type for p in model.parameters()]
+            assert devices == ["cpu", "cpu", place, place]
+            found.append([p.detach().cpu() for p in model.parameters()])
+        for one, other in zip(*found, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_network_on_two_devices_is_polished_and_breeds(device: str) -> None:
+    x = torch.randn(90, 16, generator=torch.Generator().manual_seed(0))
+    y = x[:, :3].argmax(1)
+    for space in ("decision", "head"):
+        model = Apart(device)
+        result = evostep.polish(
+            model, [(x, y)], "balanced-accuracy", space=space, folds=3, population=4, draws=100
+        )
+        result.revert()
+        for one, other in zip(model.parameters(), Apart(device).parameters(), strict=True):
+            assert torch.equal(one, other)
+    models = [Apart(device) for _ in range(2)]
+    made = [(model, torch.optim.SGD(model.parameters(), 0.1)) for model in models]
+    population = evostep.ESGD(
+        made, Fitness(made[0][0], [(x, y)], "neg-loss"), offspring=2, parents=2, elite=1, sigma=0.1
+    )
+    (record,) = population.evolve()
+    assert all(map(math.isfinite, record.scores))
 
 
 def evolved(device: str, engine: str, **options: Any) -> tuple[list[Tensor], list[float]]:

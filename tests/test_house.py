@@ -15,7 +15,7 @@ SOURCE = TESTS.parent / "src"
 # neighbour. A higher floor than a room needs would let it grow roots that nobody meant.
 FLOORS = (
     ("_version", "distributed_checkpoint", "errors", "interrupts", "schedule"),
-    ("noise", "record", "weight_copies"),
+    ("noise", "record", "unpacking", "weight_copies"),
     ("genome",),
     ("gradient_noise", "spaces"),
     ("scoring",),

@@ -35,7 +35,7 @@ from evostep.scoring.evaluator import Evaluator
 from evostep.scoring.fitness import Fitness
 from evostep.scoring.head import with_head
 from evostep.scoring.isolation import ModuleState, preserved_rng
-from evostep.spaces.base import Space
+from evostep.spaces.base import Space, check_numbers
 from evostep.spaces.memory import Memory
 from evostep.spaces.weights import AllWeights, guess_heads
 from evostep.spaces.workspace import Workspace
@@ -87,6 +87,7 @@ class Evolution:
     _memory: Memory
     _phase: Phase | None
     _saved_phase: dict[str, Any] | None
+    _former: dict[str, Any] | None  # of a phase that was interrupted, or saved
     _guides: list[dict[str, Tensor]]
     _center: dict[str, Tensor]
     _findings: Findings
@@ -242,6 +243,7 @@ class Evolution:
         self.accept.check(fitness if accept_on is None else accept_on)
         if generations == 0:
             return []
+        check_numbers(self.space.touched(self.slots), self.slots)
         check_choices(fitness, accept_on, self.accept, self.space, self.slots, self.model)
         began = time.perf_counter()
         records: list[Record] = []
@@ -255,7 +257,7 @@ class Evolution:
                 phase = self._open(fitness, accept_on)
             for i in range(generations):
                 with preserved_rng():  # each time anew: on_generation may save the streams
-                    records.append(self._generation(phase))
+                    records.append(self._generation(phase, more=i + 1 < generations))
                     spent += records[-1].sample_forwards
                     last = i + 1 == generations or timed_out()
                     if max_forwards is not None:
@@ -281,6 +283,7 @@ class Evolution:
     def _close(self) -> None:
         if self._phase is not None:
             self._phase.close()
+            self._former = self._phase.former()
         self._phase = None
 
     def _hand(self, phase: Phase, call: Callable[[], object]) -> object:
@@ -335,6 +338,7 @@ class Evolution:
             generation=self.generation,
             attempts=self.attempts,
             saved=saved,
+            former=self._former,
         )
         self._phase, self._saved_phase = phase, None
         if saved is None:
@@ -369,7 +373,7 @@ class Evolution:
         moving = {id(live[name]) for name in touched if name in live}
         return Evaluator(fitness, ModuleState(model, moving) if model is not None else None)
 
-    def _generation(self, phase: Phase) -> Record:
+    def _generation(self, phase: Phase, *, more: bool) -> Record:
         assert self._state is not None, "_open() comes first"
         if "precision" not in self._told:
             self._told.add("precision")
@@ -382,7 +386,7 @@ class Evolution:
             self.sample_forwards = spent + record.sample_forwards
             self.history[before:] = [record]
 
-        return phase.generation(self.generation, self._state, book)
+        return phase.generation(self.generation, self._state, book, more=more)
 
     def _conclude(self, phase: Phase, records: list[Record]) -> None:
         """End a phase; the last record, here and in the history, gets the verdict."""
@@ -431,7 +435,7 @@ class Evolution:
         self.generation = self.attempts = self.sample_forwards = 0
         self._state = self._layout = None
         self._memory = Memory(max(self.space.memory, 1))
-        self._phase = self._saved_phase = None
+        self._phase = self._saved_phase = self._former = None
         self._guides = []
         self._center = {}
         self._findings = Findings()
@@ -457,12 +461,15 @@ class Evolution:
         }
 
     def _phase_state(self) -> dict[str, Any]:
-        """Return what spaces with a memory and rules that judge phases add to the state."""
+        """Return what spaces with a memory, and rules that judge phases or nothing, add."""
         state: dict[str, Any] = {}
         if self.space.memory:
             state |= {"layout": self._layout, "memory": self._memory.state_dict()}
-        phase = self._phase.state() if self._phase is not None else self._saved_phase
-        return state if phase is None else {**state, "phase": phase}
+        if self._phase is None:
+            parts = {"phase": self._saved_phase, "former": self._former}
+        else:
+            parts = {"phase": self._phase.state(), "former": self._phase.former()}
+        return state | {key: part for key, part in parts.items() if part is not None}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken; the weights are loaded elsewhere.
@@ -476,7 +483,7 @@ class Evolution:
                 f"the state of an evolution has the format {state['format']!r}, this version of "
                 f"evostep reads {FORMAT}: load it with the version that saved it"
             )
-        may_lack = ("format", "phase", "engines", "center")
+        may_lack = ("format", "phase", "former", "engines", "center")
         missing = [key for key in self.state_dict() if key not in state and key not in may_lack]
         if missing:
             raise ValueError(f"the state of an evolution lacks {', '.join(missing)}")
@@ -514,6 +521,7 @@ class Evolution:
         self._memory, self._findings, self._guides = memory, findings, guides
         self._state, self._layout = state["state"], state.get("layout")
         self._phase, self._saved_phase = None, state.get("phase")
+        self._former = state.get("former")
         self._center = _copies(state.get("center", {}))
 
 

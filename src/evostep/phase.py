@@ -16,6 +16,7 @@ from torch import Tensor
 
 from evostep.acceptance import Rule
 from evostep.engines.base import Session
+from evostep.errors import warn
 from evostep.genome.point import Coordinates
 from evostep.interrupts import finish
 from evostep.record import FEW, Record, Verdict, warn_of_no_difference
@@ -53,8 +54,9 @@ _ROUNDING = 1e-6  # of one engine against another, relative
 class Phase:
     """Moves the center within one `evolve`, and takes it back where a rule says so.
 
-    For a rule that judges phases it holds one more copy of the coordinates and of the buffers,
-    where the phase began.
+    It holds one more copy of the coordinates and of the buffers: for a rule that judges phases of
+    where the phase began; for one that asks for no score, from one generation to the next, of the
+    center before, which takes the new one's place where that one's score is not finite.
 
     Args:
         strategy: draws members and proposes a center.
@@ -67,6 +69,7 @@ class Phase:
         generation: number of the phase's first generation.
         attempts: how many candidates the run has judged before.
         saved: what `state` returned in the middle of this phase, to go on with it.
+        former: what `former` returned in a phase that was not ended.
 
     Attributes:
         attempts: how many candidates the run has judged so far.
@@ -88,6 +91,7 @@ class Phase:
         generation: int,
         attempts: int,
         saved: Mapping[str, Any] | None = None,
+        former: Mapping[str, Any] | None = None,
     ) -> None:
         self.strategy, self.rule = strategy, rule
         self.workspace, self.genome = workspace, workspace.genome
@@ -105,15 +109,24 @@ class Phase:
         self._buffers: list[Tensor] = []
         # where it was before it opened elsewhere, until a record tells of that
         self._untold: tuple[dict[str, Tensor], list[Tensor]] | None = None
+        # the center before, where nobody asked how the one that took its place scores
+        self._former: tuple[dict[str, Tensor], list[Tensor]] | None = None
         if saved is not None:
             self._resume(saved)
         elif self.by_phase:
             self._start, self._buffers = self.center.copy()
+        if former is not None:
+            self._go_on_after(former)
 
     # One generation.
 
     def generation(
-        self, number: int, state: State, book: Callable[[Record, State], object]
+        self,
+        number: int,
+        state: State,
+        book: Callable[[Record, State], object],
+        *,
+        more: bool = False,
     ) -> Record:
         """Draw members, score them, move the center where they point, keep it or go back.
 
@@ -122,6 +135,8 @@ class Phase:
             state: the strategy's, from the generation before (not changed).
             book: takes down what was done, and the strategy's new state, in one with the center's
                 move: an interrupt finds both or neither. It may be called twice, to the same end.
+            more: whether another generation follows in this phase, which will see how the center
+                scores.
 
         Returns:
             What was done.
@@ -129,18 +144,18 @@ class Phase:
         clock = time.perf_counter()
         strategy, genome, seed = self.strategy, self.genome, self.seed
         round = self.evaluator.round(seed, number, self._competition)  # the same for everyone
-        probe = Probe(self.workspace, self.evaluator, round) if strategy.needs_probe else None
-        state = strategy.prepare(genome, state, number, seed, probe)
-        size = strategy.size_for(genome)
-        members = [strategy.member(genome, state, number, i, seed) for i in range(size)]
-        parent = self.session.parent(round, members, keep_outputs=self._keeps_outputs)
+        before = state
+        members, parent, state = self._draw(round, before)
+        if broken := self._go_back(round, parent):
+            members, parent, state = self._draw(round, before)
+        former = self.center.copy() if more and self._asks_nobody else None
         scores = self.session.score(replace(round, parent=parent), members)
         values = [one.value for one in scores]
         step, state = strategy.tell(genome, state, number, values, parent.value, seed)
         if self._nothing_differs(parent, scores) and not self._asks:
             step = None  # the center would only drift
         decision = self._consider(step, round, parent, scores) if step else _Decision()
-        record = self._record(number, parent, scores, decision, clock)
+        record = self._record(number, parent, scores, decision, clock, broken)
         attempts = self.attempts + decision.judged
 
         def settle() -> None:
@@ -149,11 +164,44 @@ class Phase:
                 self.center.commit(decision.center, decision.statistics)
                 self.moved = True
             self.attempts, self._untold = attempts, None
+            self._former = former if decision.accepted and math.isfinite(parent.value) else None
             book(record, state)
 
         finish(settle)
         self.center.restore(buffers=decision.statistics is not None)
         return record
+
+    def _draw(self, round: Round, state: State) -> tuple[list[Coordinates], Scores, State]:
+        """Return the members of a generation, their parent's scores, and the state they have."""
+        strategy, genome, number, seed = self.strategy, self.genome, round.generation, self.seed
+        probe = Probe(self.workspace, self.evaluator, round) if strategy.needs_probe else None
+        state = strategy.prepare(genome, state, number, seed, probe)
+        size = strategy.size_for(genome)
+        members = [strategy.member(genome, state, number, i, seed) for i in range(size)]
+        parent = self.session.parent(round, members, keep_outputs=self._keeps_outputs)
+        return members, parent, state
+
+    def _go_back(self, round: Round, parent: Scores) -> Scores | None:
+        """Put a center that nobody asked for its score back, if that is not finite.
+
+        As the one before it has none on these examples either, nothing tells them apart: it stays.
+
+        Returns:
+            What became of it, as a failure; None where it stays.
+        """
+        former = self._former
+        if former is None or math.isfinite(parent.value):
+            return None
+        self.center.write(*former)
+        if self.evaluator.attempt(round, calibrate=False).failed:
+            self.center.restore()
+            return None
+        self.center.restore()
+        self._untold = self.center.copy()
+        finish(partial(self.center.move, *former))
+        failure = f"the fitness of the center was {parent.value}: the one before was put back"
+        warn(f"generation {round.generation}: {failure}")
+        return Scores.failure(failure)
 
     def _nothing_differs(self, parent: Scores, scores: Sequence[Scores]) -> bool:
         """Return whether all members score as the parent does; warn once in a phase.
@@ -193,6 +241,11 @@ class Phase:
     def _asks(self) -> bool:
         """Whether the rule judges each generation."""
         return self.rule.needs_scores and not self.by_phase
+
+    @property
+    def _asks_nobody(self) -> bool:
+        """Whether a center is taken that nothing has scored, and nothing will judge."""
+        return not self.rule.needs_scores and not self.by_phase
 
     @property
     def _keeps_outputs(self) -> bool:
@@ -235,11 +288,13 @@ class Phase:
         scores: Sequence[Scores],
         decision: _Decision,
         clock: float,
+        broken: Scores | None,
     ) -> Record:
         candidate = decision.candidate
-        errors = [s.error for s in (*scores, candidate) if s is not None and s.failed]
+        errors = [s.error for s in (broken, *scores, candidate) if s is not None and s.failed]
         opened, self._opened = self._opened, None
-        stays = not self.by_phase and (decision.accepted or opened not in (None, "current"))
+        elsewhere = broken is not None or opened not in (None, "current")
+        stays = not self.by_phase and (decision.accepted or elsewhere)
         return Record(
             generation=number,
             scores=[one.value for one in scores],
@@ -385,3 +440,19 @@ class Phase:
         self.began, self.moved = int(saved["generation"]), bool(saved["moved"])
         self._start = {name: z.to(center[name].device) for name, z in saved["start"].items()}
         self._buffers = list(saved["buffers"])
+
+    def former(self) -> dict[str, Any] | None:
+        """Return the center that the next generation may go back to; None: there is none."""
+        if self.over or self._former is None:
+            return None
+        coordinates, buffers = self._former
+        weights = fingerprint(self.workspace.live)
+        return {"weights": weights, "center": coordinates, "buffers": buffers}
+
+    def _go_on_after(self, saved: Mapping[str, Any]) -> None:
+        """Take up what `former` returned, if the weights are still those that came after it."""
+        center = self.genome.center
+        fits = self._asks_nobody and saved["center"].keys() == center.keys()
+        if fits and saved["weights"] == fingerprint(self.workspace.live):
+            there = {name: z.to(center[name].device) for name, z in saved["center"].items()}
+            self._former = there, list(saved["buffers"])

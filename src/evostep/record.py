@@ -55,8 +55,8 @@ class Record:
             nothing was proposed or the rule asks for no score.
         accepted: whether the center moved; where the rule judges phases, whether it moved within
             the phase: `verdict` says whether it stayed.
-        failed: members (and a center that was proposed, or judged as a phase's) whose fitness
-            raised or was not finite, or whose weights were not.
+        failed: members (and a center that was proposed, judged as a phase's, or put back) whose
+            fitness raised or was not finite, or whose weights were not.
         error: what the first of them failed by.
         sample_forwards: examples that went forward through the network, parent, members, candidate
             acceptance and what a strategy measures counted (a backward as two more); calls, where
@@ -64,7 +64,8 @@ class Record:
         seconds: wall-clock time.
         verdict: in the last record of a phase, the decision of a rule that judges phases.
         moved: whether with this record the center has come to stay at other weights than before:
-            it was accepted, the phase opened elsewhere, or the verdict on the phase was in favour.
+            it was accepted, the phase opened elsewhere, the verdict on the phase was in favour, or
+            the center before was put back.
         opened: in the first record of a phase, the start that the space chose: ``"current"`` or
             ``"average"`` for a `Span`; None where there is no choice.
 

@@ -24,7 +24,7 @@ from evostep.scoring.isolation import ModuleState, preserved_rng, seed_everythin
 from evostep.scoring.metrics import predictions
 from evostep.scoring.nests import concatenate
 from evostep.scoring.splitting import as_numbers, unweighted
-from evostep.spaces.base import Space
+from evostep.spaces.base import Space, check_numbers
 from evostep.spaces.weights import AllWeights
 from evostep.spaces.workspace import Workspace
 from evostep.strategies.base import ScaleKind
@@ -132,6 +132,7 @@ def suggest_sigma(
         slots = with_head(slots, predict.fitness)
     tried, changed, spread = [], [], []
     with Undoing(), preserved_rng():
+        check_numbers(space.touched(slots), slots)
         genome = space.open(slots)
         live = slots.live
         workspace = Workspace(space, genome, {name: live[name] for name in genome.center})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import random
 import traceback
@@ -177,6 +178,179 @@ def test_a_phase_that_ends_at_a_score_that_is_not_finite_is_put_back_counted_and
     assert same(bits(model), before)
 
 
+# Rules that ask for no score learn the center's in the next generation.
+
+STEPS = {
+    "openai-es": ES,
+    "openai-es-adam": OpenAIES(0.1, lr=0.05, population=4, optimizer=torch.optim.Adam),
+    "snes": SNES(0.1, population=4),
+    "cmaes": CMAES(0.1, population=4),
+    "spsa": evostep.SPSA(0.1, lr=0.05),
+    "mutation": RandomMutation(0.1, population=4),
+}
+put_back = pytest.mark.filterwarnings("ignore:.*the one before was put back")
+
+
+class Fragile:
+    """A distance to one, which has no value at weights that are broken."""
+
+    def __init__(self, *broken: Tensor, value: float = math.nan) -> None:
+        self.weight = torch.zeros(6)
+        self.broken, self.value = list(broken), value
+
+    def __call__(self) -> float:
+        if any(torch.equal(self.weight, one) for one in self.broken):
+            return self.value
+        return -float((self.weight - 1.0).square().sum())
+
+    def search(self, strategy: Any, rule: Rule | None = None, **options: Any) -> Evolution:
+        accept = rule or Always()
+        return Evolution({"w": self.weight}, strategy, accept=accept, engine="inplace", **options)
+
+
+class AllButTheFirst(Rule):
+    def __call__(self, parent: evostep.Scores, candidate: evostep.Scores, attempts: int) -> bool:
+        return attempts > 1
+
+
+@put_back
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", STEPS)
+def test_a_center_whose_score_is_not_finite_is_put_back_counted_and_told(
+    name: str, value: float
+) -> None:
+    fragile, moves = Fragile(value=value), [0]
+    search = fragile.search(STEPS[name])
+
+    def breaks(record: evostep.Record) -> None:  # of a member it was finite
+        if record.generation == 0:
+            fragile.broken.append(fragile.weight.clone())
+
+    def count() -> None:
+        moves[0] += 1
+
+    with pytest.warns(UserWarning, match=rf"^generation 1: the fitness .* was {value}: the one be"):
+        first, second, third = search.evolve(fragile, 3, on_generation=breaks, on_move=count)
+    assert (first.accepted, first.failed, first.moved) == (True, 0, True)
+    assert (second.failed, second.moved, second.parent) == (1, True, first.parent)
+    assert second.error == f"the fitness of the center was {value}: the one before was put back"
+    assert second.sample_forwards == first.sample_forwards + 2  # it, and the one before, looked at
+    assert (third.failed, third.error) == (0, None)
+    assert moves == [3]
+    twin = Fragile()  # as if a rule had refused it
+    records = twin.search(STEPS[name], AllButTheFirst()).evolve(twin, 3)
+    assert [record.scores for record in records] == [r.scores for r in (first, second, third)]
+    assert torch.equal(twin.weight, fragile.weight)
+
+
+def test_where_all_scores_were_finite_nothing_is_put_back_and_nothing_is_held_longer() -> None:
+    sound, one_by_one = Fragile(), Fragile()
+    search, other = sound.search(ES), one_by_one.search(ES)
+    records = search.evolve(sound, 3)
+    for _ in range(3):
+        other.evolve(one_by_one)
+    assert torch.equal(sound.weight, one_by_one.weight)
+    assert [record.sample_forwards for record in records] == [5, 5, 5]
+    assert "former" not in search.state_dict()
+
+
+@pytest.mark.parametrize("start", [math.nan, math.inf])
+def test_weights_that_have_no_finite_score_from_the_beginning_are_left_for_members_that_do(
+    start: float,
+) -> None:
+    fragile = Fragile(torch.zeros(6), value=start)
+    search = fragile.search(RandomMutation(0.1, population=4))
+    with pytest.warns(UserWarning, match=r"generation 0: the fitness of the weights as they stand"):
+        first, second = search.evolve(fragile, 2)
+    assert (first.accepted, first.failed, second.failed) == (True, 0, 0)
+    assert math.isfinite(second.parent)
+
+
+def test_where_the_center_before_has_none_either_on_these_examples_the_center_stays() -> None:
+    fragile = Fragile()
+    search = fragile.search(ES)
+
+    def breaks(record: evostep.Record) -> None:
+        if record.generation == 0:
+            fragile.broken = [torch.zeros(6), fragile.weight.clone()]
+
+    with pytest.warns(UserWarning, match=r"generation 1: the fitness of the weights as they stand"):
+        _, second, third = search.evolve(fragile, 3, on_generation=breaks)
+    assert (second.failed, third.failed) == (0, 0)
+    assert second.accepted
+    assert math.isnan(second.parent)
+
+
+@put_back
+@pytest.mark.parametrize("how", ["saved", "interrupted"])
+@pytest.mark.parametrize("name", ["openai-es", "snes"])
+def test_what_is_put_back_is_put_back_by_a_resumed_run_too(name: str, how: str) -> None:
+    sound = Fragile()
+    sound.search(STEPS[name]).evolve(sound)
+    whole = Fragile(sound.weight)
+    search = whole.search(STEPS[name])
+    records = search.evolve(whole, 3)
+    assert [record.failed for record in records] == [0, 1, 0]
+
+    fragile, kept = Fragile(sound.weight), io.BytesIO()
+    search = fragile.search(STEPS[name])
+
+    def stop(record: evostep.Record) -> None:
+        if how == "interrupted":
+            raise KeyboardInterrupt
+        if record.generation == 0:
+            torch.save({"w": fragile.weight.clone(), **search.state_dict()}, kept)
+
+    if how == "interrupted":
+        with pytest.raises(KeyboardInterrupt):
+            search.evolve(fragile, 3, on_generation=stop)
+        resumed = search
+    else:
+        search.evolve(fragile, 3, on_generation=stop)
+        kept.seek(0)
+        state = torch.load(kept, weights_only=True)
+        fragile = Fragile(sound.weight)
+        fragile.weight.copy_(state.pop("w"))
+        resumed = fragile.search(STEPS[name])
+        resumed.load_state_dict(state)
+        assert resumed.state_dict().keys() == state.keys()
+    again = resumed.evolve(fragile, 2)
+    assert [record.scores for record in again] == [record.scores for record in records[1:]]
+    assert [record.failed for record in again] == [1, 0]
+    assert torch.equal(fragile.weight, whole.weight)
+    # of other weights it says nothing
+    elsewhere = Fragile(torch.full((6,), 9.0))
+    other = elsewhere.search(STEPS[name])
+    if how == "saved":
+        other.load_state_dict(state)
+        elsewhere.weight.fill_(9.0)
+        with pytest.warns(UserWarning, match="of the weights as they stand is nan"):
+            assert other.evolve(elsewhere)[0].failed == 0
+
+
+@put_back
+def test_statistics_of_batch_norm_are_put_back_with_the_center_they_belong_to() -> None:
+    def run(broken: list[Tensor]) -> tuple[list[evostep.Record], dict[str, Tensor]]:
+        model = network()
+
+        def metric(outputs: Tensor, targets: Tensor) -> Tensor:
+            if any(torch.equal(model[0].weight, one) for one in broken):
+                return torch.full((len(outputs),), math.nan)
+            return -outputs.square().mean(1)
+
+        fitness = Fitness(model, [(X, Y)], metric, calibration=[(X, Y)])
+        search = Evolution(model, ES, accept=Always() if broken else AllButTheFirst())
+        return search.evolve(fitness, 2), bits(model)
+
+    model = network()
+    fitness = Fitness(model, [(X, Y)], lambda o, t: -o.square().mean(1), calibration=[(X, Y)])
+    Evolution(model, ES, accept=Always()).evolve(fitness)
+    records, after = run([model[0].weight.detach().clone()])
+    assert [record.failed for record in records] == [0, 1]
+    _, twin = run([])
+    assert same(after, twin)
+
+
 # Metrics that need two classes and see one.
 
 
@@ -206,6 +380,53 @@ def test_a_metric_of_others_that_has_no_value_for_one_class_is_told_and_nothing_
 
 
 # Parameters.
+
+
+class Apart(nn.Module):
+    """Two layers, of which the second may be elsewhere."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.near, self.far = nn.Linear(4, 2), nn.Linear(2, 2, device=device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.near(x)
+        return out
+
+
+CALLS: dict[str, Callable[[nn.Module, Fitness], object]] = {
+    **{
+        f"evolve {engine}": lambda m, f, engine=engine: Evolution(m, ES, engine=engine).evolve(f)
+        for engine in ("auto", "inplace", "vmap", "racing")
+    },
+    "evolve safe": lambda m, f: Evolution(m, RandomMutation(0.1, scale="safe")).evolve(f),
+    "evolve cmaes": lambda m, f: Evolution(m, CMAES(0.1)).evolve(f),
+    "evolve span": lambda m, f: Evolution(m, SNES(0.1), space=evostep.Span()).evolve(f),
+    "a callable": lambda m, f: Evolution(m, ES).evolve(lambda: f()),
+    "Evolved": lambda m, f: evostep.Evolved(torch.optim.SGD(m.parameters(), 0.1), ES).evolve(f),
+    "suggest_sigma": lambda m, f: evostep.suggest_sigma(m, [(X, Y)]),
+    "polish": lambda m, f: evostep.polish(
+        m, [(X.repeat(5, 1), Y.repeat(5))], "accuracy", space=evostep.AllWeights(), draws=100
+    ),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_parameters_on_a_device_without_numbers_are_refused_by_name_and_nothing_moves(
+    call: str,
+) -> None:
+    model = Apart("meta")
+    before = [p.detach().clone() for p in model.near.parameters()]
+    with pytest.raises(ValueError, match=r"^'far\.weight' is on the device meta .*: load") as told:
+        CALLS[call](model, Fitness(model, [(X, Y)], "neg-loss"))
+    assert "\n" not in str(told.value)
+    for was, now in zip(before, model.near.parameters(), strict=True):
+        assert torch.equal(was, now)
+    # what has its numbers evolves
+    search = Evolution(model, ES, space=evostep.Only("near.*"), accept=Always())
+    (record,) = search.evolve(Fitness(model, [(X, Y)], "neg-loss"))
+    assert (record.failed, record.accepted) == (0, True)
 
 
 class Odd(nn.Module):

@@ -1,5 +1,6 @@
 """Processes that are killed in earnest, at a write or at any moment: see benchmarks/soak.py."""
 
+import errno
 import importlib.util
 import os
 import sys
@@ -32,6 +33,7 @@ def soak(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     folder = tmp_path_factory.mktemp("soak")
     arms = {
         "compare": module.Arm(module.compare("mutation,esgd", augment="shift", epochs=2)),
+        "train": module.Arm(module.compare("mutation", "train", epochs=2)),
         "polish-time": module.Arm(
             module.polish("head", "0.5s", "mlp", "--confirm=holdout"), timed=True
         ),
@@ -73,6 +75,16 @@ def test_killed_and_started_again_it_gets_to_the_same_bits(soak: Any, arm: str, 
 def test_a_disk_that_is_full_is_told_in_one_line_and_loses_nothing(soak: Any, arm: str) -> None:
     soak.fill(arm)
     assert soak.failures == []
+
+
+@pytest.mark.parametrize("arm", ["compare", "train", "polish-time"])
+def test_a_disk_that_becomes_read_only_is_told_in_one_line_and_loses_nothing(
+    soak: Any, arm: str
+) -> None:
+    before = soak.kills["read-only disk"]
+    soak.fill(arm, errno.EROFS)
+    assert soak.failures == []
+    assert soak.kills["read-only disk"] > before or arm == "polish-time"  # done with less to write
 
 
 def test_every_difference_is_seen(soak: Any, tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """Runs of the lab: what diverges, what is full, shared, corrupt or published, in one line each."""
 
+import errno
 import io
 import json
+import os
 import resource
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +226,49 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(tmp_path: Path) -> None:
     assert DiskError.exit_code == 1
     assert read_json(path) == 1
     assert not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EIO, errno.ESTALE])
+@pytest.mark.parametrize("call", ["os.fsync", "os.replace", "io.open", "os.open"])
+def test_a_disk_that_fails_or_becomes_read_only_is_one_line_and_nothing_is_lost(
+    call: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, history = tmp_path / "x.json", History(tmp_path / "h.jsonl")
+    write_json(path, 1)
+    history.append({})
+    model = torch.nn.Linear(2, 2)
+    before = path.read_bytes(), history.path.read_bytes()
+
+    def fails(place: Any, *args: Any, **options: Any) -> Any:
+        writes = "w" in str(args[:1]) or "a" in str(args[:1])
+        if call == "io.open" and not writes:
+            return original(place, *args, **options)
+        raise OSError(code, os.strerror(code), str(place))
+
+    owner, name = {"os": os, "io": io}[call.partition(".")[0]], call.partition(".")[2]
+    original = getattr(owner, name)
+    writes: dict[str, Callable[[], object]] = {
+        "json": lambda: write_json(path, 2),
+        "checkpoint": lambda: save_checkpoint(path, {"w": torch.zeros(2)}),
+        "weights": lambda: save_weights(path, model),
+    }
+    if call in ("io.open", "os.fsync"):
+        writes["history"] = lambda: (history.append({"x": 1}), history.sync())
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, fails)
+        for kind, write in writes.items():
+            if kind == "weights" and call == "io.open":  # they are not written by Python
+                continue
+            with pytest.raises(
+                DiskError, match=r"^cannot write .*: mend the disk, .* and the"
+            ) as e:
+                write()
+            assert "\n" not in str(e.value)
+            assert os.strerror(code) in str(e.value)
+    assert path.read_bytes() == before[0]
+    assert history.path.read_bytes().startswith(before[1])
+    write_json(path, 2)
+    assert read_json(path) == 2
 
 
 def test_a_place_that_cannot_be_written_is_the_users_to_mend(tmp_path: Path) -> None:

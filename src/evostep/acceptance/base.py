@@ -75,6 +75,9 @@ def gives_per_example(fitness: Fitness | Callable[[], float]) -> bool | None:
 class Always(Rule):
     """Accept every proposed center, unscored: (1, lambda), and the article's OpenAI-ES.
 
+    One whose score turns out not to be finite in the next generation of the same `evolve` is put
+    back then; for that a copy of the center before is held.
+
     Example:
         >>> from evostep.scoring.fitness import Scores
         >>> Always()(Scores(0.9), Scores(0.1), attempts=1)

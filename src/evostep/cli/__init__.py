@@ -95,6 +95,8 @@ def _refuse(command: str, error: Exception) -> None:
         where = f" ({error.filename!s:.80})" if error.filename else ""
         of_path = error.errno in (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP)
         cure = "choose another path" if of_path else "free some space, or choose another --out"
+        if error.errno == errno.EROFS:
+            cure = "let the disk be written to, and the same command goes on"
         fail(f"{error.strerror or error}{where}: {cure}", 2 if of_path else 1)
     elif isinstance(error, ImportError):
         fail(str(_lacking(f"evostep {command}", error)))

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from evostep.errors import InputError, warn
-from evostep.lab.storage import replacing
+from evostep.lab.storage import replacing, writing
+from evostep.unpacking import size_of_zip, too_large
 
 
 class CorruptError(InputError):
@@ -67,7 +68,8 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
     before = _before(path)
     try:
         if not path.exists() and before.exists():
-            before.replace(path)
+            with writing(path):
+                before.replace(path)
         return _read(path, device)
     except InputError:
         raise
@@ -79,14 +81,20 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
         except Exception:
             raise CorruptError(why) from error
     warn(f"{why}: the one before is taken, and what it lacks is done again")
-    before.replace(path)
+    with writing(path):
+        before.replace(path)
     return state
 
 
 def drop_checkpoint(path: Path) -> None:
-    """Delete a checkpoint and the one before, if they are there."""
-    path.unlink(missing_ok=True)
-    _before(path).unlink(missing_ok=True)
+    """Delete a checkpoint and the one before, if they are there.
+
+    Raises:
+        DiskError: the disk fails, or has become read-only.
+    """
+    for one in (path, _before(path)):
+        with writing(one):
+            one.unlink(missing_ok=True)
 
 
 def checksum(state: Any) -> str:
@@ -125,6 +133,8 @@ def _before(path: Path) -> Path:
 
 
 def _read(path: Path, device: torch.device) -> dict[str, Any]:
+    if why := too_large(path, size_of_zip(path)):
+        raise ValueError(why)
     state = torch.load(path, map_location=device, weights_only=True)
     if not isinstance(state, dict):
         raise ValueError(f"it holds a {type(state).__name__}")

@@ -19,7 +19,8 @@ from evostep.errors import DiskError, InputError, counted, reason, warn
 from evostep.lab.claims import check_claims
 
 LEFT = ".evostep-"  # begins the name of what a killed run may leave behind
-_OF_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}  # the rest, another --out mends
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FAILS = {errno.EIO, errno.ENXIO, errno.ENODEV, errno.ETIMEDOUT, errno.ENOTCONN, errno.ESTALE}
 
 
 LARGEST = 10**300  # of a whole number: JSON has larger ones, which are no float any more
@@ -87,7 +88,8 @@ def writing(path: Path) -> Iterator[None]:
 
     Raises:
         InputError: the place cannot be written.
-        DiskError: the disk is full, or fails; the directory is not the one that was `claimed`.
+        DiskError: the disk is full, fails or has become read-only; the directory is not the one
+            that was `claimed`.
     """
     try:
         check_claims(path)
@@ -95,15 +97,24 @@ def writing(path: Path) -> Iterator[None]:
     except InputError:
         raise
     except (OSError, SafetensorError, RuntimeError) as error:  # torch raises the last
-        cause = error if isinstance(error, OSError) else error.__context__
-        code = cause.errno if isinstance(cause, OSError) else None
-        why = os.strerror(code) if code else reason(error)
-        if code is not None and code not in _OF_DISK:
-            raise InputError(f"cannot write {path} ({why}): choose another --out") from error
-        raise DiskError(
-            f"cannot write {path} ({why}): free some space on the disk; what is finished is kept, "
-            "and the same command goes on from there"
-        ) from error
+        raise unwritten(path, error) from error
+
+
+def unwritten(path: Path, error: Exception) -> InputError:
+    """Return the error that tells in one line why a file is not there, and what to do."""
+    cause = error if isinstance(error, OSError) else error.__context__
+    code = cause.errno if isinstance(cause, OSError) else None
+    why = os.strerror(code) if code else reason(error)
+    if code in _FAILS | {errno.EROFS}:  # a disk that fails is made read-only under those who write
+        cure = "mend the disk, and let it be written to"
+    elif code is None or code in _FULL:
+        cure = "free some space on the disk"
+    else:
+        return InputError(f"cannot write {path} ({why}): choose another --out")
+    return DiskError(
+        f"cannot write {path} ({why}): {cure}; what is finished is kept, and the same command goes "
+        "on from there"
+    )
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -243,7 +254,9 @@ def check_writable(directory: Path) -> None:
     try:
         tempfile.TemporaryDirectory(prefix=LEFT, dir=there).cleanup()
     except OSError as error:
-        if error.errno in _OF_DISK:  # a plan may be read with no room for it, which is told there
+        if (
+            error.errno in _FULL | _FAILS
+        ):  # a plan may be read with no room for it, which is told there
             return
         why = "it" if there == directory else str(there)
         raise InputError(

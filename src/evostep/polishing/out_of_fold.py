@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from evostep.interrupts import Undoing
 from evostep.polishing.budget import Budget
 from evostep.polishing.folds import make_folds
 from evostep.polishing.network import Given, Spent, Subject, fold_in, outputs_of
@@ -128,7 +129,7 @@ def out_of_fold(
     def problem_of(outputs: Tensor) -> Problem:
         return settings.problem(outputs, posed.targets, posed.unit, posed.weights)
 
-    with preserved_rng():
+    with Undoing(), preserved_rng():
         posed = given_by(make_model())  # a forward tells how outputs and targets belong together
     blank = problem_of(torch.zeros_like(posed.outputs))
     check_prior(prior, blank)

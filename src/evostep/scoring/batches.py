@@ -20,6 +20,7 @@ from torch.utils.data import (
 )
 
 from evostep.errors import InputError, warn
+from evostep.interrupts import Undoing
 from evostep.noise import derive_seed
 from evostep.scoring.isolation import Streams
 from evostep.scoring.nests import (
@@ -185,7 +186,8 @@ class Batches:
         device = model_device(model)
         if self._kept is None:
             self._device = device
-            self._kept = self._read_all(model)
+            with Undoing():  # of random streams, whoever asks
+                self._kept = self._read_all(model)
         if device != self._device:  # the model has moved since
             if self.keep == "device":
                 self._kept = move(self._kept, device)
@@ -266,6 +268,7 @@ class Batches:
     def _read_all(self, model: nn.Module) -> list[Batch]:
         """Read for the first time; of a stream, shapes and fingerprints alone are kept."""
         self._signature = Signature.of(model)
+        self._prints = []  # an interrupt may have stopped it before
         kept: list[Batch] = []
         count = size = 0
         weighty = False
@@ -375,7 +378,7 @@ def _same(tensor: Tensor, other: Tensor) -> bool:
 
 def _taken(source: Iterator[Any], most: int) -> list[Any]:
     """Read so many batches of an iterator, as copies: it may reuse its memory."""
-    with Streams(derive_seed("fitness batches")).current():
+    with Undoing(), Streams(derive_seed("fitness batches")).current():
         return [copy.deepcopy(batch) for batch in itertools.islice(source, most)]
 
 

@@ -121,7 +121,7 @@ def _look(fitness: Fitness, tensors: Iterable[Tensor]) -> Head | None:
             outputs, targets = fitness.apply(model, inputs, given)
         return outputs
 
-    with preserved_rng():
+    with Undoing(), preserved_rng():
         try:
             with Undoing(ModuleState(model).restore), fitness.scoring():
                 return find_head(model, forward, judge, tensors=tensors)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evostep.errors import InputError
 from evostep.genome.point import Coordinates, Genome, Tensors
 from evostep.genome.slots import Slots, is_frozen
 
@@ -110,6 +111,17 @@ class Space(ABC):
             live: the weights, which stand at `coordinates`.
         """
         return Tensors({name: coordinates.tensor(name).clone() for name in genome.center})
+
+
+def check_numbers(names: Iterable[str], slots: Slots) -> None:
+    """Raise ValueError where a tensor that would move is on the device meta, and has no values."""
+    live = slots.live
+    without = next((name for name in names if live[name].is_meta), None)
+    if without is not None:
+        raise InputError(
+            f"{without!r} is on the device meta and holds no numbers that could evolve: load the "
+            "model whole (to_empty(device=...), then its weights), or leave it out by Only(...)"
+        )
 
 
 def check_movable(names: tuple[str, ...], slots: Slots, what: str) -> tuple[str, ...]:

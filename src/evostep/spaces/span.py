@@ -22,6 +22,7 @@ from evostep.genome.point import Coordinates, Genome, Tensors
 from evostep.genome.slots import Slots
 from evostep.noise import derive_seed
 from evostep.spaces.base import Checkpoint, Space, State, check_movable
+from evostep.unpacking import check_unpacked, size_of_zip
 
 Groups = Literal["layer", "tensor", "all"]
 Coefficients = Literal["affine", "convex"]
@@ -300,10 +301,15 @@ def _load(path: Path) -> Any:
         raise InputError(f"there is no checkpoint {str(path)!r}: give the path of a file")
     try:
         if path.suffix != ".safetensors":
+            check_unpacked(
+                path, size_of_zip(path), "save it by torch.save, which does not compress"
+            )
             return torch.load(path, map_location="cpu", weights_only=True)
         from safetensors.torch import load_file
 
         return load_file(path)
+    except InputError:
+        raise
     except ImportError as error:
         raise needs_package(repr(str(path)), "safetensors", "evostep[lab]", error) from error
     except Exception as error:  # what a broken file raises depends on where it is broken

@@ -14,10 +14,19 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from evostep.errors import InputError, reason
+from evostep.errors import InputError
 from evostep.lab.claims import claimed
 from evostep.lab.options import flag
-from evostep.lab.storage import LEFT, check_place, check_writable, is_untouched, read_json, sync
+from evostep.lab.storage import (
+    LEFT,
+    check_place,
+    check_writable,
+    is_untouched,
+    read_json,
+    sync,
+    unwritten,
+    writing,
+)
 
 FORMAT = 1
 RESULTS = "results.json"
@@ -74,6 +83,7 @@ def staged(out: Path) -> Iterator[Path]:
 
     Raises:
         InputError: the place cannot be written, or another process is at work in it.
+        DiskError: the disk is full, fails or has become read-only.
     """
     shown, out = out, out.absolute()
     check_writable(out)
@@ -84,7 +94,8 @@ def staged(out: Path) -> Iterator[Path]:
         with claimed(own, shown):
             shutil.rmtree(stage, ignore_errors=True)  # of a run that was killed
             try:
-                stage.mkdir()
+                with writing(stage):
+                    stage.mkdir()
                 yield stage
                 _move_in(stage, out)
                 done = True
@@ -104,6 +115,4 @@ def _move_in(stage: Path, out: Path) -> None:
             path.replace(out / path.name)
         sync(out)
     except OSError as error:
-        raise InputError(f"--out {out} cannot be written ({reason(error)}): choose another") from (
-            error
-        )
+        raise unwritten(out, error) from error

@@ -15,6 +15,9 @@ import torch
 from torch import Tensor
 
 from evostep.errors import InputError, reason
+from evostep.unpacking import check_unpacked, size_of_zip
+
+_UNPACKED = "write it as CSV, or leave out columns that are not needed"
 
 
 def fingerprint(path: Path) -> str:
@@ -74,9 +77,21 @@ def _read_csv(path: Path) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def _read_parquet(path: Path) -> dict[str, np.ndarray[Any, Any]]:
-    from pyarrow import parquet
+    from pyarrow import DictionaryArray, RecordBatch, Table, parquet
 
-    return _columns(path, parquet.read_table(path))
+    with parquet.ParquetFile(path) as file:
+        meta = file.metadata
+        check_unpacked(path, 8 * meta.num_rows * meta.num_columns, _UNPACKED)
+        parts, size = [], 0
+        for part in file.iter_batches(batch_size=256):
+            plain = [
+                column.dictionary_decode() if isinstance(column, DictionaryArray) else column
+                for column in part.columns  # one text may stand for many
+            ]
+            parts.append(RecordBatch.from_arrays(plain, part.schema.names))
+            size += parts[-1].nbytes
+            check_unpacked(path, size, _UNPACKED)
+        return _columns(path, Table.from_batches(parts, None if parts else file.schema_arrow))
 
 
 def _columns(path: Path, table: Any) -> dict[str, np.ndarray[Any, Any]]:
@@ -93,6 +108,7 @@ def _columns(path: Path, table: Any) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray[Any, Any]]:
+    check_unpacked(path, size_of_zip(path), "write it by numpy.savez, which does not compress")
     # numpy leaves a file open that it opened itself and cannot read
     with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         columns = {name: arrays[name] for name in arrays.files}

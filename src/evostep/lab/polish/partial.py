@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from evostep.errors import InputError, warn
-from evostep.lab.checkpoints import CorruptError, load_checkpoint, save_checkpoint
+from evostep.lab.checkpoints import CorruptError, drop_checkpoint, load_checkpoint, save_checkpoint
 from evostep.lab.polish.directory import ARGUMENTS, FOLDER, told
 from evostep.lab.storage import read_json, write_json
 
@@ -60,7 +60,7 @@ class Partial:
         try:
             state = load_checkpoint(path, _CPU)
         except CorruptError as error:
-            path.unlink()
+            drop_checkpoint(path)
             warn(f"{error.what}: it is made again")
             return None
         self._before = max(self._before, state["seconds"])

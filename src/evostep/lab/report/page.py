@@ -18,7 +18,7 @@ from evostep.lab.report.spreadsheet import runs_csv
 from evostep.lab.report.statistics import is_finite
 from evostep.lab.report.summary import summarise
 from evostep.lab.report.verdict import sentence, verdict
-from evostep.lab.storage import write_bytes
+from evostep.lab.storage import write_bytes, writing
 
 PARTS = ("train", "fitness", "accept", "test")
 
@@ -85,7 +85,8 @@ def write_report(directory: Path) -> ReportPaths:
     for name in (*FIGURES, *OUTDATED):  # what an earlier report drew and this one has no data for
         for path in (directory / "figures" / f"{name}.svg", directory / "figures" / f"{name}.png"):
             if path not in files:
-                path.unlink(missing_ok=True)
+                with writing(path):
+                    path.unlink(missing_ok=True)
     summary = summarise(results, context, contrasts.control_labels(results))
     return ReportPaths(table, page, figures, summary)
 

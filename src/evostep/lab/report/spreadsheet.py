@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping
 from typing import Any
 
 _PARTS = ("test", "train", "fitness", "accept")
+_FORMULAS = "=+-@\uff1d\uff0b\uff0d\uff20"  # begin one, the wide ones where people write so
 _COUNTS = ("sample_forwards", "seconds", "epochs", "generations", "accepted", "failed", "diverged")
 
 
@@ -18,7 +17,8 @@ def runs_csv(results: Mapping[str, Any]) -> str:
         results: with "runs", as in `results.json`.
 
     Returns:
-        Lines that end with a line feed; a number that a run lacks is an empty field.
+        Lines that end with a line feed; a number that a run lacks is an empty field. A text that a
+        spreadsheet would run as a formula has an apostrophe before it.
 
     Example:
         >>> run = {"arm": "sgd", "seed": 0, "test": {"accuracy": 0.5}, "seconds": 9.5}
@@ -34,9 +34,23 @@ def runs_csv(results: Mapping[str, Any]) -> str:
         rows.append(row | {name: run[name] for name in _COUNTS if run.get(name) is not None})
     found = dict.fromkeys(name for row in rows for name in row if name not in _COUNTS)
     counts = [name for name in _COUNTS if any(name in row for row in rows)]
-    text = io.StringIO()
-    columns = list(found) or ["arm", "seed"]
-    table = csv.DictWriter(text, [*columns, *counts], restval="", lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
-    return text.getvalue()
+    columns = [*(list(found) or ["arm", "seed"]), *counts]
+    lines: list[list[Any]] = [columns, *([row.get(name) for name in columns] for row in rows)]
+    return "".join(",".join(map(_cell, line)) + "\n" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    """Return a field of CSV: a number as it is, a text that is read as nothing else.
+
+    Example:
+        >>> [_cell(value) for value in (-1.5, None, "sgd", "-1", "a,b")]
+        ['-1.5', '', 'sgd', "'-1", '"a,b"']
+    """
+    if not isinstance(value, str):
+        return "" if value is None else str(value)
+    text = str(value)
+    if text.lstrip()[:1] in tuple(_FORMULAS) or text[:1] in ("\t", "\r", "\n"):
+        text = f"'{text}"
+    if any(sign in text for sign in ',;"\t\r\n'):  # where numbers have a comma, ; parts fields
+        text = '"' + text.replace('"', '""') + '"'
+    return text

@@ -21,6 +21,7 @@ from evostep.lab.data.sources.base import Source
 from evostep.lab.data.sources.cache import cache_directory, fingerprint, read_cache, write_cache
 from evostep.lab.data.sources.pixels import decode_rgb
 from evostep.lab.data.sources.places import download, not_found, places_of
+from evostep.unpacking import check_unpacked
 
 CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
@@ -118,8 +119,12 @@ def _decode_parquet(path: Path) -> tuple[Tensor, Tensor, bool]:
         with pq.ParquetFile(path) as file:
             _check_columns(path, file.schema_arrow)
             n = file.metadata.num_rows
+            check_unpacked(path, n * 3 * 32 * 32, "get the file again")
             images, labels = np.empty((n, 3, 32, 32), np.uint8), np.empty(n, np.int64)
+            unpacked = 0
             for batch in file.iter_batches(batch_size=1024, columns=["img", "label"]):
+                unpacked += batch.nbytes
+                check_unpacked(path, unpacked, "get the file again")
                 first = row
                 for raw in batch.column("img").field("bytes").to_pylist():
                     images[row] = _decode_image(raw, path, row)

@@ -18,6 +18,7 @@ from evostep.errors import InputError, reason
 from evostep.lab.data.sources.base import Part, Source
 from evostep.lab.data.sources.cache import cache_directory
 from evostep.lab.data.sources.places import download, not_found, places_of
+from evostep.unpacking import check_unpacked
 
 CLASSES = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
@@ -83,9 +84,15 @@ def _idx_part(folder: Path, stem: str) -> Part:
 
 def _read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
     """Read an IDX file of bytes: 0, 0, 8 (unsigned byte), dimensions, big-endian sizes, values."""
-    correction = "get the file again"
+    correction, start = "get the file again", 4 + 4 * dimensions
     try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            raw = file.read(start)
+            if len(raw) == start and raw[:4] == bytes([0, 0, 8, dimensions]):
+                shape = tuple(int(size) for size in np.frombuffer(raw, ">u4", dimensions, offset=4))
+                expected = start + int(np.prod(shape, dtype=object))
+                check_unpacked(path, expected, f"gunzip it, or {correction}")
+                raw += file.read(expected - start + 1)  # one more, that it is not longer
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"cannot read {path} ({reason(error)}): {correction}") from error
     if raw[:4] != bytes([0, 0, 8, dimensions]):
@@ -93,12 +100,10 @@ def _read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
             f"{path} begins with {raw[:4].hex() or 'nothing'} where an IDX file of {dimensions} "
             f"dimension(s) has 0000080{dimensions}: {correction}"
         )
-    start = 4 + 4 * dimensions
     if len(raw) < start:
         raise InputError(f"{path} ends within its header: {correction}")
-    shape = tuple(int(size) for size in np.frombuffer(raw, ">u4", dimensions, offset=4))
-    expected = start + int(np.prod(shape, dtype=object))
     if len(raw) != expected or len(raw) == start:
-        raise InputError(f"{path} has {len(raw)} bytes, not {expected} as it says: {correction}")
+        found = f"{len(raw)} bytes" if len(raw) <= expected else "more bytes"
+        raise InputError(f"{path} has {found}, not {expected} as it says: {correction}")
     # A copy, since torch cannot share what Python holds as immutable bytes.
     return np.frombuffer(raw, np.uint8, offset=start).reshape(shape).copy()
