@@ -23,6 +23,7 @@ from evostep.polishing.procedure import cross_fit, fit_once
 from evostep.polishing.reach import check_reach, with_scale
 from evostep.polishing.result import NO_GAIN, Polished
 from evostep.polishing.settings import Settings
+from evostep.polishing.shift import other_frequencies
 from evostep.polishing.spaces import AUTO, DECISION, check_space
 from evostep.polishing.starts import check_prior, subset
 from evostep.polishing.store import Nowhere, Store, number_in
@@ -32,6 +33,10 @@ from evostep.scoring.forms import Known
 from evostep.spaces.base import Space
 
 NEAR_PERFECT = 0.995
+_WITHOUT_PRIOR = (
+    "if training had other class frequencies give these as prior, or evolution is credited with "
+    "what logit adjustment does"
+)
 
 
 def polish(
@@ -92,7 +97,9 @@ def polish(
             ``"1h"``: as many as a timed probe says that such a time allows; the number is in
             ``result.settings["budget"]``, and with it a run gives the same bits again.
         population: members of a generation, an even number.
-        prior: (C,) class frequencies in training, for logit adjustment; None: the examples'.
+        prior: (C,) class frequencies in training, for logit adjustment; None: the examples'. Where
+            these are others the adjustment is too weak, and evolution is credited with what it
+            lacks: a note of the result tells where the model's probabilities say so.
         costs: (C, C) table of the metric ``cost``, rows are true classes.
         weights: (n,) what each example counts; None: what came with the batches, else 1.
         groups: n names; examples of a group (a patient, a sentence) are judged and drawn together.
@@ -175,6 +182,8 @@ def polish(
             result.sample_forwards += looks + subject.spent.sample_forwards
         if given.probabilities and not result.applied:
             result.notes += ("outputs are probabilities: the decision is about their logits",)
+        if prior is None and (told := other_frequencies(problem)):
+            result.notes += (f"{told}: {_WITHOUT_PRIOR}",)
         undoing.leave_it()
     return result
 
