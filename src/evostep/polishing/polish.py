@@ -182,6 +182,7 @@ def polish(
             result.sample_forwards += looks + subject.spent.sample_forwards
         if given.probabilities and not result.applied:
             result.notes += ("outputs are probabilities: the decision is about their logits",)
+            result.decision = replace(result.decision, scores="probabilities")
         if prior is None and (told := other_frequencies(problem)):
             result.notes += (f"{told}: {_WITHOUT_PRIOR}",)
         undoing.leave_it()

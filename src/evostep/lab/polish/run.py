@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,8 @@ def run_polish(options: PolishOptions, out: Path) -> tuple[Record, bool]:
                 watch=watch,
                 store=partial,
             )
+        if options.scores_are == "probabilities":  # which were read as their logarithms
+            result.decision = dataclasses.replace(result.decision, scores="probabilities")
         record = _record(options, subject, result, identity, partial.seconds)
         record = _write(folder, record, subject, result)
         partial.mark()  # what moves in now is ours, should we be killed on the way
