@@ -54,7 +54,7 @@ def test_probabilities_are_taken_as_they_are(tmp_path: Path, kind: Kind) -> None
     wanted = Problem(outputs, targets, kind).decide(bias)
     decide = evostep.load_decision(path)
     assert decide(chances.numpy()).tolist() == wanted.tolist()
-    with pytest.raises(InputError, match="go from .* about probabilities: give them as they are"):
+    with pytest.raises(InputError, match=r"go from .* about probabilities: give them as they are"):
         decide(outputs.numpy())
     certain = np.eye(outputs.shape[1])[:1]  # no warning of a logarithm of 0
     assert decide(certain).shape[0] == 1
@@ -64,7 +64,7 @@ def test_what_is_not_what_was_polished_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "decision.json"
     Decision("classes", torch.tensor([0.0, 2.0], dtype=torch.float64), "mcc").save(path)
     decide = evostep.load_decision(path)
-    with pytest.raises(InputError, match="these are probabilities.* about logits"):
+    with pytest.raises(InputError, match=r"these are probabilities.* about logits"):
         decide([[0.9, 0.1], [0.2, 0.8]])
     assert decide([[0.9, 0.1], [0.2, 0.9]]).tolist() == [1, 1]
     with pytest.raises(InputError, match=r"NaN in 1 rows, the first is row 1 \(from 0\)"):

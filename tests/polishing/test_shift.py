@@ -71,4 +71,10 @@ def test_the_result_says_so_only_where_no_frequencies_are_given() -> None:
         return str(evostep.polish(None, (outputs, labels), "worst-class-recall", **quick, **prior))
 
     assert "give these as prior" in told()
+    named = {"class_names": ["usual", "some", "rare"], **quick}
+    text = str(evostep.polish(None, (outputs, labels), "worst-class-recall", **named))
+    assert "% of rare, which" in text or "% of usual, which" in text
+    assert "class 0" not in text
+    with pytest.raises(ValueError, match="class_names has 2 names for 3 classes"):
+        evostep.polish(None, (outputs, labels), class_names=["usual", "rare"])
     assert "give these as prior" not in told(prior=PRIOR)

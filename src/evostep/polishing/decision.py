@@ -31,6 +31,7 @@ class Decision:
         scale: what outputs are multiplied by before.
         scores: what the model gives, ``"logits"`` or ``"probabilities"``: of these the logarithm
             (of a label's the logit) is what the bias is added to.
+        classes: names of classes (both of a binary label) or labels; empty: not known.
     """
 
     kind: Kind
@@ -38,6 +39,7 @@ class Decision:
     metric: str
     scale: float = 1.0
     scores: str = "logits"
+    classes: tuple[str, ...] = ()
 
     def adjusted(self, outputs: Tensor) -> Tensor:
         """Return outputs (..., C) under it: logits, also where `scores` are probabilities."""
@@ -46,7 +48,9 @@ class Decision:
 
     def as_dict(self) -> dict[str, Any]:
         """Return what `evostep.load_decision` reads."""
-        told = {"kind": self.kind, "bias": self.bias.tolist(), "metric": self.metric}
+        told: dict[str, Any] = {"kind": self.kind, "bias": self.bias.tolist()}
+        told["metric"] = self.metric
+        told |= {"classes": list(self.classes)} if self.classes else {}
         told |= {} if self.scale == 1 else {"scale": self.scale}
         if self.scores == "probabilities":
             return {"format": OF_PROBABILITIES, **told, "scores": self.scores}

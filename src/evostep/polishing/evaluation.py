@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from evostep.polishing.bootstrap import DRAWS, draw_values, interval, resample, wilson
 from evostep.polishing.network import given_outputs
 from evostep.polishing.objective import parse_objective
+from evostep.polishing.problem import Problem
 from evostep.polishing.settings import Settings
 from evostep.scoring.batches import Forward
 from evostep.scoring.confusion import CONFUSION_METRICS

@@ -62,6 +62,7 @@ def polish(
     higher_is_better: bool | None = None,
     class_dim: int | None = None,
     ignore_index: int = Known.ignore_index,
+    class_names: Sequence[str] = (),
 ) -> Polished:
     """Polish a trained network on the metric that is reported, and confirm the gain.
 
@@ -112,6 +113,7 @@ def polish(
         higher_is_better: the direction of a metric that has no name and does not say it.
         class_dim: the dimension of the outputs where the classes are; None: found by shapes.
         ignore_index: marks targets that do not count.
+        class_names: of the classes (both of a binary label) or labels, for the result to name them.
 
     Returns:
         The result: its verdict, both contrasts, the way back.
@@ -154,7 +156,10 @@ def polish(
     known = Known(class_dim=class_dim, ignore_index=ignore_index)
     given = given_outputs(model, examples, forward, known)
     problem = settings.problem(given.outputs, given.targets, given.unit, given.weights)
-    searched, held = problem, None
+    searched, held, names = problem, None, tuple(map(str, class_names))
+    known_as = problem.biases if problem.several else problem.classes
+    if names and len(names) != known_as:
+        raise InputError(f"class_names has {len(names)} names for {known_as} classes")
     if isinstance(confirm, str):
         parts = split(problem, settings)
     else:
@@ -183,7 +188,9 @@ def polish(
         if given.probabilities and not result.applied:
             result.notes += ("outputs are probabilities: the decision is about their logits",)
             result.decision = replace(result.decision, scores="probabilities")
-        if prior is None and (told := other_frequencies(problem)):
+        result.class_names = names
+        result.decision = replace(result.decision, classes=names)
+        if prior is None and (told := other_frequencies(problem, names)):
             result.notes += (f"{told}: {_WITHOUT_PRIOR}",)
         undoing.leave_it()
     return result

@@ -10,6 +10,7 @@ shares of training do to outputs: Saerens et al. 2002, https://doi.org/10.1162/0
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from statistics import NormalDist
 
 import torch
@@ -21,11 +22,12 @@ LEVEL = 0.001  # of all classes together
 RATIO = 1.5  # of shares; a smaller one moves no border by much
 
 
-def other_frequencies(problem: Problem) -> str | None:
+def other_frequencies(problem: Problem, names: Sequence[str] = ()) -> str | None:
     """Return what tells that the network was trained on other class frequencies; None: nothing.
 
     Args:
         problem: outputs of the network as it was trained, and targets.
+        names: of classes or labels, where they are known.
 
     Example:
         >>> targets = torch.arange(400) % 2
@@ -50,10 +52,10 @@ def other_frequencies(problem: Problem) -> str | None:
     c = int(found.argmax())
     if not float(found[c]) > sure:
         return None
-    name = "label" if problem.several else "class"
     number = 1 if problem.kind == "binary" else c
+    name = names[number] if names else f"{'label' if problem.several else 'class'} {number}"
     return (
-        f"the model expects {100 * float(mean[c]):.1f}% of {name} {number}, which "
+        f"the model expects {100 * float(mean[c]):.1f}% of {name}, which "
         f"{100 * float(share[c]):.1f}% of these examples are"
     )
 
