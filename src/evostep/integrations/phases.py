@@ -37,6 +37,7 @@ class Phases:
         max_forwards: of a phase.
         max_seconds: of a phase.
         trackers: see `Tracker`.
+        **unknown: refused, with what to write instead.
 
     Raises:
         ValueError: `generations` of another kind, `every_steps` below 1.
