@@ -110,8 +110,8 @@ PAGES = {
     "integrations": Page(
         "Integrations",
         "What the loops of others take: [In every training loop](../frameworks.md). `Evolve` of "
-        "`evostep.integrations.lightning`, `.transformers` and `.skorch` is one callback, told here "
-        "once.",
+        "`evostep.integrations.lightning`, `.transformers` and `.skorch` is one callback, told "
+        "here once.",
         {
             "integrations.phases.Phases": (),
             "integrations.processes.evolve": (),
