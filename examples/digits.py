@@ -23,10 +23,31 @@ def parts() -> tuple[TensorDataset, TensorDataset, TensorDataset]:
     return first, second, third
 
 
+def halves(part: TensorDataset) -> tuple[TensorDataset, TensorDataset]:
+    """Return one half for evolution to select on, and one that decides what is kept."""
+    x, y = part.tensors
+    middle = len(x) // 2
+    return TensorDataset(x[:middle], y[:middle]), TensorDataset(x[middle:], y[middle:])
+
+
 def network() -> nn.Sequential:
     """Return a small network, the same each time."""
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+
+
+def compare(
+    history: Sequence[evostep.Record],
+    evolved: nn.Module,
+    plain: nn.Module,
+    unseen: TensorDataset,
+    metric: str = "worst-class-recall",
+) -> None:
+    """Print what evolution came to on digits that neither it nor a gradient has seen."""
+    moved = sum(record.moved for record in history)
+    print(f"evolution moved the weights in {moved} of {len(history)} generations")
+    scores = [evostep.Fitness(net, [unseen.tensors], metric)() for net in (evolved, plain)]
+    print(f"{metric} on digits that nobody saw: {scores[0]:.4f} with it, {scores[1]:.4f} without")
 
 
 def tell(history: Sequence[evostep.Record], metric: str = "worst-class recall") -> None:

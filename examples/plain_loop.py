@@ -3,7 +3,8 @@
     python examples/plain_loop.py
 
 Evolution stands between two steps, when gradients are zero; the scaler, the scheduler and clipping
-see an optimizer like any other.
+see an optimizer like any other. Gradients first, evolution in the last epochs; other examples
+decide what is kept. The data are in `digits.py`, beside this file.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import tempfile
 from pathlib import Path
 
 import torch
-from digits import network, parts, tell
+from digits import compare, halves, network, parts
+from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
@@ -20,22 +22,23 @@ import evostep
 from evostep.integrations import Jsonl, evolve
 
 
-def main() -> None:
-    """Train for some epochs, evolve after each, save and go on."""
+def trained(folder: Path, *, evolution: bool) -> tuple[nn.Module, evostep.Evolved]:
+    """Train for eight epochs, evolve after the last four, save and go on."""
     train, for_evolution, _ = parts()
+    select, decide = halves(for_evolution)
     model = network()
     optimizer = evostep.Evolved(
         torch.optim.SGD(model.named_parameters(), lr=0.1, momentum=0.9),
-        evostep.OpenAIES(sigma=0.05, lr=0.03, population=16),
+        evostep.OpenAIES(sigma=0.3, lr=0.36, population=16),
     )
-    fitness = evostep.Fitness(model, DataLoader(for_evolution, 640), "worst-class-recall")
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=4)
+    fitness = evostep.Fitness(model, DataLoader(select, 320), "worst-class-recall")
+    unseen = evostep.Fitness(model, DataLoader(decide, 320), "worst-class-recall")
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=8)
     scaler = torch.amp.GradScaler("cpu")
-    folder = Path(tempfile.mkdtemp())
     tracker = Jsonl(folder / "evolution.jsonl")
     tracker.begin(optimizer)
 
-    for epoch in range(4):
+    for epoch in range(8):
         loader = DataLoader(train, 32, shuffle=True)
         for i, (inputs, targets) in enumerate(loader):
             with torch.autocast("cpu", torch.bfloat16):
@@ -48,16 +51,27 @@ def main() -> None:
                 scaler.update()
                 optimizer.zero_grad()
         scheduler.step()
-        evolve(optimizer, fitness, 5, trackers=[tracker], step=10 * (epoch + 1))
+        if evolution and epoch >= 4:
+            step = 10 * (epoch + 1)
+            evolve(optimizer, fitness, 5, accept_on=unseen, trackers=[tracker], step=step)
     tracker.close()
 
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
     torch.save({**state, "scaler": scaler.state_dict()}, folder / "checkpoint.pt")
     saved = torch.load(folder / "checkpoint.pt", weights_only=True)
     optimizer.load_state_dict(saved["optimizer"])
+    return model, optimizer
+
+
+def main() -> None:
+    """Train with evolution and without, and compare."""
+    folder = Path(tempfile.mkdtemp())
+    plain, _ = trained(folder, evolution=False)
+    model, optimizer = trained(folder, evolution=True)
     print(f"a state of generation {optimizer.evolution.generation} was loaded")
-    print(f"{len(tracker.path.read_text().splitlines())} lines are in the tracker's file")
-    tell(optimizer.history)
+    lines = (folder / "evolution.jsonl").read_text().splitlines()
+    print(f"{len(lines)} lines are in the tracker's file")
+    compare(optimizer.history, model, plain, parts()[2])
 
 
 if __name__ == "__main__":

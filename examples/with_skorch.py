@@ -1,12 +1,17 @@
 """Evolution in skorch: a callback, and a function in the place of the optimizer's class.
 
-python examples/with_skorch.py
+    python examples/with_skorch.py
+
+Gradients first, evolution in the last epochs; other examples decide what is kept. The data are in
+`digits.py`, beside this file.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from digits import network, parts, tell
+from digits import compare, halves, network, parts
 from skorch import NeuralNetClassifier
 from torch import nn
 from torch.utils.data import DataLoader
@@ -15,11 +20,9 @@ import evostep
 from evostep.integrations.skorch import Evolve, evolved
 
 
-def main() -> None:
-    """Fit a net, the validation of each epoch after its evolution."""
-    train, for_evolution, valid = parts()
-    batches = DataLoader(for_evolution, 640)
-    strategy = evostep.OpenAIES(sigma=0.05, lr=0.03, population=16)
+def fit(callbacks: list[Any]) -> NeuralNetClassifier:
+    """Fit a net for eight epochs."""
+    strategy = evostep.OpenAIES(sigma=0.3, lr=0.36, population=16)
     optimizer = evolved(torch.optim.SGD, strategy)
     net = NeuralNetClassifier(
         network,
@@ -27,16 +30,26 @@ def main() -> None:
         optimizer=optimizer,
         optimizer__momentum=0.9,
         lr=0.1,
-        max_epochs=4,
+        max_epochs=8,
         batch_size=32,
-        callbacks=[
-            Evolve(lambda module: evostep.Fitness(module, batches, "worst-class-recall"), 5)
-        ],
+        callbacks=callbacks,
+        verbose=0,
     )
-    net.fit(*(part.numpy() for part in train.tensors))
-    inputs, targets = valid.tensors
-    print(f"accuracy on digits that nobody saw: {net.score(inputs.numpy(), targets.numpy()):.4f}")
-    tell(net.optimizer_.history)
+    train, _, _ = parts()
+    return net.fit(*(part.numpy() for part in train.tensors))
+
+
+def main() -> None:
+    """Fit a net with evolution and one without, and compare."""
+    _, for_evolution, third = parts()
+    select, decide = (DataLoader(part, 320) for part in halves(for_evolution))
+    evolve = Evolve(
+        lambda module: evostep.Fitness(module, select, "worst-class-recall"),
+        evostep.Alternate(evolution=5, start=4),
+        accept_on=lambda module: evostep.Fitness(module, decide, "worst-class-recall"),
+    )
+    net, plain = fit([evolve]), fit([])
+    compare(net.optimizer_.history, net.module_, plain.module_, third)
 
 
 if __name__ == "__main__":

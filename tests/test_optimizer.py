@@ -767,7 +767,10 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: make(momentum=float("nan")), "got nan"),
     (lambda: make(momentum=None), "got None"),
     (lambda: make(model=network()), "parameter 0.*not one of the model's"),
-    (lambda: make(space=Only("head")), "needs names: pass model=.*named_parameters"),
+    (lambda: make(space=Only("head")), "'head'.* needs the model: pass model=, .*model=model.$"),
+    (lambda: make(space=Only("norm")), "needs the model: pass model="),
+    (lambda: make(space=Only(types=(nn.Linear,))), "needs the model: pass model="),
+    (lambda: make(space=Only("0.*", buffers=True)), "needs the model: pass model="),
     (lambda: make(space=Only("*.weight")), "needs names: pass model=.*named_parameters"),
 ]
 

@@ -363,6 +363,31 @@ def test_a_candidate_that_fails_goes_back() -> None:
     assert not w.any()
 
 
+@pytest.mark.parametrize("second", [False, True])
+def test_a_record_has_both_scores_on_the_examples_that_judge(second: bool) -> None:
+    model = network()
+    search = Evolution(model, STRATEGIES["openai-es"]())
+    fitness, other = fitnesses(model)
+    judge = other if second else fitness
+    kept = []
+    for _ in range(4):
+        before = judge()
+        (record,) = search.evolve(fitness, accept_on=other if second else None)
+        assert record.judged_parent == pytest.approx(before)
+        assert record.candidate is not None
+        assert record.accepted == (record.candidate > record.judged_parent)
+        assert (record.parent == record.judged_parent) != second
+        kept.append(record.accepted)
+    assert any(kept)
+
+
+def test_where_no_candidate_is_judged_its_parent_is_not_either() -> None:
+    w = torch.zeros(2)
+    always = Evolution({"w": w}, STRATEGIES["openai-es"](), accept=Always())
+    (record,) = always.evolve(lambda: float(w[0]))
+    assert record.candidate is record.judged_parent is None
+
+
 def test_records_can_be_written_as_json() -> None:
     model = network()
     fitness, accept_on = fitnesses(model)

@@ -107,6 +107,20 @@ PAGES = {
             "population.species.Species": ("draw",),
         },
     ),
+    "integrations": Page(
+        "Integrations",
+        "What the loops of others take: [In every training loop](../frameworks.md). `Evolve` of "
+        "`evostep.integrations.lightning`, `.transformers` and `.skorch` is one callback, told "
+        "here once.",
+        {
+            "integrations.phases.Phases": (),
+            "integrations.processes.evolve": (),
+            "integrations.wrappers.find_evolved": (),
+            "integrations.wrappers.evolved": (),
+            "integrations.trackers.Tracker": ("begin", "generation", "phase", "close"),
+            "integrations.trackers.scalars": (),
+        },
+    ),
     "records": Page(
         "Records",
         "What `evolve` returns, and keeps in `history`.",
@@ -128,7 +142,12 @@ PAGES = {
 # Public, but not at the top: from where they are imported.
 _PLACES = {
     "DecisionClassifier": "evostep.polishing.DecisionClassifier",
+    "Tracker": "evostep.integrations.Tracker",
     "evaluate": "evostep.polishing.evaluate",
+    "evolve": "evostep.integrations.evolve",
+    "evolved": "evostep.integrations.evolved",
+    "find_evolved": "evostep.integrations.find_evolved",
+    "Phases": "Evolve, of evostep.integrations.lightning, .transformers, .skorch",
     "Rule": "evostep.acceptance.Rule",
     "Strategy": "evostep.strategies.Strategy",
 }

@@ -125,6 +125,7 @@ def example_page(script: Path, ran: Path) -> str:
     title, _, about = opening.partition("\n")
     # a command that is indented in a docstring is a block of its own
     about = re.sub(r"(?m)^    (python .*)$", r"```console\n\1\n```", about.strip("\n"))
+    about = re.sub(r"`(digits)\.py`", r"[`\1.py`](\1.md)", about)
     lines = [f"# {title.removesuffix('.')}", "", about, ""]
     output = ran / script.stem / "output.txt"
     if output.exists():
@@ -132,7 +133,7 @@ def example_page(script: Path, ran: Path) -> str:
         for figure in sorted(output.parent.glob("*.png")):
             lines += [f"![{figure.stem}, as the script draws it]({script.stem}-{figure.name})", ""]
     else:
-        lines += ["`make docs` runs it, and shows here what it prints.", ""]
+        lines += ["What it prints is not shown here: this site was built without running it.", ""]
     lines += ["## The script", "", f"[examples/{script.name}]", "", "```python"]
     lines[-3] += f"({REPOSITORY}/blob/main/examples/{script.name})"
     return "\n".join([*lines, rest.strip(), "```", ""])

@@ -128,9 +128,11 @@ class Evolution:
     def bind(self, slots: Slots) -> None:
         """Take these as the tensors to move (again, when an optimizer's groups changed)."""
         if self.space.needs_names and not slots.named:
+            why = "the model" if self.space.needs_model else "names"
+            other = ", or make the optimizer from model.named_parameters()"
             raise ValueError(
-                f"{self.space!r} needs names: pass model=, or make the optimizer from "
-                "model.named_parameters()"
+                f"{self.space!r} needs {why}: pass model=, as in Evolved(..., model=model)"
+                f"{'' if self.space.needs_model else other}"
             )
         check_memory(slots, self.space.touched(slots))
         before, self.slots = getattr(self, "slots", slots), slots
@@ -232,6 +234,8 @@ class Evolution:
                 counted instead). Weights are the last center's then, as after Ctrl-C; or, where
                 the rule judges phases, where the phase began.
         """
+        if not hasattr(generations, "__index__"):
+            raise ValueError(f"generations must be a whole number, got {generations!r}")
         if generations < 0:
             raise ValueError(f"generations must be >= 0, got {generations}")
         self.refuse_within("evolve")

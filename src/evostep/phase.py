@@ -39,6 +39,7 @@ class _Decision:
         center: the proposed one, as it can be moved to; None where nothing is proposed.
         statistics: of BatchNorm layers that belong to it, where they are estimated.
         judged: whether the rule had to judge it.
+        parent: the center before on the examples of `candidate`; None where it was not scored.
     """
 
     accepted: bool = False
@@ -46,6 +47,7 @@ class _Decision:
     center: Coordinates | None = None
     statistics: list[Tensor] | None = None
     judged: bool = False
+    parent: Scores | None = None
 
 
 _ROUNDING = 1e-6  # of one engine against another, relative
@@ -259,7 +261,7 @@ class Phase:
         asked = self._asks
         best = scores[step.scored] if step.scored is not None else None
         if best is not None and best.seen is not None:  # all were dropped: none beats the parent
-            return _Decision(candidate=best, judged=asked)
+            return _Decision(candidate=best, judged=asked, parent=parent)
         if asked and self.second is not None:
             round = self.second.round(self.seed, round.generation)
             parent = self.second.score(round, keep_outputs=keep)
@@ -279,7 +281,8 @@ class Phase:
             assert candidate is not None, "it was scored"
             accepted = self.rule(parent, candidate, self.attempts + 1)
         center = self.workspace.settle(step.center) if accepted else None
-        return _Decision(accepted, candidate, center, statistics, asked)
+        known = candidate is not None and (asked or self.second is None)
+        return _Decision(accepted, candidate, center, statistics, asked, parent if known else None)
 
     def _record(
         self,
@@ -307,6 +310,7 @@ class Phase:
             seconds=time.perf_counter() - clock,
             opened=opened,
             moved=stays,
+            judged_parent=decision.parent.value if decision.parent is not None else None,
         )
 
     def _spent(self) -> int:

@@ -50,9 +50,10 @@ class Record:
         generation: its number over the whole run, counted from 0.
         scores: of the members, higher is better; NaN for one that failed. Of one that was dropped
             (`engine="racing"`) an estimate.
-        parent: score of the center before, on the same examples.
-        candidate: score of the proposed center on the examples on which it was judged; None where
-            nothing was proposed or the rule asks for no score.
+        parent: score of the center before, on the examples that select, as `scores`.
+        candidate: score of the proposed center on the examples on which it was judged, those of
+            `accept_on=` where it is given: compare it with `judged_parent`. None where nothing was
+            proposed or the rule asks for no score.
         accepted: whether the center moved; where the rule judges phases, whether it moved within
             the phase: `verdict` says whether it stayed.
         failed: members (and a center that was proposed, judged as a phase's, or put back) whose
@@ -68,6 +69,8 @@ class Record:
             the center before was put back.
         opened: in the first record of a phase, the start that the space chose: ``"current"`` or
             ``"average"`` for a `Span`; None where there is no choice.
+        judged_parent: score of the center before on the examples of `candidate`; None where it was
+            not scored there.
 
     Example:
         >>> import torch
@@ -91,6 +94,7 @@ class Record:
     verdict: Verdict | None = field(default=None, kw_only=True)
     opened: str | None = field(default=None, kw_only=True)
     moved: bool = field(default=False, kw_only=True)
+    judged_parent: float | None = field(default=None, kw_only=True)
 
 
 def warn_of_failures(record: Record) -> None:

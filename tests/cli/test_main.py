@@ -273,7 +273,7 @@ def test_bad_input_gets_one_line_and_leaves_no_directory(
         ([], "a command is missing: --help lists those there are"),
         (
             ["compere"],
-            "unknown command 'compere': did you mean compare? Known: polish, evaluate, sigma, ",
+            "unknown command 'compere': did you mean compare? Known: polish, evaluate, decide, ",
         ),
         (["compare", "--out"], "--out has no value"),
         (["polish", "--out=out", "--prior", "-1,2"], "--prior has no value: give one, as --prior="),

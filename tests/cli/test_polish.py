@@ -139,7 +139,7 @@ def test_without_a_confirmed_gain_the_decision_is_the_checkpoint_s(
     decision = json.loads((tmp_path / "out" / "decision.json").read_text())
     assert decision["bias"] == [0.0, 0.0, 0.0]
     assert len(json.loads((tmp_path / "out" / "results.json").read_text())["proposed"]) == 3
-    assert "checkpoint stays as it is" in (tmp_path / "out" / "README.md").read_text()
+    assert "the largest score decides as before" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_a_killed_run_of_weights_goes_on_by_the_same_command(

@@ -22,6 +22,7 @@ ONE = ["--seeds=1", "--arms=sgd,mutation"]
 # Arms with strategies of their own cannot be given fewer members by an option: they are not run.
 SMALL: dict[str, list[str]] = {
     "evostep polish": ["--budget=768", "--folds=3"],
+    "evostep decide": [],
     "evostep evaluate": [],
     "evostep methods": [],
     "evostep report": [],

@@ -111,6 +111,48 @@ def test_every_steps_below_one_is_refused(setting: Any) -> None:
         Phases(setting[2], every_steps=0)
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"start": 1}, r"takes no start=: write generations=evostep.Alternate\(start=40\)$"),
+        ({"evolution": 1}, r"no evolution=: write .*Alternate\(evolution=generations\)$"),
+        ({"every_epochs": 1}, "takes no every_epochs=: it takes fitness, generations, every_steps"),
+    ],
+)
+def test_an_argument_that_there_is_none_of_leads_to_the_right_one(
+    setting: Any, options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(TypeError, match=said):
+        Phases(setting[2], **options)
+
+
+@pytest.mark.parametrize("generations", ["3", None, 1.5])
+def test_generations_are_a_number_or_an_alternation(setting: Any, generations: Any) -> None:
+    _, optimizer, fitness = setting
+    with pytest.raises(ValueError, match=f"whole number.*Alternate, got {generations!r}"):
+        Phases(fitness, generations)
+    with pytest.raises(ValueError, match=f"whole number, got {generations!r}"):
+        optimizer.evolve(fitness, generations)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "options", "cure"),
+    [
+        (1, {}, "after each epoch as .*: train longer$"),
+        (Alternate(start=5), {}, "start=5.*: train longer, or take a smaller start=$"),
+        (1, {"every_steps": 9}, "each 9 steps as .* longer, or take a smaller every_steps=$"),
+    ],
+)
+def test_a_run_that_evolved_nothing_is_told_what_to_change(
+    setting: Any, schedule: Any, options: dict[str, Any], cure: str
+) -> None:
+    _, optimizer, fitness = setting
+    phases = Phases(fitness, schedule, **options)
+    phases.begin([optimizer])
+    with pytest.warns(UserWarning, match=cure):
+        phases.end()
+
+
 def test_a_pickle_leaves_the_run_behind(setting: Any) -> None:
     model, optimizer, fitness = setting
     phases = Phases(fitness)

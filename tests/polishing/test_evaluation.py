@@ -75,3 +75,24 @@ def test_a_network_is_scored_and_left_as_it_is() -> None:
         decided = model.eval()(outputs).argmax(1)
     assert found.metrics["accuracy"].value == float((decided == labels).double().mean())
     assert all(torch.equal(before[name], now) for name, now in model.state_dict().items())
+
+
+def test_a_recall_of_zero_is_not_certain() -> None:
+    labels = torch.tensor([0] * 100 + [1] * 72)
+    outputs = torch.tensor([2.0, 0.0]).repeat(172, 1)
+    found = evaluate(None, (outputs, labels), draws=100)
+    assert [one.value for one in found.classes] == [1.0, 0.0]
+    assert found.classes[1].low == 0
+    assert found.classes[1].high == pytest.approx(0.0507, abs=1e-4)  # Wilson's, 0 of 72
+    assert found.classes[0].low == pytest.approx(0.9630, abs=1e-4)  # 100 of 100
+    assert found.metrics["worst-class-recall"].high == found.classes[1].high
+    groups = [0, 1] * 50 + [2, 3] * 36
+    few = evaluate(None, (outputs, labels), groups=groups, draws=100)
+    assert few.classes[1].high > 0.6  # two groups know little
+
+
+def test_a_class_that_does_not_occur_has_no_interval() -> None:
+    outputs = torch.tensor([[2.0, 0.0, 0.0], [0.0, 2.0, 0.0]]).repeat(5, 1)
+    found = evaluate(None, (outputs, torch.arange(10) % 2), draws=50)
+    assert found.classes[2].value != found.classes[2].value
+    assert found.metrics["worst-class-recall"].low == found.classes[0].low < 1

@@ -6,6 +6,7 @@ from types import ModuleType
 
 from evostep.cli import (
     compare,
+    decide,
     doctor,
     evaluate,
     listing,
@@ -19,6 +20,7 @@ from evostep.cli import (
 COMMANDS: dict[str, ModuleType] = {
     "polish": polish,
     "evaluate": evaluate,
+    "decide": decide,
     "sigma": sigma,
     "compare": compare,
     "train": train,

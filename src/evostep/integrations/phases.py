@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields
 from typing import Any
 from weakref import ref
 
@@ -28,13 +29,31 @@ class Phases:
     Args:
         fitness: an `evostep.Fitness`, or a function of the model that returns one, called when the
             framework has made the model.
-        generations: of each phase, one after each epoch; or an `Alternate`, which counts epochs.
+        generations: of each phase, one after each epoch; or an `Alternate`, which counts epochs:
+            ``Alternate(evolution=5, start=40)`` leaves the first 40 to gradients.
         every_steps: a phase after each so many steps of the optimizer instead; an `Alternate`
             counts these then.
         accept_on: as `fitness`; decides survival, see `Evolved.evolve`.
         max_forwards: of a phase.
         max_seconds: of a phase.
         trackers: see `Tracker`.
+        **unknown: refused, with what to write instead.
+
+    Raises:
+        ValueError: `generations` of another kind, `every_steps` below 1.
+        TypeError: an argument that there is none of.
+
+    Example:
+        >>> import torch, evostep
+        >>> model = torch.nn.Linear(2, 2)
+        >>> batches = [(torch.randn(64, 2), torch.randint(2, (64,)))]
+        >>> def fitness(model):
+        ...     return evostep.Fitness(model, batches, "accuracy")
+        >>> callback = Phases(fitness, Alternate(evolution=3, start=1))  # a framework's Evolve
+        >>> base = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> callback.begin([evostep.Evolved(base, evostep.OpenAIES(0.1))])  # the framework calls
+        >>> [len(callback.after_epoch(model, epoch, step=epoch)) for epoch in range(3)]
+        [0, 3, 3]
     """
 
     # skorch makes copies by these names: each argument is kept as it is
@@ -48,7 +67,11 @@ class Phases:
         max_forwards: int | None = None,
         max_seconds: float | None = None,
         trackers: Sequence[Tracker] = (),
+        **unknown: Any,
     ) -> None:
+        if unknown:
+            raise TypeError(_no_argument(next(iter(unknown))))
+        _schedule(generations)
         self.fitness = fitness
         self.generations = generations
         self.every_steps = every_steps
@@ -109,18 +132,18 @@ class Phases:
             tracker.close()
         if self._optimizer is not None and not self._ran:
             every = f"{self.every_steps} steps" if self.every_steps else "epoch"
+            schedule = _schedule(self.generations)
+            cure = "train longer" + (", or take a smaller start=" if schedule.start else "")
+            smaller = ", or take a smaller every_steps=" if self.every_steps else ""
             warn(
-                f"Evolve has evolved nothing: training ended before a phase was due, after each "
-                f"{every}; take a smaller every_steps="
+                "Evolve has evolved nothing: training ended before a phase was due, after each "
+                f"{every} as {schedule!r} says: {cure}{smaller}"
             )
         self._optimizer = None
 
     def _evolve(self, model: nn.Module, number: int, step: int) -> list[Record]:
         """Run the phase that follows an epoch, or some steps, of this number."""
-        schedule = self.generations
-        if isinstance(schedule, int):
-            schedule = Alternate(evolution=schedule)
-        generations = schedule.generations(number)
+        generations = _schedule(self.generations).generations(number)
         if generations == 0:
             return []
         self._ran = True
@@ -148,6 +171,26 @@ class Phases:
         # what belongs to a run under way is found again
         run = {"_optimizer": None, "_model": None, "_scores": None}
         return {**self.__dict__, **run}
+
+
+def _schedule(generations: int | Alternate) -> Alternate:
+    """Return when there are how many generations."""
+    if isinstance(generations, Alternate):
+        return generations
+    if not isinstance(generations, int):
+        raise InputError(
+            f"generations must be a whole number or an evostep.Alternate, got {generations!r}"
+        )
+    return Alternate(evolution=generations)
+
+
+def _no_argument(name: str) -> str:
+    """Return what is wrong with an argument that there is none of, and what to write."""
+    if name in (field.name for field in fields(Alternate)):
+        number = "generations" if name == "evolution" else "40"
+        return f"Evolve takes no {name}=: write generations=evostep.Alternate({name}={number})"
+    known = [one for one in inspect.signature(Phases).parameters if one != "unknown"]
+    return f"Evolve takes no {name}=: it takes {', '.join(known)}"
 
 
 def _of(given: FitnessOf, model: nn.Module, name: str) -> FitnessLike:

@@ -53,6 +53,15 @@ def evolve(
     Raises:
         ValueError: see `Evolved.evolve`; no `Evolved` inside; a fitness of a wrapped model; sharded
             weights or a sharded optimizer. In a group it is raised in every process.
+
+    Example:
+        >>> import evostep
+        >>> model = nn.Linear(2, 2)
+        >>> base = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> optimizer = evostep.Evolved(base, evostep.OpenAIES(0.1))
+        >>> batches = [(torch.randn(64, 2), torch.randint(2, (64,)))]
+        >>> len(evolve(optimizer, evostep.Fitness(model, batches, "accuracy"), 3))
+        3
     """
     found = find_evolved(optimizer)
     size = torch.distributed.get_world_size() if _in_a_group() else 1

@@ -42,6 +42,13 @@ class Tracker:
 def scalars(record: Record) -> dict[str, float]:
     """Return what can be drawn of a record, by name; what is not finite is left out.
 
+    ``evolution/parent``, ``best_member`` and ``mean_member`` are on the examples of the fitness;
+    ``candidate`` and ``judged_parent`` on those of `accept_on=`, where it is given. ``accepted`` is
+    0 or 1, ``failed`` counts members, ``sample_forwards`` and ``seconds`` are of the generation.
+
+    Args:
+        record: of a generation.
+
     Example:
         >>> record = Record(0, [0.5, 0.75], 0.5, 0.75, True, 0, None, 30, 0.1)
         >>> scalars(record)["evolution/best_member"]
@@ -51,6 +58,7 @@ def scalars(record: Record) -> dict[str, float]:
     found = {
         "parent": record.parent,
         "candidate": record.candidate,
+        "judged_parent": record.judged_parent,
         "best_member": max(scored, default=None),
         "mean_member": sum(scored) / len(scored) if scored else None,
         "accepted": float(record.accepted),

@@ -7,6 +7,7 @@ Introduction to the Bootstrap", chapter 13. A whole group is drawn or left, neve
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -69,6 +70,21 @@ def interval(value: float, draws: Tensor, flattery: float = 0.0) -> Interval:
     not_above, not_below = int((below <= 0).sum()), int((above >= 0).sum())
     p = min(1.0, 2 * (min(not_above, not_below) + 1) / (len(draws) + 1))
     return Interval(value - flattery, float(low), float(high), p)
+
+
+def wilson(value: float, n: float) -> tuple[float, float]:
+    """Return the 95% interval of a share of n, where draws all agree: a share of 0 or 1.
+
+    Wilson 1927, https://doi.org/10.1080/01621459.1927.10502953.
+
+    Example:
+        >>> [round(end, 3) for end in wilson(0.0, 72)], [round(end, 3) for end in wilson(1.0, 10)]
+        ([0.0, 0.051], [0.722, 1.0])
+    """
+    z2 = 1.959964**2
+    middle = (value + z2 / (2 * n)) / (1 + z2 / n)
+    half = math.sqrt(z2 * (value * (1 - value) / n + z2 / (4 * n**2))) / (1 + z2 / n)
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def resample(

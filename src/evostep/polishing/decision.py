@@ -17,6 +17,7 @@ from evostep.scoring.outputs import Kind
 
 FORMAT = 1
 SCALED = 2  # which a reader of the first must not take for it
+OF_PROBABILITIES = 3  # likewise
 
 
 @dataclass(frozen=True)
@@ -28,24 +29,32 @@ class Decision:
         bias: (C,) float64.
         metric: what it was chosen by.
         scale: what outputs are multiplied by before.
+        scores: what the model gives, ``"logits"`` or ``"probabilities"``: of these the logarithm
+            (of a label's the logit) is what the bias is added to.
+        classes: names of classes (both of a binary label) or labels; empty: not known.
     """
 
     kind: Kind
     bias: Tensor
     metric: str
     scale: float = 1.0
+    scores: str = "logits"
+    classes: tuple[str, ...] = ()
 
     def adjusted(self, outputs: Tensor) -> Tensor:
-        """Return outputs (..., C) under it."""
+        """Return outputs (..., C) under it: logits, also where `scores` are probabilities."""
         scaled = outputs if self.scale == 1 else outputs * self.scale
         return scaled + self.bias.to(outputs)
 
     def as_dict(self) -> dict[str, Any]:
         """Return what `evostep.load_decision` reads."""
-        told = {"kind": self.kind, "bias": self.bias.tolist(), "metric": self.metric}
-        if self.scale == 1:
-            return {"format": FORMAT, **told}
-        return {"format": SCALED, **told, "scale": self.scale}
+        told: dict[str, Any] = {"kind": self.kind, "bias": self.bias.tolist()}
+        told["metric"] = self.metric
+        told |= {"classes": list(self.classes)} if self.classes else {}
+        told |= {} if self.scale == 1 else {"scale": self.scale}
+        if self.scores == "probabilities":
+            return {"format": OF_PROBABILITIES, **told, "scores": self.scores}
+        return {"format": FORMAT if self.scale == 1 else SCALED, **told}
 
     def save(self, path: str | Path) -> None:
         """Write it as JSON, whole or not at all."""

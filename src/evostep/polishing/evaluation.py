@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from evostep.polishing.bootstrap import DRAWS, draw_values, interval, resample
+from evostep.polishing.bootstrap import DRAWS, draw_values, interval, resample, wilson
 from evostep.polishing.network import given_outputs
 from evostep.polishing.objective import parse_objective
+from evostep.polishing.problem import Problem
 from evostep.polishing.settings import Settings
 from evostep.scoring.batches import Forward
 from evostep.scoring.confusion import CONFUSION_METRICS
@@ -19,6 +20,7 @@ from evostep.scoring.forms import Known
 from evostep.scoring.outputs import Kind
 
 _OF_PROBABILITIES = "expected-calibration-error"
+_WORST = "worst-class-recall"
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,8 @@ def evaluate(
 
     Returns:
         Metrics and the recall of every class, each with a 95% percentile interval over examples
-        (or groups), resampled within their class.
+        (or groups), resampled within their class; Wilson's for a recall (and the smallest) that is
+        0 or 1, where no draw differs.
 
     Raises:
         InputError: as `evostep.polish` does, of examples and of the metric.
@@ -151,10 +154,35 @@ def evaluate(
         own = draw_values(problem, one, outputs, draws=draws, seed=seed)[:, 0]
         return estimate(value, own, one.higher_is_better, one.fraction)
 
-    return Evaluated(
-        len(problem),
-        problem.group_count,
-        problem.kind,
-        {name: of(name) for name in objectives},
-        tuple(estimate(values[m], drawn[:, m]) for m in range(len(counted), len(values))),
+    metrics = {name: of(name) for name in objectives}
+    recalls = tuple(
+        _with_spread(estimate(values[m], drawn[:, m]), n)
+        for m, n in enumerate(_sizes(problem), start=len(counted))
     )
+    occurring = (one for one in recalls if one.value == one.value)
+    worst, smallest = metrics[_WORST], min(occurring, key=lambda one: (one.value, one.high))
+    if worst.low == worst.high == smallest.value:
+        metrics[_WORST] = replace(worst, low=smallest.low, high=smallest.high)
+    return Evaluated(len(problem), problem.group_count, problem.kind, metrics, recalls)
+
+
+def _with_spread(found: Estimate, n: float) -> Estimate:
+    """Return a recall of 0 or 1, of which all draws are the same, with Wilson's interval."""
+    if n == 0 or found.low != found.high or found.value not in (0.0, 1.0):
+        return found
+    low, high = wilson(found.value, n)
+    return replace(found, low=low, high=high)
+
+
+def _sizes(problem: Problem) -> list[float]:
+    """Return how many examples (groups of such) a recall is of; weighted ones as Kish counts."""
+    n = len(problem)
+    weight = torch.ones(n, dtype=torch.float64) if problem.weights is None else problem.weights
+    truth = problem.targets
+    hits = truth if problem.several else torch.nn.functional.one_hot(truth, problem.classes)
+    each = hits.double() * weight[:, None]
+    if problem.groups is not None:
+        count = problem.group_count or 0
+        each = each.new_zeros(count, each.shape[1]).index_add_(0, problem.groups, each)
+    effective = each.sum(0).square() / each.square().sum(0)
+    return [float(size) for size in effective.nan_to_num(0.0)]

@@ -23,6 +23,7 @@ from evostep.polishing.procedure import cross_fit, fit_once
 from evostep.polishing.reach import check_reach, with_scale
 from evostep.polishing.result import NO_GAIN, Polished
 from evostep.polishing.settings import Settings
+from evostep.polishing.shift import other_frequencies
 from evostep.polishing.spaces import AUTO, DECISION, check_space
 from evostep.polishing.starts import check_prior, subset
 from evostep.polishing.store import Nowhere, Store, number_in
@@ -32,6 +33,10 @@ from evostep.scoring.forms import Known
 from evostep.spaces.base import Space
 
 NEAR_PERFECT = 0.995
+_WITHOUT_PRIOR = (
+    "if training had other class frequencies give these as prior, or evolution is credited with "
+    "what logit adjustment does"
+)
 
 
 def polish(
@@ -57,6 +62,7 @@ def polish(
     higher_is_better: bool | None = None,
     class_dim: int | None = None,
     ignore_index: int = Known.ignore_index,
+    class_names: Sequence[str] = (),
 ) -> Polished:
     """Polish a trained network on the metric that is reported, and confirm the gain.
 
@@ -92,7 +98,9 @@ def polish(
             ``"1h"``: as many as a timed probe says that such a time allows; the number is in
             ``result.settings["budget"]``, and with it a run gives the same bits again.
         population: members of a generation, an even number.
-        prior: (C,) class frequencies in training, for logit adjustment; None: the examples'.
+        prior: (C,) class frequencies in training, for logit adjustment; None: the examples'. Where
+            these are others the adjustment is too weak, and evolution is credited with what it
+            lacks: a note of the result tells where the model's probabilities say so.
         costs: (C, C) table of the metric ``cost``, rows are true classes.
         weights: (n,) what each example counts; None: what came with the batches, else 1.
         groups: n names; examples of a group (a patient, a sentence) are judged and drawn together.
@@ -105,6 +113,7 @@ def polish(
         higher_is_better: the direction of a metric that has no name and does not say it.
         class_dim: the dimension of the outputs where the classes are; None: found by shapes.
         ignore_index: marks targets that do not count.
+        class_names: of the classes (both of a binary label) or labels, for the result to name them.
 
     Returns:
         The result: its verdict, both contrasts, the way back.
@@ -147,7 +156,10 @@ def polish(
     known = Known(class_dim=class_dim, ignore_index=ignore_index)
     given = given_outputs(model, examples, forward, known)
     problem = settings.problem(given.outputs, given.targets, given.unit, given.weights)
-    searched, held = problem, None
+    searched, held, names = problem, None, tuple(map(str, class_names))
+    known_as = problem.biases if problem.several else problem.classes
+    if names and len(names) != known_as:
+        raise InputError(f"class_names has {len(names)} names for {known_as} classes")
     if isinstance(confirm, str):
         parts = split(problem, settings)
     else:
@@ -175,6 +187,11 @@ def polish(
             result.sample_forwards += looks + subject.spent.sample_forwards
         if given.probabilities and not result.applied:
             result.notes += ("outputs are probabilities: the decision is about their logits",)
+            result.decision = replace(result.decision, scores="probabilities")
+        result.class_names = names
+        result.decision = replace(result.decision, classes=names)
+        if prior is None and (told := other_frequencies(problem, names)):
+            result.notes += (f"{told}: {_WITHOUT_PRIOR}",)
         undoing.leave_it()
     return result
 

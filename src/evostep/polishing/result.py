@@ -64,6 +64,7 @@ class Polished:
             batch that tells which layer makes the outputs.
         settings: what it was asked for.
         notes: what the reader should know besides, a sentence each.
+        class_names: of classes (labels), where they are known: `fell` tells these.
         folded: how it stands in the network, which `apply` and `revert` change; None without one.
 
     Example:
@@ -103,6 +104,7 @@ class Polished:
     decisions: Tensor = field(repr=False)
     notes: tuple[str, ...] = ()
     folded: Folded | Moved | None = field(default=None, repr=False)
+    class_names: tuple[str, ...] = ()
 
     @property
     def applied(self) -> bool:
@@ -153,7 +155,8 @@ class Polished:
         if self.verdict == NO_GAIN:
             return ()
         after = 1 if self.verdict == BY_START else 2
-        recalls = {f"recall of class {c}": row for c, row in enumerate(self.classes)}
+        names = self.class_names or [f"class {c}" for c in range(len(self.classes))]
+        recalls = {f"recall of {names[c]}": row for c, row in enumerate(self.classes)}
         found: list[tuple[str, str, str]] = []
         for rows in (self.metrics, recalls):
             worse = []

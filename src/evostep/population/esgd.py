@@ -341,6 +341,7 @@ class ESGD:
             scores=scores[mu:],
             parent=_best(before),
             candidate=_best(after),
+            judged_parent=_best(before),
             accepted=bool(born),
             failed=sum(outcome.failed for outcome in outcomes),
             error=_first_error(outcomes),

@@ -40,6 +40,7 @@ class Space(ABC):
     Attributes:
         needs_names: whether names of parameters are needed (positions do not do).
         needs_head: whether it matters which layer makes the outputs.
+        needs_model: whether types of modules, or buffers, are needed, which names do not tell.
         moves_buffers: whether buffers may move, too.
         memory: how many of the run's checkpoints it mixes; 0: `remember` has no effect.
         holds_weights: whether coordinates are the weights themselves.
@@ -48,6 +49,7 @@ class Space(ABC):
 
     needs_names: bool = False
     needs_head: bool = False
+    needs_model: bool = False
     moves_buffers: bool = False
     memory: int = 0
     holds_weights: bool = False

@@ -165,6 +165,7 @@ class Only(_Weights):
             raise ValueError("Only() chooses nothing: give a pattern such as 'head', or types=")
         self.patterns = patterns
         self.needs_head = "head" in patterns
+        self.needs_model = bool({"head", "norm"} & set(patterns) or types or buffers)
         self.types = tuple(types) if isinstance(types, tuple | list) else (types,)
         self.moves_buffers = buffers
         self.frozen = frozen

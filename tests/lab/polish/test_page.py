@@ -39,7 +39,12 @@ def record(verdict: str, classes: int = 3, **changed: Any) -> dict[str, Any]:
         "applied": False,
         "evolved": False,
         "sample_forwards": 0,
-        "decision": {"kind": "classes", "bias": [0.0] * classes, "classes": names},
+        "decision": {
+            "kind": "classes",
+            "bias": [0.0] * classes,
+            "classes": names,
+            "scores": "probabilities",
+        },
         "settings": {"space": "decision", "confirm": "folds", "folds": 5},
         "facts": {"scores": "s.csv"},
         "notes": ["nothing was changed: a note"],
@@ -77,7 +82,10 @@ def test_the_page_stands_alone_and_the_card_has_its_header(verdict: str, tmp_pat
     assert "About 3,000 examples" in text
     assert "a\\|b" in text
     assert "Nothing was changed: a note." in text
-    assert "the logarithm" in text or "their logarithm" in text
+    assert "decide.names(probabilities)  # (n, 3) -> a name for each row" in text
+    assert "decide.names(probabilities)" in page
+    assert "evostep decide decision.json" in text
+    assert f"<h1>{verdict}: g-mean 50.0% -&gt; 55.0%</h1>" in page
 
 
 def test_what_is_told_follows_the_verdict() -> None:
@@ -94,7 +102,7 @@ def test_what_is_better_goes_by_the_direction() -> None:
     lower = record("improved", metric="cost", higher_is_better=False, fraction=False)
     lower["values"] = {"checkpoint": 2.0, "start": 1.5, "polished": 1.0}
     row = metric_rows(lower)[0]
-    assert row.name == "cost (lower is better)"
+    assert row.name == "cost, lower is better"
     assert (row.values, row.change, row.better) == (("2.000", "1.500", "1.000"), "-1.000", 1.0)
     assert len(class_rows(lower)) == 2  # a class without examples has no recall
 

@@ -49,13 +49,14 @@ def write_page(folder: Path, record: Record) -> None:
 def _context(record: Record) -> dict[str, Any]:
     """Return what both templates show, as text."""
     environment, settings = record["environment"], record["settings"]
-    labels = record["decision"]["kind"] == "labels"
     return {
         "model": record["model"],
         "data": record["data"],
         "metric": record["metric"],
         "n": f"{record['n']:,}",
         "headline": record["summary"],
+        "title": record["summary"].split(" (")[0],
+        "findings": record["summary"].split("; "),
         "done": what_was_done(record),
         "drawing": draw_recalls(record),
         "contrasts": contrast_texts(record),
@@ -70,10 +71,8 @@ def _context(record: Record) -> dict[str, Any]:
         "evolved": record["evolved"],
         "what": _EVOLVED.get(settings["space"], "The biases of the outputs"),
         "folds": settings["confirm"] == "folds",
-        "outputs": len(record["decision"]["bias"]),
-        "decided": "(n, labels) of 0 and 1" if labels else "(n,) classes",
-        "probabilities": record["arguments"].get("scores_are") == "probabilities",
-        "odds": record["decision"]["kind"] != "classes",
+        "use": None if record["evolved"] else how_to_use(record),
+        "of_file": record["arguments"].get("scores") is not None,
         "command": record["command"],
         "stamp": stamp(environment),
         "details": [
@@ -84,6 +83,20 @@ def _context(record: Record) -> dict[str, Any]:
         ],
         "metadata": metadata(record),
     }
+
+
+def how_to_use(record: Record) -> str:
+    """Return the code that decides by what was found."""
+    decision = record["decision"]
+    scores, count = decision.get("scores", "logits"), len(decision["bias"])
+    shape = "(n,)" if decision["kind"] == "binary" else f"(n, {count})"
+    each = "a list of names" if decision["kind"] == "labels" else "a name"
+    return (
+        "import evostep\n\n"
+        'decide = evostep.load_decision("decision.json")  # NumPy alone\n'
+        "decide.classes  # the order of the columns\n"
+        f"decide.names({scores})  # {shape} -> {each} for each row"
+    )
 
 
 def limits(record: Record) -> list[str]:

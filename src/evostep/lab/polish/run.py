@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,10 @@ def run_polish(options: PolishOptions, out: Path) -> tuple[Record, bool]:
                 higher_is_better=options.higher_is_better,
                 watch=watch,
                 store=partial,
+                class_names=names,
             )
+        if options.scores_are == "probabilities":  # which were read as their logarithms
+            result.decision = dataclasses.replace(result.decision, scores="probabilities")
         record = _record(options, subject, result, identity, partial.seconds)
         record = _write(folder, record, subject, result)
         partial.mark()  # what moves in now is ours, should we be killed on the way
@@ -127,11 +131,9 @@ def _record(
     identity: Record,
     seconds: float,
 ) -> Record:
-    decision = {**result.as_dict()["decision"], "classes": list(subject.classes)}
     record: Record = {"format": FORMAT, "summary": str(result), **result.as_dict()}
     return {
         **record,
-        "decision": decision,
         "fraction": result.fraction,
         "prior": "training part of the run" if _of_run(options, subject) else result.prior,
         "budget": {

@@ -63,14 +63,7 @@ def read_scores(
         InputError: what is missing, constant, not finite, or not what it is said to be.
     """
     columns = read_columns(path)
-    found = [name for name in columns if name.startswith(_PREFIX)] or [
-        name for name in columns if name == "score"
-    ]
-    if not found:
-        raise InputError(
-            f"{path} has no column score_<class> (it has {_listed(columns)}): name them "
-            "score_cat, score_dog, ..."
-        )
+    found = _of_scores(path, columns)
     names = tuple(_as_name(name.removeprefix(_PREFIX)) for name in found)
     scores = torch.from_numpy(np.stack(_numbers(path, columns, found), axis=1))
     for name, column in zip(found, scores.T, strict=True):
@@ -97,6 +90,48 @@ def read_scores(
         weight = torch.from_numpy(column)
     group = None if groups is None else _column(path, columns, groups, "--groups").tolist()
     return ScoreTable(outputs, targets, names, weight, group)
+
+
+def score_columns(
+    path: Path, columns: Mapping[str, Column], classes: Sequence[str], count: int
+) -> tuple[list[str], Column]:
+    """Return the columns of scores that a decision is about, their names and values (n, C).
+
+    Args:
+        path: for errors.
+        columns: of the file.
+        classes: the names of a decision's outputs; empty: as they stand in the file.
+        count: how many outputs it has.
+
+    Raises:
+        InputError: columns of other classes, values that are no finite numbers.
+    """
+    found = _of_scores(path, columns)
+    by_name = {_as_name(name.removeprefix(_PREFIX)): name for name in found}
+    if classes and found != ["score"] and not (count == 1 and len(found) == 1):
+        if set(by_name) != set(classes):
+            raise InputError(
+                f"{path} has scores of {_listed(by_name)}, and the decision is about "
+                f"{_listed(classes)}: give one column score_<class> for each of these"
+            )
+        found = [by_name[name] for name in classes]
+    if len(found) != count:
+        raise InputError(
+            f"{path} has {len(found)} columns of scores, and the decision is about {count}"
+        )
+    return found, np.stack(_numbers(path, columns, found), axis=1)
+
+
+def _of_scores(path: Path, columns: Mapping[str, Column]) -> list[str]:
+    found = [name for name in columns if name.startswith(_PREFIX)] or [
+        name for name in columns if name == "score"
+    ]
+    if not found:
+        raise InputError(
+            f"{path} has no column score_<class> (it has {_listed(columns)}): name them "
+            "score_cat, score_dog, ..."
+        )
+    return found
 
 
 def to_logits(scores: Tensor, scores_are: str, *, one_of_many: bool) -> Tensor:

@@ -64,7 +64,7 @@ def _row(record: Record, name: str, found: Any, fraction: bool, higher: bool) ->
     texts = tuple(f"{100 * x:.1f}%" if fraction else f"{x:.3f}" for x in shown)
     gain = after - before
     change = f"{100 * gain:+.1f}" if fraction else f"{gain:+.3f}"
-    label = name if higher else f"{name} (lower is better)"
+    label = name if higher else f"{name}, lower is better"
     better = (after - before) * (1 if higher else -1) * (texts[0] != texts[2])
     return Row(label, (texts[0], texts[1], texts[2]), change, better)
 
@@ -89,19 +89,29 @@ def contrast_texts(record: Record) -> list[tuple[str, str, str, str]]:
 def what_was_done(record: Record) -> str:
     """Return in one sentence what became of the model."""
     if record["verdict"] == NO_GAIN:
-        return "Nothing was changed: no gain was confirmed, and the checkpoint stays as it is."
+        stays = "the checkpoint stays as it is"
+        if _of_scores(record):
+            stays = "the largest score decides as before"
+        return f"Nothing was changed: no gain was confirmed, and {stays}."
     if record["evolved"]:
         return (
             f"Weights of the network were changed by {record['chosen']}; they are in "
             "model.safetensors, and its outputs are decided as they are."
         )
     what = record["start"] if record["verdict"] == BY_START else record["chosen"]
-    where = "decision.json holds them: a black box cannot be changed"
-    if record["applied"]:
+    where = "decision.json holds them: the model behind the outputs was not changed"
+    if _of_scores(record):
+        where = "decision.json holds them, and evostep decide applies them to a file of scores"
+    elif record["applied"]:
         where = "they are in the bias of the last layer (model.safetensors)"
     elif record["sample_forwards"]:
         where = "decision.json holds them: the network was not changed"
     return f"A bias was added to each output, chosen by {what}; {where}."
+
+
+def _of_scores(record: Record) -> bool:
+    """Return whether there is no network, but a file of scores."""
+    return record["arguments"].get("scores") is not None
 
 
 def summarise(record: Record) -> str:
@@ -110,6 +120,7 @@ def summarise(record: Record) -> str:
     after = "polished" if record["verdict"] == NO_GAIN else "after"
     lines = [record["summary"], "", _line("", ("before", "start", after), "change")]
     lines += [_line(row.name, row.values, row.change) for row in rows]
+    lines += textwrap.wrap(f"start: {record['start']}, the best that needs no search", WIDTH)
     moved = sorted((row for row in classes if row.better), key=lambda row: row.better)
     worse = [row for row in moved if row.better < 0][:SHOWN]
     better = [row for row in moved if row.better > 0][::-1][:SHOWN]
@@ -127,7 +138,7 @@ def summarise_evaluation(record: Record) -> str:
     """Return what `evostep evaluate` prints."""
     lines = [f"{'':<44}{'value':>10}  95% interval"]
     for name, found in record["metrics"].items():
-        label = name if found["higher_is_better"] else f"{name} (lower is better)"
+        label = name if found["higher_is_better"] else f"{name}, lower is better"
         lines.append(_interval_line(label, found))
     lines.append("recall of")
     named = list(zip(record["class_names"], record["classes"], strict=True))
