@@ -14,8 +14,8 @@ SOURCE = TESTS.parent / "src"
 # Lowest first. A room is a folder or a file; it imports what lies below its floor, never a
 # neighbour. A higher floor than a room needs would let it grow roots that nobody meant.
 FLOORS = (
-    ("_version", "distributed_checkpoint", "errors", "interrupts", "schedule"),
-    ("noise", "record", "unpacking", "weight_copies"),
+    ("_version", "checksums", "distributed_checkpoint", "errors", "interrupts", "schedule"),
+    ("noise", "ranks", "record", "unpacking", "weight_copies"),
     ("genome",),
     ("gradient_noise", "spaces"),
     ("scoring",),
@@ -40,7 +40,8 @@ SHARED = {
 ON_DEMAND = {"polishing.estimator"} | {
     f"integrations.{name}" for name in ("lightning", "skorch", "transformers")
 }
-TABLES = {"engines", "engines.auto", "strategies"}  # the list of them all, and who chooses
+# The list of them all, who chooses, and who shares them among ranks.
+TABLES = {"engines", "engines.auto", "engines.distributed", "strategies"}
 
 # Tests that hold more than one module to its word, or the project as a whole.
 ABOVE_FILES = {

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from evostep.acceptance import Rule
 from evostep.errors import InputError, warn
 from evostep.genome.slots import Slots, moves
+from evostep.ranks import group_size
 from evostep.scoring.calibration import estimates
 from evostep.scoring.fitness import Fitness
 from evostep.spaces.base import Space
@@ -24,36 +23,37 @@ _FEW = 0.5  # share of weights of 16 bits that a member changes, below which a w
 _COUNTED = 2**22  # weights that are counted for it
 
 
-_ONE_OF_ALL = ContextVar("one process evolves for all", default=False)
+def check_processes(tensors: Mapping[str, Tensor], fitness: FitnessLike | None = None) -> None:
+    """Refuse what is spread over ranks, and in a group of several a forward that waits for others.
 
-
-@contextmanager
-def only_one_process() -> Iterator[None]:
-    """Say that the other processes of the group wait for what comes of it, and do not evolve."""
-    token = _ONE_OF_ALL.set(True)
-    try:
-        yield
-    finally:
-        _ONE_OF_ALL.reset(token)
-
-
-def check_processes(tensors: Mapping[str, Tensor]) -> None:
-    """Refuse weights that are spread over processes, and a group of several processes."""
+    Ranks score different members, so none of them may wait within a forward.
+    """
     for name, tensor in tensors.items():
         if any(kind.__name__ == "DTensor" for kind in type(tensor).__mro__):
             raise InputError(
                 f"{name!r} is a DTensor (sharded over processes), which cannot be evolved: evolve "
                 "an unsharded copy of the model in one process, then load its weights"
             )
-    group = torch.distributed
-    if _ONE_OF_ALL.get():
+    if not isinstance(fitness, Fitness) or group_size() == 1:
         return
-    if group.is_available() and group.is_initialized() and group.get_world_size() > 1:
-        raise InputError(
-            f"evolve in a group of {group.get_world_size()} processes would hang or drift apart: "
-            "evolve in one process outside the group (before init_process_group), then broadcast "
-            "the weights and buffers, or let evostep.integrations.evolve do so"
-        )
+    for module in fitness.model.modules():
+        kind = type(module).__name__
+        if kind == "FullyShardedDataParallel":
+            raise InputError(
+                "the fitness scores a FullyShardedDataParallel, whose weights are spread over "
+                "processes: evolve an unsharded copy of the model, then load its weights"
+            )
+        if isinstance(module, nn.parallel.DistributedDataParallel):
+            raise InputError(
+                f"the fitness scores a {kind}, whose forward waits for the other processes: score "
+                "the module inside, evostep.integrations.unwrapped(model)"
+            )
+        waits = fitness.mode == "train" or fitness.calibration is not None
+        if isinstance(module, nn.SyncBatchNorm) and waits:
+            raise InputError(
+                "the fitness runs SyncBatchNorm in train mode, which waits for the other "
+                "processes: score in mode='eval', without calibration="
+            )
 
 
 def check_fitness(fitness: FitnessLike, space: Space, slots: Slots) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from evostep.acceptance import Improves, Rule
+from evostep.checksums import checksum
 from evostep.compatibility import (
     FitnessLike,
     check_choices,
@@ -21,8 +22,9 @@ from evostep.compatibility import (
     warn_of_guess,
     warn_of_lost,
 )
-from evostep.engines.auto import Auto, Findings
+from evostep.engines.auto import Findings
 from evostep.engines.base import Engine
+from evostep.engines.distributed import DIGESTS, Distributed
 from evostep.errors import InputError, warn
 from evostep.genome.anatomy import module_names
 from evostep.genome.guides import add_guides, copy_guides
@@ -61,7 +63,8 @@ class Evolution:
         engine: how members are scored: ``"auto"``, the fastest that can take them; or one of
             ``inplace``, ``vmap``, ``lowrank``, ``prefix``, ``racing``, by name or with settings
             of its own, such as ``evostep.engines.vmap.Vmap(chunk=32)``. Where it cannot take a
-            model, a warning says why and members are scored in place.
+            model, a warning says why and members are scored in place. In a process group of
+            several ranks these share the members: `evostep.engines.distributed.Distributed`.
         model: the model that holds the tensors, where the target is none: its modes and buffers
             are put back when the fitness is a bare callable.
 
@@ -119,7 +122,7 @@ class Evolution:
         self._whole = isinstance(target, nn.Module)  # whatever the model holds moves
         self._told: set[str] = set()  # warnings that are given once
         self.engine = engine
-        self._choice = Auto.of(engine)
+        self._choice = Distributed.of(engine)
         self.history: list[Record] = []
         self._unguided = False  # whether a warning said so
         self.reset()
@@ -144,7 +147,7 @@ class Evolution:
 
         And, where the space asks for it, which layer makes the outputs that are scored.
         """
-        check_processes(self.slots.live)
+        check_processes(self.slots.live, fitness)
         scored = fitness.model if isinstance(fitness, Fitness) else self.model
         model = scored if self.model is None else self.model  # a compiled one has no truth value
         if model is None or scored is None:
@@ -249,12 +252,20 @@ class Evolution:
             return []
         check_numbers(self.space.touched(self.slots), self.slots)
         check_choices(fitness, accept_on, self.accept, self.space, self.slots, self.model)
+        call = {"generations": generations, "forwards": max_forwards, "seconds": max_seconds}
+        models = self._models(fitness, accept_on)
+        self._choice.meet(
+            partial(self._claims, models, call), partial(_buffers, models), self._told
+        )
         began = time.perf_counter()
         records: list[Record] = []
         spent = 0
 
         def timed_out() -> bool:
-            return max_seconds is not None and time.perf_counter() - began >= max_seconds
+            if max_seconds is None:
+                return False
+            left = time.perf_counter() - began < max_seconds
+            return not phase.session.all_agree(left)
 
         with Undoing(), Undoing(self._close):
             with preserved_rng():
@@ -272,9 +283,10 @@ class Evolution:
                 warn_of_failures(records[-1])
                 if records[-1].moved and on_move is not None:
                     self._hand(phase, on_move)
-                stop = on_generation is not None and (
-                    self._hand(phase, partial(on_generation, records[-1])) is True
-                )
+                stop = False
+                if on_generation is not None:
+                    stop = self._hand(phase, partial(on_generation, records[-1])) is True
+                    stop = last or not phase.session.all_agree(not stop)
                 if not last and (stop or timed_out()):
                     with preserved_rng():
                         self._conclude(phase, records)
@@ -283,6 +295,30 @@ class Evolution:
                 if last or phase.over:
                     break
         return records
+
+    def _models(self, *scored: FitnessLike | None) -> list[nn.Module]:
+        """Return the models that a phase has to do with, each once."""
+        known = [one.model for one in scored if isinstance(one, Fitness)]
+        known += [self.model] if self.model is not None else []
+        return list({id(model): model for model in known}.values())
+
+    def _claims(self, models: Iterable[nn.Module], call: Mapping[str, Any]) -> dict[str, object]:
+        """Return what has to be the same on every rank."""
+        weights = dict(self.slots.tensors)
+        for model in models:
+            weights |= dict(model.named_parameters())
+        state = {**self.state_dict(), "center": self._center, "names": [*self.slots.live]}
+        return {
+            "the strategy": self.strategy,
+            "the space": self.space,
+            "the rule of acceptance": self.accept,
+            "the engine": self._choice.over,
+            "the call of evolve": call,
+            "the seed": self.seed,
+            "the generation": self.generation,
+            "the kinds of devices": sorted({p.device.type for p in weights.values()}),
+            **dict(zip(DIGESTS, map(checksum, (weights, state)), strict=True)),
+        }
 
     def _close(self) -> None:
         if self._phase is not None:
@@ -527,6 +563,11 @@ class Evolution:
         self._phase, self._saved_phase = None, state.get("phase")
         self._former = state.get("former")
         self._center = _copies(state.get("center", {}))
+
+
+def _buffers(models: Iterable[nn.Module]) -> list[Tensor]:
+    """Return the buffers of models, each once."""
+    return list({id(b): b for model in models for b in model.buffers()}.values())
 
 
 def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

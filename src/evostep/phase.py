@@ -100,6 +100,7 @@ class Phase:
         self.center = Center(workspace, evaluator, second)
         self.evaluator, self.second, self.session = evaluator, second, session
         self.seed, self.attempts = seed, attempts
+        session.expect(strategy.size_for(self.genome))
         self.by_phase = rule.every == "phase"
         self.began = generation
         self.moved = False
@@ -277,9 +278,10 @@ class Phase:
                 candidate = judge.attempt(round, calibrate=False, keep_outputs=keep)
         # weights on which statistics cannot be estimated are not worth going on with
         accepted = candidate is None or not candidate.failed
-        if asked and accepted:
+        if asked:
             assert candidate is not None, "it was scored"
-            accepted = self.rule(parent, candidate, self.attempts + 1)
+            accepted = accepted and self.rule(parent, candidate, self.attempts + 1)
+            accepted = self.session.all_agree(accepted)
         center = self.workspace.settle(step.center) if accepted else None
         known = candidate is not None and (asked or self.second is None)
         return _Decision(accepted, candidate, center, statistics, asked, parent if known else None)
@@ -332,7 +334,7 @@ class Phase:
         for name, coordinates in starts.items():
             statistics, failed = self.center.try_out(coordinates, round)
             scores = failed or self.evaluator.attempt(round, calibrate=False)
-            if not scores.failed and not scores.value <= best:
+            if self.session.all_agree(not scores.failed and not scores.value <= best):
                 settled = self.workspace.settle(coordinates)
                 finish(partial(self._begin_at, settled, statistics))
                 best, self._opened = scores.value, name
@@ -350,6 +352,10 @@ class Phase:
             record: of the phase's last generation, on whose examples both are scored.
             book: takes down the record with the verdict: see `generation`.
         """
+        self._judge(record, book)
+        self.session.done()
+
+    def _judge(self, record: Record, book: Callable[[Record], object]) -> None:
         count = record.generation + 1 - self.began
         if not self.by_phase:
             self.over = True
@@ -366,6 +372,7 @@ class Phase:
         self.center.write(self._start, self._buffers)
         parent = judge.score(round, keep_outputs=keep)
         accepted = not candidate.failed and self.rule(parent, candidate, self.attempts + 1)
+        accepted = self.session.all_agree(accepted)
         verdict = Verdict(
             generation=self.began,
             generations=count,
@@ -403,6 +410,8 @@ class Phase:
 
     def close(self) -> None:
         """Leave the weights whole: the center's, or where the phase began if it was not judged."""
+        if not self.over:
+            self.session.leave()
         if self.by_phase and not self.over:
             self.center.move(self._start, self._buffers)
             self.over = True

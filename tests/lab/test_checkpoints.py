@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from evostep.checksums import checksum
 from evostep.errors import InputError
 from evostep.lab.checkpoints import (
     FORMAT,
-    checksum,
     drop_checkpoint,
     has_checkpoint,
     load_checkpoint,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import types
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -171,6 +171,22 @@ class Choice(Session[Auto]):
         """Drop what engines cached: the phase is over."""
         for session in self._candidates:
             session.close()
+
+    @property
+    def chosen(self) -> Engine:
+        """Who scores the members of this generation."""
+        engine: Engine = self._chosen.engine
+        return engine
+
+    def drop(self, names: Collection[str]) -> None:
+        """Take no engine of these names any more: somebody else who scores cannot."""
+        self._findings.given_up.update(names)
+        self._findings.verified.difference_update(names)
+        for session in self._candidates:
+            if session.engine.name in names:
+                session.close()
+        if self.chosen.name in names:
+            self._chosen = self._inplace
 
     def _choose(self, round: Round, members: Sequence[Coordinates]) -> Session[Any]:
         for session in self._candidates:

@@ -8,8 +8,10 @@ agrees with it within a stated tolerance, or refuses with a reason.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
+
+from torch import Tensor
 
 from evostep.genome.point import Coordinates
 from evostep.scoring.evaluator import Evaluator, Round
@@ -29,6 +31,21 @@ class Engine(ABC):
     """
 
     name: ClassVar[str]
+
+    def meet(
+        self,
+        claims: Callable[[], Mapping[str, object]],
+        buffers: Callable[[], Iterable[Tensor]],
+        warned: set[str],
+    ) -> None:
+        """Before a phase: see to it that all who work on it do the same, where there are several.
+
+        Args:
+            claims: returns what has to be the same for all, by its name.
+            buffers: returns what is made the same for all, in one order.
+            warned: names of warnings that were given once; those given now are added.
+        """
+        return None
 
     @abstractmethod
     def open(self, workspace: Workspace, evaluator: Evaluator) -> Session[Any]:
@@ -54,6 +71,10 @@ class Session(ABC, Generic[E_co]):
         self.engine = engine
         self.workspace = workspace
         self.evaluator = evaluator
+
+    def expect(self, size: int) -> None:
+        """Take note of how many members each generation of the phase has."""
+        return None
 
     def refusal(self, round: Round, members: Sequence[Coordinates]) -> str | None:
         """Return why these members cannot be scored so; None: it can be tried. Cheap."""
@@ -89,6 +110,22 @@ class Session(ABC, Generic[E_co]):
         Raises:
             CannotScore: the model cannot be taken; the weights are the center's.
         """
+
+    def all_agree(self, decision: bool) -> bool:
+        """Return whether all who work on the phase have decided so."""
+        return decision
+
+    def done(self) -> None:
+        """Take note that the phase has come to its end.
+
+        Raises:
+            ValueError: others who work on it have come to another one.
+        """
+        return None
+
+    def leave(self) -> None:
+        """Take note that the phase is left before its end, by an error or an interrupt."""
+        return None
 
     def close(self) -> None:
         """Drop what was cached: the phase is over."""

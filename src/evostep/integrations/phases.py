@@ -12,10 +12,11 @@ from torch import nn
 
 from evostep.compatibility import FitnessLike
 from evostep.errors import InputError, warn
-from evostep.integrations.processes import evolve, is_first
+from evostep.integrations.processes import evolve
 from evostep.integrations.trackers import Tracker
 from evostep.integrations.wrappers import find_evolved, unwrapped
 from evostep.optimizer import Evolved
+from evostep.ranks import is_first
 from evostep.record import Record
 from evostep.schedule import Alternate
 from evostep.scoring.fitness import Fitness

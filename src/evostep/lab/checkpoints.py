@@ -6,15 +6,14 @@ stands beside them: torch reads a file in which bits have changed without a word
 
 from __future__ import annotations
 
-import hashlib
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from evostep.checksums import checksum
 from evostep.errors import InputError, warn
 from evostep.lab.storage import replacing, writing
 from evostep.unpacking import size_of_zip, too_large
@@ -95,37 +94,6 @@ def drop_checkpoint(path: Path) -> None:
     for one in (path, _before(path)):
         with writing(one):
             one.unlink(missing_ok=True)
-
-
-def checksum(state: Any) -> str:
-    """Return the SHA-256 of tensors, numbers and texts, in whatever containers they are.
-
-    Example:
-        >>> one = {"w": torch.zeros(2), "n": [1, 2.5]}
-        >>> checksum(one) == checksum({**one, "w": torch.tensor([0.0, -0.0])})
-        False
-    """
-    digest = hashlib.sha256()
-    _add(state, digest)
-    return digest.hexdigest()
-
-
-def _add(value: Any, digest: Any) -> None:
-    if isinstance(value, Tensor):
-        digest.update(f"{value.dtype} {tuple(value.shape)} ".encode())
-        flat = value.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy())
-    elif isinstance(value, Mapping):
-        digest.update(f"{{{len(value)} ".encode())
-        for key, item in value.items():
-            _add(key, digest)
-            _add(item, digest)
-    elif isinstance(value, list | tuple):
-        digest.update(f"[{len(value)} ".encode())
-        for item in value:
-            _add(item, digest)
-    else:
-        digest.update(f"{type(value).__name__} {value!r} ".encode())
 
 
 def _before(path: Path) -> Path:

@@ -9,8 +9,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from evostep.checksums import checksum
 from evostep.errors import InputError, reason, warn
-from evostep.lab.checkpoints import checksum
 from evostep.lab.storage import replacing
 
 _LONG = 64  # characters of a checksum

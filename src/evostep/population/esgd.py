@@ -25,6 +25,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from evostep.compatibility import check_processes
+from evostep.errors import InputError
 from evostep.interrupts import Undoing, finish
 from evostep.noise import derive_seed, make_generator
 from evostep.population.breeding import Inherit, Litter
@@ -34,6 +35,7 @@ from evostep.population.records import Descent, PopulationRecord
 from evostep.population.scoring import FitnessOfModel, Scorer
 from evostep.population.selection import draw_parents, survivors
 from evostep.population.species import Species
+from evostep.ranks import group_size
 from evostep.record import FEW, warn_of_no_difference
 from evostep.scoring.calibration import Calibration
 from evostep.scoring.isolation import preserved_rng, seed_everything
@@ -300,6 +302,11 @@ class ESGD:
         if generations < 0:
             raise ValueError(f"generations must be >= 0, got {generations}")
         check_processes(self.individuals[0].parameters())
+        if (size := group_size()) > 1:
+            raise InputError(
+                f"ESGD in a group of {size} processes would drift apart, as its individuals do not "
+                "go over ranks: evolve in one process, outside the group"
+            )
         if generations == 0:
             return []
         began = time.perf_counter()

@@ -79,6 +79,10 @@ class Scores:
         """Whether the fitness raised or was not finite."""
         return self.error is not None
 
+    def read_as(self, value: float) -> None:
+        """Take what somebody else read of the same scoring, whose rounding may be another."""
+        self._value = value
+
     def __repr__(self) -> str:
         return f"Scores({self.error or self._value})"
 
