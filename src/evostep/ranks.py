@@ -26,7 +26,7 @@ TIMEOUT = 1800.0  # seconds, as torch's own for gloo
 TIMEOUT_VARIABLE = "EVOSTEP_TIMEOUT"
 _SLOW = 30.0  # seconds after which one is told for whom it waits
 _HEAD = 5  # bytes of a frame before its content
-_LEFT = 0  # the kind of message of who goes away
+_LEFT, _SHARING = 0, 255  # kinds of messages: of who goes away, of a length
 _TOLD = 1000  # bytes of why somebody goes away
 
 
@@ -135,7 +135,7 @@ class Ranks:
         """Exchange a message with all ranks; return theirs, in order.
 
         Args:
-            kind: of message, above 0: all ranks have to send the same.
+            kind: of message, 1 to 254: all ranks have to send the same.
             content: what this rank says.
             what: all are doing, in words for errors.
 
@@ -170,8 +170,17 @@ class Ranks:
             for tensor in tensors:
                 dense = tensor.detach().cpu().contiguous()
                 bits = dense.reshape(-1).view(torch.uint8)
-                self._collect(partial(self._send_from_first, bits), "copying buffers")
+                self._collect(partial(self._send_from_first, bits), "the start of a phase")
                 tensor.copy_(bits.view(dense.dtype).reshape(dense.shape))
+
+    def share(self, content: bytes) -> bytes:
+        """Return what the first rank gives, as large as it may be."""
+        lengths = self.gather(_SHARING, str(len(content)).encode(), "start")
+        bits = torch.zeros(int(lengths[0]), dtype=torch.uint8)
+        if self.rank == 0 and content:
+            bits = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        self.broadcast([bits])
+        return bits.numpy().tobytes()
 
     def _send_from_first(self, bits: Tensor) -> None:
         dist.broadcast(bits, src=self._global[0], group=self._group)

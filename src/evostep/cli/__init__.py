@@ -24,9 +24,11 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         import warnings
 
+        from evostep.cli.ranks import first_rank_speaks
         from evostep.cli.terminal import steady_streams, terminated_as_interrupted
 
         with (
+            first_rank_speaks(),
             terminated_as_interrupted(),
             steady_streams() as (out, _),
             warnings.catch_warnings(),
@@ -72,13 +74,15 @@ def _lacking(what: str, error: ImportError) -> Exception:
 def _run(parsed: Any) -> None:
     from evostep.cli.commands import COMMANDS
     from evostep.cli.output import speaking
+    from evostep.cli.ranks import over_ranks
     from evostep.errors import InputError
 
     own = parsed[parsed.command]
     try:
         with speaking(own):
             try:
-                COMMANDS[parsed.command].run(own)
+                with over_ranks(parsed.command, own):
+                    COMMANDS[parsed.command].run(own)
             except (InputError, OSError, ImportError) as error:
                 _refuse(parsed.command, error)
     except InputError as error:  # of how it is to speak

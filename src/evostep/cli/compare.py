@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from evostep.cli.options import add_option, add_options, make_options
 from evostep.cli.output import answer, manner, note, progress_console
+from evostep.cli.ranks import check_arms
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -64,6 +65,7 @@ def run_plan(plan: Plan, out: Path) -> None:
     """Run what is missing of a plan, and print its table; progress goes to stderr."""
     from evostep.lab.comparison.compare import compare
 
+    check_arms(plan.arms)
     show(compare(plan, out, progress_console(), every_step=manner().verbose))
 
 
