@@ -1,4 +1,4 @@
-"""Evolution under DistributedDataParallel: the first process evolves, the others wait for it.
+"""Evolution under DistributedDataParallel: the processes share the members of each generation.
 
     torchrun --nproc-per-node 2 examples/with_processes.py
     python examples/with_processes.py
