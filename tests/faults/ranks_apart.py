@@ -154,9 +154,9 @@ def two_threads_on_rank_1() -> str:
 
 def first_alone() -> str:
     if RANK == 1:
-        time.sleep(4)
+        time.sleep(2)
         return ""
-    return attempt(engine=Distributed("inplace", timeout=2))
+    return attempt(engine=Distributed("inplace", timeout=1))
 
 
 CASES: dict[str, Callable[[], str]] = {
@@ -182,7 +182,7 @@ CASES: dict[str, Callable[[], str]] = {
     "statistics": statistics_of_the_first,
     "ddp": ddp,
     "esgd": esgd,
-    "hangs": lambda: attempt(slow(9), engine=Distributed("inplace", timeout=3)),
+    "hangs": lambda: attempt(slow(1.5), engine=Distributed("inplace", timeout=2)),
     "alone": first_alone,
     "dies": lambda: attempt(lambda net: Scores(net, lambda: os._exit(9), parent=False)),
 }
