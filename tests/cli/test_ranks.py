@@ -178,6 +178,7 @@ def workers_of(process: Any) -> list[int]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc")
 def test_a_rank_that_is_killed_at_random_changes_no_bit(tmp_path: Path) -> None:
     """torchrun starts all ranks again, and they go on from the last checkpoint."""
@@ -191,7 +192,7 @@ def test_a_rank_that_is_killed_at_random_changes_no_bit(tmp_path: Path) -> None:
     process = start([*run, "-m", "evostep", *train, "--out", str(killed)], "torch.distributed.run")
     kills = 0
     try:
-        while process.poll() is None and kills < 3:
+        while process.poll() is None and kills < 2:
             while process.poll() is None and not list(killed.glob("runs/*/checkpoint.pt")):
                 time.sleep(0.05)
             time.sleep(draw.uniform(0.0, 3.0))
@@ -200,9 +201,10 @@ def test_a_rank_that_is_killed_at_random_changes_no_bit(tmp_path: Path) -> None:
                 os.kill(draw.choice(workers), signal.SIGKILL)
                 kills += 1
                 time.sleep(5)
-        out, err = process.communicate(timeout=400)
+        out, err = process.communicate(timeout=600)
     finally:
-        process.kill()
+        process.terminate()  # it ends those that it has started
+        process.wait(60)
     assert process.returncode == 0, (seed, out, err)
     assert kills, "it was over too soon"
     assert outcome(killed) == outcome(whole), seed

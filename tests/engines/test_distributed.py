@@ -79,18 +79,15 @@ def apart(one: Any, other: Any, near: float, where: str = "") -> Iterator[str]:
         yield f"{where}: {one} {other}"
 
 
-def exact(case: str, ranks: int) -> bool:
-    """Whether bits are promised: nobody is scored with others than alone."""
-    engine = case.split()[-1]
-    if engine in ("chunks", "lowrank"):  # 8 in chunks of 2, 12 in chunks of 3
-        return ranks != 3 and (engine == "chunks" or case.startswith("lowrank"))
-    return engine not in ("auto", "vmap")
+def exact(case: str) -> bool:
+    """Whether bits are promised: nobody is scored together with others."""
+    return case.split()[-1] not in ("auto", "vmap", "chunks", "lowrank")
 
 
 def check(ranks: int, came: list[Any], alone: Any) -> None:
     for found, told in came:
         for case, one in found.items():
-            near = 0.0 if exact(case, ranks) else 1e-3
+            near = 0.0 if exact(case) else 1e-3
             assert list(apart(alone[case], one, near)) == [], case
             assert list(apart(came[0][0][case], one, 0.0)) == [], f"ranks apart: {case}"
         assert told
@@ -103,7 +100,7 @@ def check(ranks: int, came: list[Any], alone: Any) -> None:
     extra = [
         sum(own) - told[0] for own, told in zip(zip(*shares, strict=True), came[0][1], strict=True)
     ]
-    assert set(extra) <= {0, 1, ranks}  # an engine is checked by every rank
+    assert set(extra) <= {*range(ranks + 1)}  # who scores checks an engine
     assert 1 in extra
 
 

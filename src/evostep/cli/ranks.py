@@ -137,7 +137,13 @@ def _join() -> None:
         card = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
         torch.cuda.set_device(card)
     try:
-        dist.init_process_group("gloo", timeout=timedelta(seconds=seconds))
+        timeout = timedelta(seconds=seconds)
+        store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
+        if os.environ.get("GROUP_WORLD_SIZE") == "1":  # torchrun's, of one machine
+            # its store may hold addresses of ranks that it has started before, and that have died
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            store = dist.distributed_c10d.PrefixStore(f"attempt {attempt}", store)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timeout)
     except (RuntimeError, ValueError) as error:
         where = ":".join(os.environ.get(f"MASTER_{part}", "?") for part in ("ADDR", "PORT"))
         text = reason(error)

@@ -5,11 +5,11 @@ Noise is a pure function of seed and member, so every rank makes it again and mo
 no weights are sent. Everybody scores the parent, which shows in each generation that all ranks hold
 the same weights and examples; and one member of each phase is scored by two ranks.
 
-What comes out has the bits that one process gives, where a member's score does not depend on who is
-scored with it: in place, with a cached prefix, and with `Vmap`. `SharedProduct` multiplies members
-together; there a rank's share keeps the borders of chunks where members are enough, and otherwise
-scores agree within `evostep.engines.auto.TOLERANCE`. Members do not race: who is dropped would
-depend on who is scored beside whom.
+What comes out has the bits that one process gives where members are scored one by one: in place and
+with a cached prefix. `Vmap` and `SharedProduct` score them together, and how many they are, and
+where they lie in memory, decides on the last bits: there a share keeps the borders of chunks where
+it can, scores agree within `evostep.engines.auto.TOLERANCE`, and all ranks have the same bits.
+Members do not race: who is dropped would depend on who is scored beside whom.
 """
 
 from __future__ import annotations
