@@ -129,6 +129,7 @@ def _join() -> None:
 
     import torch
     import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
 
     from evostep.ranks import TIMEOUT_VARIABLE, default_timeout
 
@@ -138,7 +139,7 @@ def _join() -> None:
         torch.cuda.set_device(card)
     try:
         timeout = timedelta(seconds=seconds)
-        store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
+        store, rank, size = next(rendezvous("env://", timeout=timeout))
         if os.environ.get("GROUP_WORLD_SIZE") == "1":  # torchrun's, of one machine
             # its store may hold addresses of ranks that it has started before, and that have died
             attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
