@@ -108,12 +108,18 @@ class Ranks:
         self._await_all("evolve")
         _met[of_all] = number
         backend = "gloo" if dist.is_gloo_available() else None
-        self._group: Any = dist.new_group(
-            None if of_all else self._global,
-            timeout=timedelta(seconds=timeout),
-            backend=backend,
-            use_local_synchronization=not of_all,
-        )
+        try:
+            self._group: Any = dist.new_group(
+                None if of_all else self._global,
+                timeout=timedelta(seconds=timeout),
+                backend=backend,
+                use_local_synchronization=not of_all,
+            )
+        except RuntimeError as error:
+            raise LostRank(
+                f"the ranks do not reach each other within {timeout:g} s ({_short(error)}): set "
+                f"GLOO_SOCKET_IFNAME to their network's card, or raise {TIMEOUT_VARIABLE} (seconds)"
+            ) from error
 
     @classmethod
     def of(cls, group: Any, timeout: float | None) -> Ranks:
@@ -228,7 +234,7 @@ class Ranks:
             missing = []
         if missing and waited >= 0.9 * self.timeout:
             return self._not_come(missing, what)
-        why = reason(error).partition(". ")[0]
+        why = _short(error)
         if missing:
             return LostRank(f"{self._named(missing)} gone in {what} ({why})")
         return LostRank(f"a rank has gone, or has waited in vain for this one, in {what} ({why})")
@@ -275,6 +281,10 @@ class Ranks:
 
 _known: list[tuple[Any, Ranks]] = []  # by their groups
 _met: dict[bool, int] = {}  # how often the ranks of all, and of some, have met
+
+
+def _short(error: RuntimeError) -> str:
+    return reason(error).partition(". ")[0][:200]
 
 
 def _length(message: bytes) -> int:

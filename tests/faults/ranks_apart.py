@@ -182,7 +182,7 @@ CASES: dict[str, Callable[[], str]] = {
     "statistics": statistics_of_the_first,
     "ddp": ddp,
     "esgd": esgd,
-    "hangs": lambda: attempt(slow(1.5), engine=Distributed("inplace", timeout=2)),
+    "hangs": lambda: attempt(slow(2), engine=Distributed("inplace", timeout=4)),
     "alone": first_alone,
     "dies": lambda: attempt(lambda net: Scores(net, lambda: os._exit(9), parent=False)),
 }
