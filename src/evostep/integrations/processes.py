@@ -49,7 +49,8 @@ def evolve(
             weights or a sharded optimizer. In a group, if another process has gone or differs.
 
     Example:
-        >>> import evostep
+        >>> import torch, evostep
+        >>> from torch import nn
         >>> model = nn.Linear(2, 2)
         >>> base = torch.optim.SGD(model.parameters(), lr=0.1)
         >>> optimizer = evostep.Evolved(base, evostep.OpenAIES(0.1))
