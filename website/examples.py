@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ARGUMENTS = {
     "own_data": ["--out", "OUT/results"],
     "polish_digits": ["--out", "OUT"],
+    "polish_texts": ["--out", "OUT"],
     "scores_of_trees": ["--out", "OUT/scores.csv"],
 }
 
