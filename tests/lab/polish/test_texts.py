@@ -89,6 +89,12 @@ def test_words_are_a_list_in_every_spelling(end: str, form: Any, code: Any, tmp_
     assert batch["attention_mask"].sum(1).tolist() > counted.sum(1).tolist()
 
 
+def test_one_word_a_row_that_is_a_number_is_a_word(code: Any, tmp_path: Path) -> None:
+    rows = [{"tokens": 5, "tags": 0}, {"tokens": 7, "tags": 2}]
+    found = read_texts(str(write(tmp_path / "t.csv", rows)), load_folder(code.folder))
+    assert found.targets.tolist() == [0, 2]
+
+
 def test_what_was_tokenised_before_is_taken_as_it_is(
     sentences: Any, code: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

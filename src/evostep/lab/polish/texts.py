@@ -76,7 +76,7 @@ def read_texts(
     Raises:
         InputError: a column that is missing; what is no text or no label of the network's.
     """
-    columns = _read(data, classifier, text)
+    columns = _read(data, classifier, text, target)
     n = len(next(iter(columns.values())))
     tokens_made = _IDS in columns
     if tokens_made:
@@ -105,9 +105,12 @@ def read_texts(
     return Texts(_batches(rows, labels, classifier), targets, unit, weight, group, cut)
 
 
-def _read(data: str, classifier: Classifier, text: str | None) -> dict[str, Column]:
+def _read(
+    data: str, classifier: Classifier, text: str | None, target: str | None
+) -> dict[str, Column]:
     if not runs_code(data) or Path(data).is_file():
-        return read_columns(Path(data), texts=_names(classifier, text))
+        tags = [target or "tags"] if classifier.of_tokens else []
+        return read_columns(Path(data), texts=[*_names(classifier, text), *tags])
     value = load_attribute(data)
     if callable(value) and not hasattr(value, "__getitem__"):
         try:
