@@ -5,7 +5,7 @@ copied), into which pip installs the extra. A check then imports evostep and doe
 the extra is for. Needs the network, or pip's mirrors, and about 10 GB; environments are deleted.
 
     python tests/extras.py --work /tmp/extras --json extras.json
-    python tests/extras.py --work /tmp/extras cma peft
+    python tests/extras.py --work /tmp/extras --base /tmp/base cma peft
 """
 
 from __future__ import annotations
@@ -293,14 +293,6 @@ def build(folder: Path) -> Path:
     return wheel
 
 
-def make_base(work: Path, wheel: Path) -> dict[str, Any]:
-    """Make the environment with torch and the wheel alone, and check it."""
-    base = work / "base"
-    if not (base / "bin" / "python").exists():
-        must(sys.executable, "-m", "venv", base)
-    return check(base, BARE, wheel, work)
-
-
 def copy_of(base: Path, folder: Path) -> Path:
     """Link an environment's files into a new one."""
     shutil.rmtree(folder, ignore_errors=True)
@@ -313,8 +305,9 @@ def copy_of(base: Path, folder: Path) -> Path:
 
 
 def own_bytes(folder: Path) -> int:
-    """Return the size of the files that are linked from nowhere else."""
-    stats = [path.lstat() for path in folder.rglob("*") if not path.is_symlink()]
+    """Return the size of files that are linked from nowhere else, but for what Python caches."""
+    files = [path for path in folder.rglob("*") if not path.is_symlink() and path.suffix != ".pyc"]
+    stats = [path.lstat() for path in files]
     return sum(stat.st_size for stat in stats if stat.st_nlink == 1)
 
 
@@ -323,8 +316,10 @@ def check(environment: Path, extra: str, wheel: Path, work: Path) -> dict[str, A
     python, what = environment / "bin" / "python", f"[{extra}]" if extra != BARE else ""
     began = time.monotonic()
     # what is linked is deleted and written anew by pip, never changed in place
-    pins = ["-c", ROOT / "constraints.txt"]
-    done = call(python, "-m", "pip", "install", "-q", *pins, f"{wheel}{what}")
+    options = ["-q", "--no-compile", "-c", ROOT / "constraints.txt"]
+    install = [python, "-m", "pip", "install", *options]
+    call(*install, "--force-reinstall", "--no-deps", wheel)  # there may be an older one
+    done = call(*install, f"{wheel}{what}")
     installed = time.monotonic() - began
     found: dict[str, Any] = {"seconds": round(installed, 1), "mb": own_bytes(environment) // 10**6}
     if done.returncode:
@@ -333,11 +328,14 @@ def check(environment: Path, extra: str, wheel: Path, work: Path) -> dict[str, A
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir()
     began = time.monotonic()
-    for words in (["-c", CHECKS[extra]], ["-m", "evostep", "doctor"], ["-m", "pip", "check"]):
+    doctor = (
+        "\nfrom evostep.cli import main\nmain(['doctor'])\n"  # leaves with 1 if it finds a fault
+    )
+    for words in (["-c", CHECKS[extra] + doctor], ["-m", "pip", "check"]):
         done = call(python, "-W", "ignore", *words, cwd=place)
         if done.returncode:
             told = (done.stderr or done.stdout).strip().splitlines()[-1]
-            return {**found, "error": f"{' '.join(words[:2])[:40].strip()}: {told}"}
+            return {**found, "error": f"{words[0]}: {told}"}
     return {**found, "check": round(time.monotonic() - began, 1), "error": None}
 
 
@@ -346,7 +344,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--work", type=Path, required=True, help="folder for environments")
     parser.add_argument("--json", type=Path, help="file for what was found")
-    parser.add_argument("--keep-base", action="store_true", help="for a further call")
+    parser.add_argument("--base", type=Path, help="environment of an earlier call, which stays")
     parser.add_argument("names", nargs="*", help="extras; all where none is named")
     args = parser.parse_args()
     work = args.work.resolve()
@@ -354,17 +352,19 @@ def main() -> None:
     unknown = set(args.names) - CHECKS.keys()
     if unknown:
         raise SystemExit(f"unknown extra {min(unknown)}: choose from {', '.join(CHECKS)}")
-    wheel = build(work / "dist")
-    found = {BARE: make_base(work, wheel)}
-    print(f"{BARE}: {found[BARE]}", flush=True)
-    for extra in args.names or [name for name in CHECKS if name != BARE]:
-        if extra != BARE:
-            environment = copy_of(work / "base", work / extra)
-            found[extra] = check(environment, extra, wheel, work)
+    wheel, found = build(work / "dist"), {}
+    base = args.base.resolve() if args.base else work / "base"
+    if not base.exists():
+        must(sys.executable, "-m", "venv", base)
+    names = list(dict.fromkeys([*([] if args.base else [BARE]), *(args.names or CHECKS)]))
+    for extra in names:
+        environment = base if extra == BARE else copy_of(base, work / extra)
+        found[extra] = check(environment, extra, wheel, work)
+        print(f"{extra}: {found[extra]}", flush=True)
+        if environment != base:
             shutil.rmtree(environment)
-            print(f"{extra}: {found[extra]}", flush=True)
-    if not args.keep_base:
-        shutil.rmtree(work / "base")
+    if not args.base:
+        shutil.rmtree(base)
     about = {
         "date": datetime.date.today().isoformat(),
         "python": platform.python_version(),
