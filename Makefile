@@ -32,6 +32,7 @@ article: $(STAMP) ## the article's comparison in small, with the control to beat
 	@echo "The page: $$(cd "$(DEMO_OUT)/article" && pwd)/report.html"
 
 docs: $(STAMP) ## run the examples, and build the documentation site with what they print and draw
+	"$(BIN)/python" -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[black-box]'
 	"$(BIN)/python" website/examples.py --out build/examples
 	"$(MAKE)" site
 

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 import tarfile
@@ -256,51 +257,19 @@ def environment(folder: Path, wheel: Path, extra: str | None) -> Path:
     return python
 
 
-ALONE = {  # extra -> what it is for, done where nothing else is
-    None: """
-import time, torch
-began = time.process_time()
-from evostep import *
-import evostep
-beyond = time.process_time() - began
-model = torch.nn.Linear(3, 2)
-batches = [(torch.randn(20, 3), torch.arange(20) % 2)]
-optimizer = Evolved(torch.optim.SGD(model.parameters(), lr=0.1), OpenAIES(0.1), model=model)
-optimizer.evolve(Fitness(model, batches, "neg-loss"), generations=2)
-try:
-    import numpy
-except ImportError:
-    pass
-else:
-    raise SystemExit("it is not empty")
-assert beyond < 1, f"import evostep takes {beyond:.2f} s beyond torch"
-""",
-    "metrics": """
-import torch, torchmetrics
-from evostep import *
-model = torch.nn.Linear(3, 2)
-metric = torchmetrics.F1Score("multiclass", num_classes=2)
-assert 0 <= Fitness(model, [(torch.randn(20, 3), torch.arange(20) % 2)], metric)() <= 1
-""",
-    "cma": """
-import torch
-from evostep import *
-Evolution({"w": torch.ones(2)}, CMAES(0.1)).evolve(lambda: 0.0)
-""",
-    "lab": """
-from pathlib import Path
-from evostep.cli import main
-rows = [f"{-1 if i % 5 else 2},{i % 3},{'ab'[i % 2]}" for i in range(60)]
-Path("s.csv").write_text("score_a,score_b,label\\n" + "\\n".join(rows))
-assert main("polish --scores=s.csv --scores-are=logits --budget=1000 --out=o".split()) == 0
-assert main("compare --dry-run --epochs=1 --evolve-from=0 --model=mlp".split()) == 0
-""",
-}
+EXTRAS = runpy.run_path(str(ROOT / "tests" / "extras.py"))
+
+
+def test_every_extra_has_a_check_of_its_own() -> None:
+    """`tests/extras.py` installs each for real, and does what stands there."""
+    assert EXTRAS["CHECKS"].keys() == PROJECT["optional-dependencies"].keys() | {EXTRAS["BARE"]}
+    for code in EXTRAS["CHECKS"].values():
+        compile(code, "check", "exec")
 
 
 @pytest.mark.slow  # links thousands of files, and imports torch in five processes
 @pytest.mark.skipif(sys.platform == "win32", reason="links files")
-@pytest.mark.parametrize("extra", ALONE)
+@pytest.mark.parametrize("extra", [None, "metrics", "cma", "lab"])
 def test_each_extra_alone_brings_what_it_is_for(
     extra: str | None, built: Path, tmp_path: Path
 ) -> None:
@@ -314,7 +283,7 @@ def test_each_extra_alone_brings_what_it_is_for(
             command, capture_output=True, text=True, check=False, cwd=tmp_path, env=clean
         )
 
-    done = run("-c", ALONE[extra])
+    done = run("-c", EXTRAS["CHECKS"][extra or EXTRAS["BARE"]])
     assert done.returncode == 0, done.stderr
     done = run("-m", "evostep", "doctor", "--json")
     assert done.returncode == 0, done.stderr

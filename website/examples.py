@@ -8,6 +8,7 @@ An example fails where it stops with an error: then nothing is kept of it, and s
 from __future__ import annotations
 
 import argparse
+import datetime
 import os
 import re
 import shutil
@@ -16,11 +17,15 @@ import sys
 import time
 from pathlib import Path
 
+from evostep.errors import counted
+from evostep.lab.comparison.environment import cpu_name
+
 ROOT = Path(__file__).resolve().parents[1]
 # What an example is given beside its name; OUT is a folder of its own.
 ARGUMENTS = {
     "own_data": ["--out", "OUT/results"],
     "polish_digits": ["--out", "OUT"],
+    "polish_texts": ["--out", "OUT"],
     "scores_of_trees": ["--out", "OUT/scores.csv"],
 }
 
@@ -30,7 +35,8 @@ def run(script: Path, out: Path) -> float:
 
     Args:
         script: the file.
-        out: folder of its output, replaced: `output.txt`, and the figures that it draws.
+        out: folder of its output, replaced: `output.txt`, `seconds.txt`, and the figures that it
+            draws.
 
     Raises:
         SystemExit: it failed; the end of what it said is told.
@@ -54,6 +60,8 @@ def run(script: Path, out: Path) -> float:
     # where it ran, and how long steps took, is not what a reader is to see
     told = done.stdout.replace(f"{out}/", "").replace(str(out), "OUT")
     (out / "output.txt").write_text(re.sub(r"\n{3,}", "\n\n", told))
+    where = f"{cpu_name()}, {counted(os.cpu_count() or 1, 'core')}, {datetime.date.today()}"
+    (out / "seconds.txt").write_text(f"{seconds:.0f} s ({where})\n")
     return seconds
 
 

@@ -5,7 +5,7 @@
 The sources are Markdown that a code host shows as well: docs/ and some pages of the root. Here
 links to what is no page become links to the repository, formulas between dollars become MathML
 (browsers draw it without a script), and pages are added: the API, the commands, each example with
-what it printed and drew.
+what it printed and drew and how long it took.
 """
 
 from __future__ import annotations
@@ -129,7 +129,8 @@ def example_page(script: Path, ran: Path) -> str:
     lines = [f"# {title.removesuffix('.')}", "", about, ""]
     output = ran / script.stem / "output.txt"
     if output.exists():
-        lines += ["## What it prints", "", "```text", output.read_text().rstrip(), "```", ""]
+        lines += [f"## What it prints, in {took(script, ran)}", ""]
+        lines += ["```text", output.read_text().rstrip(), "```", ""]
         for figure in sorted(output.parent.glob("*.png")):
             lines += [f"![{figure.stem}, as the script draws it]({script.stem}-{figure.name})", ""]
     else:
@@ -137,6 +138,23 @@ def example_page(script: Path, ran: Path) -> str:
     lines += ["## The script", "", f"[examples/{script.name}]", "", "```python"]
     lines[-3] += f"({REPOSITORY}/blob/main/examples/{script.name})"
     return "\n".join([*lines, rest.strip(), "```", ""])
+
+
+def took(script: Path, ran: Path) -> str:
+    """Return how long an example took, and where; a dash where it was not run."""
+    file = ran / script.stem / "seconds.txt"
+    return file.read_text().strip() if file.exists() else "-"
+
+
+def examples_page(ran: Path) -> str:
+    """Return the page that lists the examples, each with how long it took."""
+    lines = ["# All examples", "", "`make docs` runs each as it stands.", ""]
+    lines += ["| example | what it shows | takes |", "|:--|:--|:--|"]
+    for script in examples():
+        title = script.read_text().partition('"""')[2].partition("\n")[0].removesuffix(".")
+        link = f"[{script.name}]({script.stem}.md)"
+        lines.append(f"| {link} | {title} | {took(script, ran)} |")
+    return "\n".join([*lines, ""])
 
 
 def commands_page() -> str:
@@ -175,6 +193,7 @@ def stage(out: Path, ran: Path) -> None:
         place.parent.mkdir(exist_ok=True)
         place.write_text(api.text(page))
     (out / "commands.md").write_text(commands_page())
+    (out / "examples/index.md").write_text(examples_page(ran))
     shutil.copytree(ROOT / "website/assets", out / "assets")
 
 

@@ -1,6 +1,7 @@
 """Every command that README, docs and configurations tell can be given, in the order told."""
 
 import re
+import runpy
 import shlex
 import shutil
 from pathlib import Path
@@ -92,6 +93,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_each_command_of_a_page_runs_in_its_order(
     page: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    if "my-classifier" in page.read_text():
+        pytest.importorskip("transformers", reason="needs evostep[transformers]")
+        runpy.run_path("examples/polish_texts.py")["train_and_save"](Path())
     for command in commands_of(page.read_text()):
         shutil.rmtree("new", ignore_errors=True)
         assert run(command) == 0, f"{command}: {capsys.readouterr().err.splitlines()[-1:]}"

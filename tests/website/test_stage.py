@@ -68,8 +68,19 @@ def test_an_example_shows_what_it_printed_and_drew(stage: Any, tmp_path: Path) -
     (tmp_path / "one").mkdir()
     (tmp_path / "one/output.txt").write_text("1\n")
     (tmp_path / "one/line.png").write_bytes(b"")
+    (tmp_path / "one/seconds.txt").write_text("7 s (a processor)\n")
     text = stage.example_page(script, tmp_path)
     assert text.startswith("# Do one thing\n\n```console\npython one.py\n```\n\nWell.")
-    assert "```text\n1\n```" in text
+    assert "## What it prints, in 7 s (a processor)\n\n```text\n1\n```" in text
     assert "](one-line.png)" in text
     assert text.endswith("```python\nprint(1)\n```\n")
+
+
+def test_the_list_of_examples_tells_what_each_takes(stage: Any, tmp_path: Path) -> None:
+    (tmp_path / "own_metric").mkdir()
+    (tmp_path / "own_metric/seconds.txt").write_text("7 s (a processor)\n")
+    rows = [line for line in stage.examples_page(tmp_path).splitlines() if "](" in line]
+    assert len(rows) == len(stage.examples())
+    (own,) = (row for row in rows if "own_metric.md" in row)
+    assert own.endswith("| 7 s (a processor) |")
+    assert sum(row.endswith("| - |") for row in rows) == len(rows) - 1

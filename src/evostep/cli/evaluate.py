@@ -17,7 +17,7 @@ DESCRIPTION = (
     "Measure a trained network, or scores from a file, by every metric with its bootstrap "
     "interval. Nothing is changed."
 )
-USAGE = "evostep evaluate (--model M --init-from W --data D | --scores FILE) [option ...]"
+USAGE = "evostep evaluate (--model M [--init-from W] --data D | --scores FILE) [option ...]"
 
 
 def add_arguments(parser: ArgumentParser, **_: Any) -> None:

@@ -19,7 +19,9 @@ DESCRIPTION = (
     "that it was not trained on, and confirm the gain by cross-fitting. Writes decision, results, "
     "card and page, and the polished weights."
 )
-USAGE = "evostep polish (--model M --init-from W --data D | --scores FILE) [--out DIR] [option ...]"
+USAGE = (
+    "evostep polish (--model M [--init-from W] --data D | --scores FILE) [--out DIR] [option ...]"
+)
 
 
 def add_arguments(parser: ArgumentParser, **_: Any) -> None:
@@ -51,16 +53,20 @@ def add_subject(parser: ArgumentParser, skip: tuple[str, ...] = ()) -> None:
     first = own.index("scores_are") + 1
     for name in own[:first]:
         add_option(parser, name, kinds[name], _default(name), told[name].format(metrics=metrics))
-    add_network(parser, "an ONNX file; ")
+    add_network(
+        parser,
+        model="a folder that Hugging Face's save_pretrained wrote; an ONNX file; ",
+        data="for a folder a CSV, parquet or JSON file of texts and their labels; ",
+    )
     for name in own[first:]:
         add_option(parser, name, kinds[name], _default(name), told[name])
 
 
-def add_network(parser: ArgumentParser, models: str = "") -> None:
-    """Add what tells a network and its examples; `models`: what else may be one."""
+def add_network(parser: ArgumentParser, **more: str) -> None:
+    """Add what tells a network and its examples; `more`: what else an option of these may be."""
     for name in NETWORK:
         option = read_schema()["options"][name]
-        text = models + option["help"] if name == "model" else option["help"]
+        text = more.get(name, "") + option["help"]
         add_option(parser, name, kind_of(option), option["default"], text)
 
 

@@ -27,6 +27,7 @@ from evostep.scoring.splitting import unweighted, weights_of
 
 _WHO = "polishing"
 NOTHING_KNOWN = Known()
+NEW_NAME = "the weights have a new name"  # begins the note of a layer that got a bias
 _FLOOR = 1e-12  # a probability of zero has no logarithm
 
 
@@ -244,7 +245,7 @@ def fold_in(result: Polished, problem: Problem, subject: Subject, *, exactly: bo
         path = next(path for path, module in subject.model.named_modules() if module is layer)
         name = clean_names([f"{path}.bias" if path else "bias"])[0]
         result.notes += (
-            f"the weights have a new name, {name!r}, since the last layer had no bias: load them "
+            f"{NEW_NAME}, {name!r}, since the last layer had no bias: load them "
             "into a model whose last layer has one",
         )
 

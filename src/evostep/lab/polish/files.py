@@ -6,7 +6,8 @@ import csv
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,20 @@ from evostep.unpacking import check_unpacked, size_of_zip
 
 _UNPACKED = "write it as CSV, or leave out columns that are not needed"
 
+Column = np.ndarray[Any, Any]
+_OF_A_FOLDER = (".json", ".txt", ".model", ".safetensors")  # what a network is read from
+
 
 def fingerprint(path: Path) -> str:
-    """Return the SHA-256 of a file.
+    """Return the SHA-256 of a file, or of a folder's files that a network is read from.
 
     Raises:
         InputError: there is no such file, or it cannot be read.
     """
+    if path.is_dir():
+        parts = [file for file in sorted(path.iterdir()) if file.suffix in _OF_A_FOLDER]
+        told = "".join(f"{file.name} {fingerprint(file)}\n" for file in parts if file.is_file())
+        return f"sha256:{hashlib.sha256(told.encode()).hexdigest()}"
     try:
         with path.open("rb") as file:
             return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
@@ -33,19 +41,28 @@ def fingerprint(path: Path) -> str:
         raise InputError(f"{path} cannot be read ({error.strerror}): correct the path") from error
 
 
-def read_columns(path: Path) -> dict[str, np.ndarray[Any, Any]]:
+def read_columns(path: Path, texts: Sequence[str] = ()) -> dict[str, Column]:
     """Read a table: a column's name -> its values, (n,), or (n, C) of an npz file.
 
     Args:
-        path: a CSV file with a header (comma, semicolon or tab), parquet, or npz.
+        path: a CSV file with a header (comma, semicolon or tab), parquet, npz, or JSON: a row in
+            each line (.jsonl), or a list of rows.
+        texts: columns of a CSV file that are texts, whatever they look like.
 
     Raises:
         InputError: no such file, another kind, nothing in it, or columns of one name.
     """
-    kinds = {".csv": _read_csv, ".tsv": _read_csv, ".parquet": _read_parquet, ".npz": _read_npz}
+    kinds: dict[str, Callable[[Path], dict[str, Column]]] = {
+        ".csv": partial(_read_csv, texts=texts),
+        ".tsv": partial(_read_csv, texts=texts),
+        ".parquet": _read_parquet,
+        ".jsonl": _read_json,
+        ".json": _read_json,
+        ".npz": _read_npz,
+    }
     read = kinds.get(path.suffix.lower())
     if read is None:
-        raise InputError(f"{path} is none of {', '.join(kinds)}: write the scores as one of these")
+        raise InputError(f"{path} is none of {', '.join(kinds)}: write it as one of these")
     if not path.is_file():
         raise InputError(f"no file {path}: correct the path")
     if path.stat().st_size == 0:
@@ -66,17 +83,22 @@ def read_columns(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     return columns
 
 
-def _read_csv(path: Path) -> dict[str, np.ndarray[Any, Any]]:
+def _read_csv(path: Path, texts: Sequence[str]) -> dict[str, Column]:
+    import pyarrow
     from pyarrow import csv as arrow
 
     with path.open(encoding="utf-8-sig") as file:
         header = file.readline()
     delimiter = max(",;\t", key=header.count)  # the first of equals
-    table = arrow.read_csv(path, parse_options=arrow.ParseOptions(delimiter=delimiter))
+    table = arrow.read_csv(
+        path,
+        parse_options=arrow.ParseOptions(delimiter=delimiter, newlines_in_values=bool(texts)),
+        convert_options=arrow.ConvertOptions(column_types=dict.fromkeys(texts, pyarrow.string())),
+    )
     return _columns(path, table)
 
 
-def _read_parquet(path: Path) -> dict[str, np.ndarray[Any, Any]]:
+def _read_parquet(path: Path) -> dict[str, Column]:
     from pyarrow import DictionaryArray, RecordBatch, Table, parquet
 
     with parquet.ParquetFile(path) as file:
@@ -94,20 +116,53 @@ def _read_parquet(path: Path) -> dict[str, np.ndarray[Any, Any]]:
         return _columns(path, Table.from_batches(parts, None if parts else file.schema_arrow))
 
 
-def _columns(path: Path, table: Any) -> dict[str, np.ndarray[Any, Any]]:
+def _columns(path: Path, table: Any) -> dict[str, Column]:
     names = list(table.column_names)
     twice = sorted({name for name in names if name and names.count(name) > 1})
     if twice:
         raise InputError(f"{path} has more than one column {twice[0]!r}: give each its own name")
     return {
-        name: np.asarray(column.to_pylist(), dtype=object)
+        name: as_column(column.to_pylist())
         if name[:6] != "score_" and name != "score"
         else column.to_numpy()
         for name, column in zip(names, table.columns, strict=True)
     }
 
 
-def _read_npz(path: Path) -> dict[str, np.ndarray[Any, Any]]:
+def _read_json(path: Path) -> dict[str, Column]:
+    text = path.read_text(encoding="utf-8-sig")
+    lines = [line for line in text.splitlines() if line.strip()]
+    whole = path.suffix.lower() == ".json" and text.lstrip()[:1] == "["
+    return columns_of(json.loads(text) if whole else map(json.loads, lines))
+
+
+def columns_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, Column]:
+    """Return rows as columns; what a row lacks is None.
+
+    Raises:
+        ValueError: a row is none.
+
+    Example:
+        >>> columns_of([{"text": "no", "label": 1}, {"text": "yes"}])["label"].tolist()
+        [1, None]
+    """
+    found = list(rows)
+    for number, row in enumerate(found):
+        if not isinstance(row, Mapping):
+            raise ValueError(f"row {number} (the first is 0) is a {type(row).__name__}, no mapping")
+    names = dict.fromkeys(str(name) for row in found for name in row)
+    return {name: as_column([row.get(name) for row in found]) for name in names}
+
+
+def as_column(values: Sequence[Any]) -> Column:
+    """Return values as a column, (n,): lists stay one value each, be they of equal length."""
+    column: Column = np.empty(len(values), dtype=object)
+    for number, value in enumerate(values):
+        column[number] = value
+    return column
+
+
+def _read_npz(path: Path) -> dict[str, Column]:
     check_unpacked(path, size_of_zip(path), "write it by numpy.savez, which does not compress")
     # numpy leaves a file open that it opened itself and cannot read
     with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:

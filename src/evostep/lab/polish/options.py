@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -48,14 +49,21 @@ class PolishOptions:
     ] = None
     scores: Annotated[
         Path | None,
-        "CSV, parquet or npz file with a column score_<class> for each class and a column label, "
-        "instead of a model",
+        "CSV, parquet, JSON or npz file with a column score_<class> for each class and a column "
+        "label, instead of a model",
     ] = None
     scores_are: Annotated[
         Literal["logits", "probabilities"] | None,
         "what the scores are, or what an ONNX model gives (default there: logits)",
     ] = None
-    target: Annotated[str, "column of the true classes"] = "label"
+    text: Annotated[
+        str | None,
+        "column of the texts of --data, or two, as premise,hypothesis; default: text, and tokens "
+        "for a classifier of tokens",
+    ] = None
+    target: Annotated[
+        str | None, "column of the true classes; default: label, and tags of tokens"
+    ] = None
     groups: Annotated[
         str | None, "column of names; examples of a group (a patient, a user) stay together"
     ] = None
@@ -117,9 +125,29 @@ class PolishOptions:
         if self.scores is None and "model" not in self.network.given | self._from_weights:
             done = "evaluated" if self.evaluates else "polished"
             raise InputError(f"what is to be {done}? Give --model and --init-from, or --scores")
-        for name in ("groups", "weights") if self.scores is None else ():
+        if self.scores is None and self.folder is None:
+            for name in ("text", "target", "groups", "weights"):
+                if getattr(self, name) is not None:
+                    raise InputError(
+                        f"{flag(name)} names a column of --scores, or of texts: leave it out"
+                    )
+        if self.scores is not None and self.text is not None:
+            raise InputError("--text names a column of texts, and --scores has none: leave it out")
+        if self.scores is None and self.folder is not None:
+            self._check_folder(self.folder)
+
+    def _check_folder(self, folder: Path) -> None:
+        if "data" not in self.network.given:
+            raise InputError(f"--data is missing: give {folder} a table of texts and their labels")
+        of_others = self.network.given - {"model", "data", "device", "threads"}
+        if of_others:
+            name = flag(min(of_others))
+            raise InputError(f"--model {folder} is a folder, which {name} is not for: leave it out")
+        if self.part not in ("test", "all"):
+            raise InputError(f"--part {self.part}: texts are read as a whole, leave it out")
+        for name in ("scores_are", "split_seed"):
             if getattr(self, name) is not None:
-                raise InputError(f"{flag(name)} names a column of --scores: leave it out")
+                raise InputError(f"{flag(name)} is not for a folder: leave it out")
 
     @property
     def _from_weights(self) -> set[str]:
@@ -132,6 +160,13 @@ class PolishOptions:
         model = self.network.model
         return Path(model) if model.lower().endswith(".onnx") else None
 
+    @property
+    def folder(self) -> Path | None:
+        """The folder of Hugging Face's that is the model; None: it is none."""
+        model = self.network.model
+        named = self.onnx is None and not {"/", os.sep}.isdisjoint(model)
+        return Path(model) if named or (Path(model) / "config.json").is_file() else None
+
     def identity(self) -> dict[str, Any]:
         """Return what must be equal for two commands to have the same result, files by content."""
         from evostep.lab.polish.files import fingerprint
@@ -143,8 +178,10 @@ class PolishOptions:
         if self.scores is None:
             kept = [name for name in NETWORK if name not in FREE]
             own = {**own, **{name: getattr(self.network, name) for name in kept}}
-            if self.onnx is not None:
-                own = {**own, "model": self.onnx}
+            if (file := self.onnx or self.folder) is not None:
+                own = {**own, "model": file}
+            if self.folder is not None and Path(self.network.data).is_file():
+                own = {**own, "data": Path(self.network.data)}
         if self.prior is not None and Path(self.prior).is_file():
             own = {**own, "prior": Path(self.prior)}
         return {

@@ -69,6 +69,7 @@ def _context(record: Record) -> dict[str, Any]:
         "limits": limits(record),
         "weights": record["applied"],
         "evolved": record["evolved"],
+        "loads": _loads(record),
         "what": _EVOLVED.get(settings["space"], "The biases of the outputs"),
         "folds": settings["confirm"] == "folds",
         "use": None if record["evolved"] else how_to_use(record),
@@ -135,6 +136,7 @@ def metadata(record: Record) -> str:
     """Return the card's header as YAML, in the keys that the Hugging Face Hub reads."""
     network = "scores" not in record["arguments"] or record["arguments"]["scores"] is None
     task = "image-classification" if network else "tabular-classification"
+    task = record["facts"].get("task", task)
     ended = {"checkpoint": "before"}
     after = "checkpoint" if record["verdict"] == NO_GAIN else "polished"
     if record["verdict"] not in (NO_GAIN, "improved"):
@@ -151,13 +153,20 @@ def metadata(record: Record) -> str:
         ],
     }
     header = {
-        "library_name": "evostep",
+        "library_name": "transformers" if _loads(record) else "evostep",
         "tags": ["evostep", "polished", task],
         **({"pipeline_tag": task} if network else {}),
         "metrics": [record["metric"]],
         "model-index": [{"name": record["model"], "results": [results]}],
     }
     return yaml.safe_dump(header, sort_keys=False, allow_unicode=True, width=100)
+
+
+def _loads(record: Record) -> str:
+    """Return the class of Hugging Face's that loads what was written; empty where none does."""
+    kind = {"text-classification": "Sequence", "token-classification": "Token"}
+    found = kind.get(record["facts"].get("task", ""))
+    return f"AutoModelFor{found}Classification" if found and record["applied"] else ""
 
 
 def _cells(row: Row) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from evostep.lab.comparison.environment import describe_environment
 from evostep.lab.imports import resolve_metric
 from evostep.lab.polish.directory import FORMAT, RESULTS, read_finished, staged
 from evostep.lab.polish.files import read_costs, read_prior
+from evostep.lab.polish.folder import save_folder
 from evostep.lab.polish.options import PolishOptions
 from evostep.lab.polish.page import write_page
 from evostep.lab.polish.partial import Partial
@@ -22,6 +23,7 @@ from evostep.lab.polish.subject import Subject, make_subject, warn_of_order
 from evostep.lab.storage import read_json, write_json
 from evostep.lab.weights import save_weights
 from evostep.polishing.evaluation import evaluate
+from evostep.polishing.network import NEW_NAME
 from evostep.polishing.objective import make_objective
 from evostep.polishing.polish import polish
 from evostep.polishing.result import Polished
@@ -82,8 +84,9 @@ def run_polish(options: PolishOptions, out: Path) -> tuple[Record, bool]:
             )
         if options.scores_are == "probabilities":  # which were read as their logarithms
             result.decision = dataclasses.replace(result.decision, scores="probabilities")
+        _write_weights(folder, subject, result)
         record = _record(options, subject, result, identity, partial.seconds)
-        record = _write(folder, record, subject, result)
+        record = _write(folder, record, result)
         partial.mark()  # what moves in now is ours, should we be killed on the way
     return record, False
 
@@ -167,10 +170,26 @@ def _about(subject: Subject, identity: Record) -> Record:
     }
 
 
-def _write(folder: Path, record: Record, subject: Subject, result: Polished) -> Record:
-    """Write everything into the folder, and return the record as it can be read again."""
-    if subject.model is not None and result.applied:
+def _write_weights(folder: Path, subject: Subject, result: Polished) -> None:
+    """Write the network as it was changed, where it was, and can be loaded so."""
+    if subject.model is None or not result.applied:
+        return
+    if subject.classifier is None:
         save_weights(folder / "model.safetensors", subject.model)
+    elif subject.can_keep:
+        save_folder(subject.classifier, folder)
+    else:
+        result.revert()
+        kept = [note for note in result.notes if not note.startswith(NEW_NAME)]
+        result.notes = (
+            *kept,
+            "no weights were written: the last layer has no bias, and from_pretrained would load "
+            "none, use decision.json",
+        )
+
+
+def _write(folder: Path, record: Record, result: Polished) -> Record:
+    """Write all but weights into the folder, and return the record as it can be read again."""
     if not result.evolved:  # else the network's outputs are decided as they are
         write_json(folder / "decision.json", record["decision"])
     write_json(folder / RESULTS, record)
@@ -200,9 +219,12 @@ def _check_counts(subject: Subject, folds: int = 0) -> None:
             f"all examples are of class {present[0]!r}, and nothing can be decided about one class "
             "alone: give examples of the others"
         )
-    what = "examples" if subject.groups is None else "groups"
-    if subject.groups is not None:
-        pairs = set(zip(subject.targets.tolist(), subject.groups, strict=True))
+    groups, what = subject.groups, "examples" if subject.groups is None else "groups"
+    if subject.unit is not None:  # of what stays together each is a group
+        groups = [i if groups is None else groups[i] for i in subject.unit.tolist()]
+        what = "texts" if subject.groups is None else what
+    if groups is not None:
+        pairs = set(zip(subject.targets.tolist(), groups, strict=True))
         counts = [sum(one == number for one, _ in pairs) for number in range(len(counts))]
     few = [
         f"{name} {count}"

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from evostep.errors import InputError, unknown_name
-from evostep.lab.polish.files import read_columns
+from evostep.lab.polish.files import Column, read_columns
 
-Column = np.ndarray[Any, Any]
+TARGET = "label"  # the column of the true classes, unless told otherwise
 _PREFIX = "score_"
 _SMALLEST = 1e-12  # of a probability, whose logarithm must be finite
 
@@ -43,7 +43,7 @@ def read_scores(
     path: Path,
     scores_are: str,
     *,
-    target: str = "label",
+    target: str = TARGET,
     groups: str | None = None,
     weights: str | None = None,
 ) -> ScoreTable:
@@ -65,7 +65,7 @@ def read_scores(
     columns = read_columns(path)
     found = _of_scores(path, columns)
     names = tuple(_as_name(name.removeprefix(_PREFIX)) for name in found)
-    scores = torch.from_numpy(np.stack(_numbers(path, columns, found), axis=1))
+    scores = torch.from_numpy(np.stack(numbers_of(path, columns, found), axis=1))
     for name, column in zip(found, scores.T, strict=True):
         if len(column) > 1 and bool((column == column[0]).all()):
             raise InputError(
@@ -75,20 +75,20 @@ def read_scores(
     of_labels = [f"{target}_{name}" for name in names]
     several = target not in columns and all(name in columns for name in of_labels)
     if several:
-        bits = _numbers(path, columns, of_labels, lambda x: (x == 0) | (x == 1), "0 or 1")
+        bits = numbers_of(path, columns, of_labels, lambda x: (x == 0) | (x == 1), "0 or 1")
         targets = torch.from_numpy(np.stack(bits, axis=1)).long()
     else:
-        values = _column(path, columns, target, "--target")
-        targets = _number_labels(path, values, names if len(names) > 1 else (names[0],))
+        values = column_of(path, columns, target, "--target")
+        targets = number_labels(path, values, names if len(names) > 1 else (names[0],))
     outputs = to_logits(scores, scores_are, one_of_many=len(names) > 1 and not several)
     if len(names) == 1 and not several:
         names = _both(names[0], values)
     weight = None
     if weights is not None:
-        _column(path, columns, weights, "--weights")
-        (column,) = _numbers(path, columns, [weights], lambda x: x >= 0, "a number >= 0")
+        column_of(path, columns, weights, "--weights")
+        (column,) = numbers_of(path, columns, [weights], lambda x: x >= 0, "a number >= 0")
         weight = torch.from_numpy(column)
-    group = None if groups is None else _column(path, columns, groups, "--groups").tolist()
+    group = None if groups is None else column_of(path, columns, groups, "--groups").tolist()
     return ScoreTable(outputs, targets, names, weight, group)
 
 
@@ -111,15 +111,15 @@ def score_columns(
     if classes and found != ["score"] and not (count == 1 and len(found) == 1):
         if set(by_name) != set(classes):
             raise InputError(
-                f"{path} has scores of {_listed(by_name)}, and the decision is about "
-                f"{_listed(classes)}: give one column score_<class> for each of these"
+                f"{path} has scores of {listed(by_name)}, and the decision is about "
+                f"{listed(classes)}: give one column score_<class> for each of these"
             )
         found = [by_name[name] for name in classes]
     if len(found) != count:
         raise InputError(
             f"{path} has {len(found)} columns of scores, and the decision is about {count}"
         )
-    return found, np.stack(_numbers(path, columns, found), axis=1)
+    return found, np.stack(numbers_of(path, columns, found), axis=1)
 
 
 def _of_scores(path: Path, columns: Mapping[str, Column]) -> list[str]:
@@ -128,7 +128,7 @@ def _of_scores(path: Path, columns: Mapping[str, Column]) -> list[str]:
     ]
     if not found:
         raise InputError(
-            f"{path} has no column score_<class> (it has {_listed(columns)}): name them "
+            f"{path} has no column score_<class> (it has {listed(columns)}): name them "
             "score_cat, score_dog, ..."
         )
     return found
@@ -178,15 +178,16 @@ def to_logits(scores: Tensor, scores_are: str, *, one_of_many: bool) -> Tensor:
     return likely.log() if one_of_many else likely.logit()
 
 
-def _column(path: Path, columns: Mapping[str, Column], name: str, option: str) -> Column:
+def column_of(path: Path | str, columns: Mapping[str, Column], name: str, option: str) -> Column:
+    """Return a column by its name, which an option tells."""
     if name not in columns:
         error = unknown_name("column", name, columns)
         raise InputError(f"{path}: {error}; name it by {option}")
     return columns[name]
 
 
-def _numbers(
-    path: Path,
+def numbers_of(
+    path: Path | str,
     columns: Mapping[str, Column],
     names: Sequence[str],
     allowed: Callable[[Column], Column] = np.isfinite,
@@ -206,17 +207,30 @@ def _numbers(
     if np.any(wrong):
         named = [name for name, rows in zip(names, wrong, strict=True) if rows.any()]
         raise InputError(
-            f"{path}: {_listed(named)} {'is' if len(named) == 1 else 'are'} not {what} in "
-            f"{_rows(np.flatnonzero(np.any(wrong, axis=0)))}: leave these out, or write them again"
+            f"{path}: {listed(named)} {'is' if len(named) == 1 else 'are'} not {what} in "
+            f"{rows_told(np.flatnonzero(np.any(wrong, axis=0)))}: leave these out, or write them "
+            "again"
         )
     return found
 
 
-def _number_labels(path: Path, values: Column, names: tuple[str, ...]) -> Tensor:
-    """Return the classes of labels that are names, or numbers in the order of the columns."""
+def number_labels(
+    path: Path | str,
+    values: Column,
+    names: tuple[str, ...],
+    named: str = "the columns score_<class> name them",
+) -> Tensor:
+    """Return the classes of labels that are names, or numbers in the order of these.
+
+    Args:
+        path: of what the labels are from.
+        values: the labels, (n,).
+        names: of the classes; of one alone it is a binary label's.
+        named: where the names are from, for the error.
+    """
     missing = np.array([value is None or value != value for value in values.tolist()])
     if missing.any():
-        raise InputError(f"{path}: there is no label in {_rows(np.flatnonzero(missing))}")
+        raise InputError(f"{path}: there is no label in {rows_told(np.flatnonzero(missing))}")
     labels = [_as_name(value) for value in values.tolist()]
     known = names if len(names) > 1 else _both(names[0], values)
     by_number = [str(i) for i in range(len(known))]
@@ -229,8 +243,8 @@ def _number_labels(path: Path, values: Column, names: tuple[str, ...]) -> Tensor
     if bad.any():
         first = labels[int(bad.argmax())]
         raise InputError(
-            f"{path}: label {first!r} is none of the classes {_listed(known)}, in "
-            f"{_rows(np.flatnonzero(bad))}: the columns score_<class> name them"
+            f"{path}: label {first!r} is none of the classes {listed(known)}, in "
+            f"{rows_told(np.flatnonzero(bad))}: {named}"
         )
     return torch.tensor([number[label] for label in labels])
 
@@ -254,11 +268,13 @@ def _as_name(value: Any) -> str:
     return re.sub(r"^(-?\d+)\.0+$", r"\1", str(value).strip())
 
 
-def _rows(rows: Column) -> str:
+def rows_told(rows: Column) -> str:
+    """Return in words which rows these are, the first five of them."""
     shown = ", ".join(map(str, rows[:5].tolist())) + (", ..." if len(rows) > 5 else "")
     return f"{len(rows)} row{'s' * (len(rows) != 1)} ({shown}; the first is 0)"
 
 
-def _listed(names: Sequence[str] | Mapping[str, Any]) -> str:
+def listed(names: Sequence[str] | Mapping[str, Any]) -> str:
+    """Return the first eight of some names as text."""
     shown = list(names)
     return ", ".join(shown[:8]) + (f", ... ({len(shown)} in all)" if len(shown) > 8 else "")

@@ -20,10 +20,14 @@ from evostep.lab.data.splits import Splits, splits_of
 from evostep.lab.imports import runs_code
 from evostep.lab.models import build_model
 from evostep.lab.options import Options, flag
+from evostep.lab.polish.folder import Classifier, has_biased_head, load_folder
 from evostep.lab.polish.onnx import run_onnx
 from evostep.lab.polish.options import PolishOptions
-from evostep.lab.polish.scores import read_scores, to_logits
+from evostep.lab.polish.scores import TARGET, read_scores, to_logits
+from evostep.lab.polish.texts import read_texts
 from evostep.lab.storage import read_json
+from evostep.polishing.spaces import DECISION
+from evostep.scoring.placing import move
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,9 @@ class Subject:
         weights: (n,), or None.
         groups: n names, or None.
         prior: class frequencies in training, where they are known.
+        unit: the example of each target, where an example has several; None: each has one.
+        classifier: the folder that the model is from; None: from none.
+        can_keep: whether a decision in the last layer can be saved.
     """
 
     title: str
@@ -53,6 +60,9 @@ class Subject:
     weights: Tensor | None = None
     groups: list[Any] | None = None
     prior: list[float] | None = field(default=None)
+    unit: Tensor | None = None
+    classifier: Classifier | None = None
+    can_keep: bool = True
 
 
 def make_subject(options: PolishOptions) -> Subject:
@@ -63,6 +73,8 @@ def make_subject(options: PolishOptions) -> Subject:
     """
     if options.scores is not None:
         return _from_scores(options, options.scores)
+    if options.folder is not None:
+        return _from_folder(options, options.folder)
     return _from_network(options)
 
 
@@ -70,7 +82,7 @@ def _from_scores(options: PolishOptions, path: Path) -> Subject:
     table = read_scores(
         path,
         str(options.scores_are),
-        target=options.target,
+        target=options.target or TARGET,
         groups=options.groups,
         weights=options.weights,
     )
@@ -85,6 +97,46 @@ def _from_scores(options: PolishOptions, path: Path) -> Subject:
         facts,
         table.weights,
         table.groups,
+    )
+
+
+def _from_folder(options: PolishOptions, path: Path) -> Subject:
+    classifier, device = load_folder(path), _device(options.network)
+    texts = read_texts(
+        options.network.data,
+        classifier,
+        text=options.text,
+        target=options.target,
+        groups=options.groups,
+        weights=options.weights,
+    )
+    model = classifier.model.to(device)
+    can_keep = has_biased_head(model, move(texts.batches[0], device))
+    if not can_keep and options.space != DECISION and not options.evaluates:
+        raise InputError(
+            f"the last layer of {path} has no bias, and from_pretrained would load none: leave "
+            f"--space {options.space} out"
+        )
+    facts = {
+        "model": str(path),
+        "task": classifier.task,
+        "data": options.network.data,
+        "texts": len(texts),
+        **({"cut off": f"{texts.cut} at {classifier.longest} tokens"} if texts.cut else {}),
+    }
+    return Subject(
+        classifier.title,
+        Path(options.network.data).name,
+        model,
+        texts.batches,
+        classifier.classes,
+        texts.targets,
+        facts,
+        texts.weights,
+        texts.groups,
+        unit=texts.unit,
+        classifier=classifier,
+        can_keep=can_keep,
     )
 
 
