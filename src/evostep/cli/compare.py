@@ -76,7 +76,10 @@ def run(parsed: Any) -> None:
     check_directory(plan, parsed.out)
     if parsed.get("dry_run"):
         guess = estimate(plan)
-        answer(describe_plan(plan, guess), {"out": parsed.out, **plan_facts(plan, guess)})
+        answer(
+            describe_plan(plan, guess, how.jobs or 1),
+            {"out": parsed.out, **plan_facts(plan, guess)},
+        )
         check_room(parsed.out, guess.bytes)
     else:
         run_plan(plan, parsed.out, how)

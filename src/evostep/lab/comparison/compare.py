@@ -111,8 +111,8 @@ def plan_facts(plan: Plan, guess: Estimate) -> dict[str, Any]:
     }
 
 
-def describe_plan(plan: Plan, guess: Estimate) -> str:
-    """Return arms, budgets, expected hours and disk, for people."""
+def describe_plan(plan: Plan, guess: Estimate, jobs: int = 1) -> str:
+    """Return arms, budgets, expected hours and disk, for people; with so many jobs at once."""
     sizes, options = plan.sizes, plan.options
     lines: list[str] = []
     say = lines.append
@@ -134,7 +134,9 @@ def describe_plan(plan: Plan, guess: Estimate) -> str:
         more = f" (its epochs: {own:,})" if own < budget else ""
         say(f"  {arm.label}: {forwards(budget)}{more}, {duration(hours * 3600)} after the trunk")
     say(f"{counted(len(plan.trunks), 'trunk')}: {duration(guess.trunk_hours * 3600)}, each seed")
-    say(f"in all: {duration(guess.hours * 3600)}, {guess.bytes / 1e6:.1f} MB on disk at most")
+    seconds = guess.hours * 3600
+    shared = f" of one job, {duration(seconds / jobs)} or more of {jobs} jobs" if jobs > 1 else ""
+    say(f"in all: {duration(seconds)}{shared}, {guess.bytes / 1e6:.1f} MB on disk at most")
     if len(shares := set(plan.budgets.values())) == 1 and (common := shares.pop()):
         most = max(PROCEDURES[arm.procedure].excess(arm, sizes) for arm in plan.arms)
         say(of_budget(common, "they may spend", common, common + most))
