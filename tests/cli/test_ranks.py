@@ -12,12 +12,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from evostep.cli import main
-from evostep.cli.ranks import _packed, _unpack, world
+from evostep.cli.ranks import _packed, _unpack, check_arms, world
+from evostep.errors import InputError
+from evostep.lab.comparison.executors import Execution
 
 OPTIONS = """
 --data digits --model mlp --train-size 100 --test-size 50 --fitness-size 40 --epochs 3 --lr 0.1
@@ -208,3 +211,18 @@ def test_a_rank_that_is_killed_at_random_changes_no_bit(tmp_path: Path) -> None:
     assert process.returncode == 0, (seed, out, err)
     assert kills, "it was over too soon"
     assert outcome(killed) == outcome(whole), seed
+
+
+def test_what_does_not_go_over_ranks_is_refused_before_anything_is_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    population = SimpleNamespace(label="esgd", procedure="population")
+    apart = [Execution(jobs=2).apart, Execution("ray").apart, Execution(jobs=1).apart]
+    assert apart == [True, True, False]
+    check_arms([population], apart=True)  # in one process
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="the individuals of a population do not go over ranks"):
+        check_arms([population])
+    with pytest.raises(InputError, match="--jobs and --executor do runs in other processes"):
+        check_arms([], apart=True)

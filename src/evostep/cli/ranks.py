@@ -104,13 +104,24 @@ def over_ranks(command: str, own: Any) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def check_arms(arms: Iterable[Any]) -> None:
-    """Refuse, before anything is run, arms that would do on each rank what they do on one.
+def check_arms(arms: Iterable[Any], *, apart: bool = False) -> None:
+    """Refuse, before anything is run, what would do on each rank what it does on one.
+
+    Args:
+        arms: that are to be run.
+        apart: whether their runs are done in processes of their own.
 
     Raises:
-        ValueError: a population among them, and there are several ranks.
+        ValueError: there are several ranks, and a population among the arms, or runs apart.
     """
-    for arm in arms if world()[1] > 1 else ():
+    if world()[1] == 1:
+        return
+    if apart:
+        raise InputError(
+            "--jobs and --executor do runs in other processes, which do not go over ranks: leave "
+            "them out, or start without torchrun"
+        )
+    for arm in arms:
         if arm.procedure == "population":
             raise InputError(
                 f"arm {arm.label!r}: the individuals of a population do not go over ranks: leave "

@@ -22,6 +22,7 @@ from evostep.lab.comparison import directory as directory_module
 from evostep.lab.comparison.compare import compare, describe_plan, plan_facts
 from evostep.lab.comparison.directory import check_directory, finished_runs
 from evostep.lab.comparison.estimate import estimate
+from evostep.lab.comparison.executors import base as base_module
 from evostep.lab.comparison.plan import Plan, make_plan
 from evostep.lab.options import Options
 from evostep.lab.report.figures import FIGURES
@@ -340,7 +341,7 @@ def test_stopped_between_runs_it_goes_on(
 
     plan = plan_of(seeds=1)
     with monkeypatch.context() as patch:
-        for module in (compare_module, directory_module):
+        for module in (base_module, directory_module):
             patch.setattr(module, "write_json", stopping)
         with pytest.raises(Stop):
             run(plan, tmp_path)
@@ -363,8 +364,7 @@ def test_stopped_before_the_first_run_the_directory_is_still_ones_own(
 
     plan = plan_of(seeds=1, arms="sgd")
     with monkeypatch.context() as patch:
-        for module in (compare_module, directory_module):
-            patch.setattr(module, "write_json", stopping)
+        patch.setattr(directory_module, "write_json", stopping)
         with pytest.raises(Stop):
             run(plan, tmp_path / "out")
     run(plan, tmp_path / "out")
@@ -632,11 +632,14 @@ def test_a_dry_run_tells_arms_budgets_hours_and_disk(tmp_path: Path) -> None:
     assert re.search(r"  sgd: 1,\d\d\d sample-forwards \(its epochs: 900; .*\), \d", text)
     assert "10 classes: 0 178, " in text
     assert "no accept examples" not in text
-    assert "8 runs of these are finished" in describe_plan(plan, guess, 8)
+    assert "8 runs of these are finished" in describe_plan(plan, guess, kept=8)
     assert all(f"  {arm}: " in text for arm in ARMS)
     assert "2 trunks (the epochs that arms share): " in text
     assert "in all: " in text
     assert " MB on disk" in text
+    assert re.search(
+        r"in all: .* of one job, .* or more of 4 jobs, ", describe_plan(plan, guess, jobs=4)
+    )
     # at most a generation more, which scores 4 members and the parent, and judges two of them
     assert "the budget of 1,440 sample-forwards: they may spend 1.00 to 1.17 times as much." in text
 
