@@ -72,7 +72,7 @@ def _requirements() -> dict[str, tuple[str, list[str]]]:
         lines = importlib.metadata.requires("evostep") or []
     except importlib.metadata.PackageNotFoundError:  # run from its source
         lines = []
-    found: dict[str, tuple[str, list[str]]] = {"torch": ("2.5", [])}
+    found: dict[str, tuple[str, list[str]]] = {}
     for line in lines:
         told = _REQUIREMENT.match(line)
         assert told is not None, f"{line!r} is no requirement"
@@ -80,7 +80,7 @@ def _requirements() -> dict[str, tuple[str, list[str]]]:
         if told["name"] != "evostep" and (extra is None or extra in _OF_USERS):
             _, extras = found.setdefault(told["name"], (told["least"] or "0", []))
             extras += [extra] if extra else []
-    return found
+    return {"torch": found.pop("torch", ("2.6", [])), **found}
 
 
 def _package(name: str, least: str, extras: list[str]) -> Facts:

@@ -330,8 +330,7 @@ def _span(tensor: Tensor) -> tuple[int, int]:
 
 
 def _uncompiled() -> Any:
-    """Return a context in which compiled modules run as they were written: torch 2.6 has it."""
-    stance = getattr(torch.compiler, "set_stance", None)
-    if stance is None or "torch._dynamo" not in sys.modules:  # whose import takes seconds
+    """Return a context in which compiled modules run as they were written."""
+    if "torch._dynamo" not in sys.modules:  # whose import takes seconds
         return nullcontext()
-    return stance("force_eager")
+    return torch.compiler.set_stance("force_eager")
