@@ -23,6 +23,7 @@ EVERYDAY = (
     *("train_size", "fitness_size", "test_size", "lr", "metric", "sigma", "population", "space"),
     *("device", "threads"),
 )
+WHERE = ("executor", "jobs", "address", "num_cpus", "num_gpus")  # runs are done, and how
 _EPILOG = (
     "These are the options of every day; --help-all tells the others, and the settings of each "
     "method, such as --openai-es.sigma 0.05. `evostep methods` lists the methods."
@@ -117,7 +118,7 @@ def default_out(command: str, parsed: Any) -> Path:
         >>> default_out("compare", {"data": "cifar10", "seeds": 3}).name.rpartition("-")[0]
         'compare-cifar10'
     """
-    free = ("config", "data_dir", "device", "threads", "seeds", "dry_run", "resume")
+    free = ("config", "data_dir", "device", "threads", "seeds", "dry_run", "resume", *WHERE)
     given = {key: _plain(value) for key, value in dict(parsed).items() if key not in free}
     for key in ("quiet", "verbose", "json"):
         given.pop(key, None)

@@ -45,6 +45,7 @@ def make_schema() -> dict[str, Any]:
     """Make the schema from the tables; this imports torch."""
     from evostep.lab.arms.methods import METHODS, strategy_settings
     from evostep.lab.arms.precedence import OLD_NAMES
+    from evostep.lab.comparison.executors import EXECUTORS
     from evostep.lab.data.sources import SOURCES
     from evostep.lab.models import MODELS, OTHER_MODELS
     from evostep.scoring.confusion import CONFUSION_METRICS
@@ -55,6 +56,7 @@ def make_schema() -> dict[str, Any]:
         "model": list(MODELS),
         "metric": list(METRICS),
         "polish": list(CONFUSION_METRICS),
+        "executor": list(EXECUTORS),
     }
     kinds = option_kinds()
     told = typing.get_type_hints(Options, include_extras=True)

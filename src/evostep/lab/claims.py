@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,10 +11,11 @@ from pathlib import Path
 from evostep.errors import DiskError, InputError, reason
 
 _CLAIMS: dict[Path, int] = {}  # directories that are ours -> their open descriptors
+_AGAIN_SECONDS = 0.05
 
 
 @contextmanager
-def claimed(directory: Path, shown: Path | None = None) -> Iterator[None]:
+def claimed(directory: Path, shown: Path | None = None, *, patience: float = 0.0) -> Iterator[None]:
     """Make a directory and keep other processes out of it, until the context is left or we die.
 
     Processes that are forked meanwhile do not hold it. What is written below goes there alone: not
@@ -22,6 +24,7 @@ def claimed(directory: Path, shown: Path | None = None) -> Iterator[None]:
     Args:
         directory: of results.
         shown: what errors call it; None: as it is.
+        patience: seconds for which another process may still be at work in it.
 
     Raises:
         InputError: another process is at work in it, or it cannot be made.
@@ -42,12 +45,18 @@ def claimed(directory: Path, shown: Path | None = None) -> Iterator[None]:
         with suppress(ImportError):  # where there is none (Windows), nobody is kept out
             import fcntl
 
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise at_work from None
-            except OSError:
-                pass  # a file system without locks
+            until = time.monotonic() + patience
+            while True:
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    if time.monotonic() >= until:
+                        raise at_work from None
+                    time.sleep(_AGAIN_SECONDS)
+                    continue
+                except OSError:
+                    pass  # a file system without locks
+                break
         if not _is_still(where, descriptor):  # who held it has just deleted it
             raise at_work
         _CLAIMS[where] = descriptor
@@ -57,6 +66,26 @@ def claimed(directory: Path, shown: Path | None = None) -> Iterator[None]:
             if _CLAIMS.get(where) == descriptor:
                 del _CLAIMS[where]
             os.close(descriptor)
+
+
+def keep_to(directory: Path) -> None:
+    """Write below a directory that another process has claimed, and not into one in its place.
+
+    This holds until the process ends, or keeps to the directory anew.
+
+    Raises:
+        InputError: it is not there.
+    """
+    try:
+        descriptor = os.open(directory, os.O_RDONLY)
+    except OSError as error:
+        raise InputError(
+            f"{directory} is not here ({reason(error)}): it must be on a file system that all "
+            "machines share, and be called the same on each"
+        ) from error
+    if (before := _CLAIMS.get(directory.absolute())) is not None:
+        os.close(before)
+    _CLAIMS[directory.absolute()] = descriptor
 
 
 def _forget_claims() -> None:

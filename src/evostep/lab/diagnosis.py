@@ -23,7 +23,7 @@ Facts = dict[str, Any]
 
 OLDEST_PYTHON = (3, 11)
 _IMPORTED_AS = {"scikit-learn": "sklearn", "pillow": "PIL", "pyyaml": "yaml"}
-_OF_USERS = ("metrics", "cma", "onnx", "lab")  # extras; what is for developers is left out
+_OF_USERS = ("metrics", "cma", "onnx", "ray", "lab")  # extras; what is for developers is left out
 _REQUIREMENT = re.compile(
     r"(?P<name>[\w.-]+)(\[[^\]]*\])?\s*(>=(?P<least>[\w.]+))?[^;]*"
     r"(;.*extra == ['\"](?P<extra>\w+))?"

@@ -45,7 +45,7 @@ def replacing(path: Path, *, before: Path | None = None) -> Iterator[Path]:
     part = path.with_name(f"{LEFT}{path.name}.part")
     with writing(path):
         try:
-            _make(path.parent)
+            make_folder(path.parent)
             part.touch()
             mode = part.stat().st_mode
             yield part
@@ -60,10 +60,10 @@ def replacing(path: Path, *, before: Path | None = None) -> Iterator[Path]:
                 part.unlink()
 
 
-def _make(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
     """Make a folder and those above it that are missing, and wait until they are on the disk."""
     if not folder.is_dir():
-        _make(folder.parent)
+        make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
         sync(folder.parent)
 
@@ -319,14 +319,14 @@ class History:
             return self._warn_of_lost(arm, seed, keep)
         whole, own = True, 0
         with writing(self.path), self.path.open("rb") as lines:
-            for line, kept, is_own in _kept(lines, arm, seed, keep):
+            for line, kept, is_own in lines_kept(lines, arm, seed, keep):
                 whole, own = whole and kept == line, own + is_own
         if own < keep:
             self._warn_of_lost(arm, seed, keep - own)
         if whole:
             return
         with self.path.open("rb") as lines, replacing(self.path) as part, part.open("wb") as file:
-            file.writelines(kept for _, kept, _ in _kept(lines, arm, seed, keep))
+            file.writelines(kept for _, kept, _ in lines_kept(lines, arm, seed, keep))
 
     def _warn_of_lost(self, arm: str, seed: int, lines: int) -> None:
         if lines:
@@ -334,7 +334,7 @@ class History:
             warn(f"{self.path} lacks {lost} of {arm}, seed {seed}: they were lost or deleted")
 
 
-def _kept(
+def lines_kept(
     lines: Iterable[bytes], arm: str, seed: int, keep: int
 ) -> Iterator[tuple[bytes, bytes, bool]]:
     """Yield each line of a history, what is kept of it, and whether it is of this run.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from evostep.lab.arms.arm import Arm
 from evostep.lab.arms.budget import arm_cost, trunk_cost
 from evostep.lab.arms.methods import METHODS
 from evostep.lab.arms.procedures import PROCEDURES
-from evostep.lab.arms.seed_run import SeedRun, Watch, run_directory
+from evostep.lab.arms.seed_run import Watch, run_directory
 from evostep.lab.checkpoints import drop_checkpoint
 from evostep.lab.claims import claimed
 from evostep.lab.comparison.directory import (
@@ -23,20 +24,26 @@ from evostep.lab.comparison.directory import (
     register,
     write_results,
 )
-from evostep.lab.comparison.environment import describe_environment
 from evostep.lab.comparison.estimate import Estimate
+from evostep.lab.comparison.executors import EXECUTORS, Execution
+from evostep.lab.comparison.executors.base import Worker, describe_work
+from evostep.lab.comparison.graph import make_graph, undone
+from evostep.lab.comparison.histories import Histories
 from evostep.lab.comparison.plan import Plan
 from evostep.lab.comparison.progress import show_progress
-from evostep.lab.comparison.run import CHECKPOINT, run_arm, run_start, run_trunk
-from evostep.lab.data.parts import cut
+from evostep.lab.comparison.run import CHECKPOINT
 from evostep.lab.data.splits import describe_classes
 from evostep.lab.report.page import ReportPaths, write_report
 from evostep.lab.report.wording import duration, forwards, of_budget
-from evostep.lab.storage import History, write_json
 
 
 def compare(
-    plan: Plan, directory: Path, console: Console, *, every_step: bool = False
+    plan: Plan,
+    directory: Path,
+    console: Console,
+    *,
+    every_step: bool = False,
+    how: Execution | None = None,
 ) -> ReportPaths:
     """Run what is missing of a comparison and write table, figures and page.
 
@@ -47,11 +54,13 @@ def compare(
         directory: of its results.
         console: of progress; a quiet one is told nothing.
         every_step: whether plain lines of progress tell each step, or one in ten seconds.
+        how: where runs are done, and how many at once; None: here, one after the other.
 
     Raises:
         InputError: the directory holds results of another configuration or a corrupt file, or
             another process is at work in it.
         DiskError: the disk is full.
+        LostError: processes that did runs died.
     """
     check_directory(plan, directory)
     with claimed(directory):
@@ -63,55 +72,26 @@ def compare(
             found = f"{counted(len(runs), 'finished run')} found in {directory}: they are kept"
             console.print(found, markup=False, highlight=False, soft_wrap=True)
         with show_progress(_total_forwards(plan, runs), console, every_step=every_step) as watch:
-            _run_missing(plan, directory, runs, watch)
+            _run_missing(plan, directory, runs, watch, how or Execution())
         write_results(plan, directory, runs)
         return write_report(directory)
 
 
-def _run_missing(plan: Plan, directory: Path, runs: Runs, watch: Watch) -> None:
+def _run_missing(plan: Plan, directory: Path, runs: Runs, watch: Watch, how: Execution) -> None:
     """Run what is missing, and add it to the runs that are finished."""
-    history = History(directory / "history.jsonl")
-    environment = describe_environment(plan.device)
     for label, seed in runs:  # of one that was killed when its result was there
         drop_checkpoint(run_directory(directory, label, seed) / CHECKPOINT)
-    for seed in plan.seeds:
-        missing = [arm for arm in plan.arms if (arm.label, seed) not in runs]
-        if not missing:
-            continue
-        parts = cut(plan.data, plan.splits[seed], plan.device)
-        seed_run = SeedRun(
-            plan.options, seed, parts, plan.sizes, plan.device, directory, history, watch
-        )
-        branches: dict[str, Path] = {}
-        for arm in missing:
-            trunk = _branch(plan, seed_run, arm, branches)
-            result = run_arm(seed_run, arm, trunk, plan.budgets[arm.label])
-            result["environment"] = environment
-            folder = run_directory(directory, arm.label, seed)
-            write_json(folder / "result.json", result)
-            drop_checkpoint(folder / CHECKPOINT)
-            runs[arm.label, seed] = result
-            write_results(plan, directory, runs)
-
-
-def _branch(plan: Plan, seed_run: SeedRun, arm: Arm, done: dict[str, Path]) -> Path:
-    """Return the checkpoint where an arm begins: of its trunk or start, run where it is not yet.
-
-    Args:
-        plan: of the comparison.
-        seed_run: of the seed.
-        arm: of the comparison, or where one of them starts.
-        done: name of a trunk or start -> its checkpoint, of those that were run; it is added to.
-    """
-    start = arm.start
-    name = f"trunk {arm.training.key}" if start is None else f"start {start.name}"
-    if name not in done:
-        if start is None:
-            done[name] = run_trunk(seed_run, *plan.trunks[arm.training.key])
-        else:
-            trunk = _branch(plan, seed_run, start.arm, done)
-            done[name] = run_start(seed_run, *plan.starts[start.name], trunk)
-    return done[name]
+    tasks = make_graph(plan)
+    missing = undone(tasks, runs)
+    histories = Histories(directory, tasks, missing, side_by_side=how.side_by_side)
+    work = describe_work(plan, directory.absolute(), histories.begun)
+    worker = Worker(plan, work, watch, side_by_side=False)
+    with closing(EXECUTORS[how.executor](worker, missing, how)) as finished:
+        for task, result in finished:
+            histories.done(task)
+            if result is not None:
+                runs[task.name, task.seed] = result
+                write_results(plan, directory, runs)
 
 
 def plan_facts(plan: Plan, guess: Estimate) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from evostep.lab.comparison.environment import warn_of_other_bits, what_bits_han
 from evostep.lab.weights import save_weights
 
 CHECKPOINT = "checkpoint.pt"  # of a run that is not finished
+LAST = "last.pt"  # of a trunk or a start, where others begin
 
 
 class _Saved(Protocol):
@@ -48,7 +49,7 @@ def run_trunk(seed_run: SeedRun, training: Training, labels: list[str]) -> Path:
     """
     options, seed = seed_run.options, seed_run.seed
     folder = trunk_directory(seed_run.directory, training, seed)
-    checkpoint = folder / "last.pt"
+    checkpoint = folder / LAST
     name = f"trunk:{training.key}"
     counters = Counters()
     learner = Learner(seed_run, training)
@@ -80,7 +81,7 @@ def run_start(seed_run: SeedRun, start: Start, labels: list[str], trunk: Path) -
         The checkpoint from which arms start.
     """
     folder = start_directory(seed_run.directory, start, seed_run.seed)
-    last, checkpoint = folder / "last.pt", folder / CHECKPOINT
+    last, checkpoint = folder / LAST, folder / CHECKPOINT
     if has_checkpoint(last):
         drop_checkpoint(checkpoint)
         return last
