@@ -22,6 +22,7 @@ from evostep.lab.comparison import directory as directory_module
 from evostep.lab.comparison.compare import compare, describe_plan, plan_facts
 from evostep.lab.comparison.directory import check_directory, finished_runs
 from evostep.lab.comparison.estimate import estimate
+from evostep.lab.comparison.executors import base as base_module
 from evostep.lab.comparison.plan import Plan, make_plan
 from evostep.lab.options import Options
 from evostep.lab.report.figures import FIGURES
@@ -340,7 +341,7 @@ def test_stopped_between_runs_it_goes_on(
 
     plan = plan_of(seeds=1)
     with monkeypatch.context() as patch:
-        for module in (compare_module, directory_module):
+        for module in (base_module, directory_module):
             patch.setattr(module, "write_json", stopping)
         with pytest.raises(Stop):
             run(plan, tmp_path)
@@ -363,8 +364,7 @@ def test_stopped_before_the_first_run_the_directory_is_still_ones_own(
 
     plan = plan_of(seeds=1, arms="sgd")
     with monkeypatch.context() as patch:
-        for module in (compare_module, directory_module):
-            patch.setattr(module, "write_json", stopping)
+        patch.setattr(directory_module, "write_json", stopping)
         with pytest.raises(Stop):
             run(plan, tmp_path / "out")
     run(plan, tmp_path / "out")

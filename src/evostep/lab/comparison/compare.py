@@ -58,11 +58,13 @@ def compare(
 
     Raises:
         InputError: the directory holds results of another configuration or a corrupt file, or
-            another process is at work in it.
+            another process is at work in it; or runs cannot be done there.
         DiskError: the disk is full.
         LostError: processes that did runs died.
     """
+    how = how or Execution()
     check_directory(plan, directory)
+    EXECUTORS[how.executor].check(how)
     with claimed(directory):
         runs = finished_runs(directory)
         register(plan, directory)
@@ -72,7 +74,7 @@ def compare(
             found = f"{counted(len(runs), 'finished run')} found in {directory}: they are kept"
             console.print(found, markup=False, highlight=False, soft_wrap=True)
         with show_progress(_total_forwards(plan, runs), console, every_step=every_step) as watch:
-            _run_missing(plan, directory, runs, watch, how or Execution())
+            _run_missing(plan, directory, runs, watch, how)
         write_results(plan, directory, runs)
         return write_report(directory)
 
@@ -86,7 +88,7 @@ def _run_missing(plan: Plan, directory: Path, runs: Runs, watch: Watch, how: Exe
     histories = Histories(directory, tasks, missing, side_by_side=how.side_by_side)
     work = describe_work(plan, directory.absolute(), histories.begun)
     worker = Worker(plan, work, watch, side_by_side=False)
-    with closing(EXECUTORS[how.executor](worker, missing, how)) as finished:
+    with closing(EXECUTORS[how.executor].run(worker, missing, how)) as finished:
         for task, result in finished:
             histories.done(task)
             if result is not None:

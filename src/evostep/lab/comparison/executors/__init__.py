@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from evostep.lab.comparison.executors.base import Execution, Executor
 from evostep.lab.comparison.executors.local import run_local
-from evostep.lab.comparison.executors.ray import run_ray
+from evostep.lab.comparison.executors.ray import check_ray, run_ray
 
-EXECUTORS: dict[str, Executor] = {"local": run_local, "ray": run_ray}
+EXECUTORS = {"local": Executor(run_local), "ray": Executor(run_ray, check_ray)}
 
 __all__ = ["EXECUTORS", "Execution"]

@@ -17,9 +17,10 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 
@@ -47,11 +48,16 @@ _TELL_SECONDS = 0.2  # between two messages about forwards
 
 
 class LostError(InputError):
-    """Processes died, and the runs that they did are not finished: what they saved is kept."""
+    """Processes died, and the runs that they did are not finished: what they saved is kept.
+
+    Attributes:
+        lost: what each died of.
+    """
 
     exit_code: ClassVar[int] = 1
 
     def __init__(self, lost: Mapping[Task, str]) -> None:
+        self.lost = dict(lost)
         told = "; ".join(f"{task}: {why}" for task, why in lost.items())
         super().__init__(
             f"{counted(len(lost), 'run')} lost with the process ({told}): what was saved is kept, "
@@ -213,7 +219,7 @@ def join(work: Work, watch: Watch) -> Worker:
     It reads the data by itself, and sees that it comes to the same plan and examples.
 
     Raises:
-        InputError: other versions, other data, or a directory that is not here.
+        InputError: other versions, other data, or data or a directory that are not here.
     """
     if _versions() != work.versions:
         raise InputError(
@@ -221,13 +227,8 @@ def join(work: Work, watch: Watch) -> Worker:
             f"{dict(work.versions)}: install the same on all machines"
         )
     keep_to(work.directory)
-    try:
+    with suppress(OSError):  # where it is not here, relative paths are not found, which is told
         os.chdir(work.place)
-    except OSError as error:
-        raise InputError(
-            f"the worker on {socket.gethostname()} has no {work.place} ({reason(error)}): give the "
-            "command in a folder that all machines share"
-        ) from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the command has told
         plan = make_plan(work.options)
@@ -357,22 +358,22 @@ def warn_of_crowding(jobs: int, threads: int) -> None:
         )
 
 
-class Executor(Protocol):
-    """Does tasks, and yields each with its result as it is done."""
+def _nothing(_: Execution) -> None:
+    pass
 
-    def __call__(self, worker: Worker, tasks: Sequence[Task], how: Execution) -> Finished:
-        """Do the tasks.
 
-        Args:
-            worker: of this process; its work is what other processes need, its watch shows.
-            tasks: each after the one that it comes after.
-            how: as the command asks for.
+@dataclass(frozen=True)
+class Executor:
+    """Does tasks of a comparison.
 
-        Yields:
-            Tasks as they are done, with their results.
+    Attributes:
+        run: does tasks, of which each stands after the one that it comes after, and yields each
+            with its result as it is done. The worker is that of this process: its work is what
+            other processes need, and its watch shows how it goes. It raises `LostError` where
+            processes died and all that could be done without them is done, and what a run raises,
+            when the others are stopped.
+        check: raises an `InputError` where it cannot be used, before anything is written.
+    """
 
-        Raises:
-            LostError: processes died; all that could be done without them is done.
-            InputError: as a run in this process; the others are stopped.
-        """
-        ...
+    run: Callable[[Worker, Sequence[Task], Execution], Finished]
+    check: Callable[[Execution], None] = _nothing

@@ -36,16 +36,24 @@ RETRIES = 3  # of a run whose worker dies
 _LOOK_SECONDS = 0.5
 
 
-def run_ray(worker: Worker, tasks: Sequence[Task], how: Execution) -> Finished:
-    """Do the tasks as Ray tasks; see `Executor`.
+def check_ray(how: Execution) -> None:
+    """Find out whether Ray is there, and its cluster answers.
 
     Raises:
-        InputError: Ray is not installed, or cannot be reached within `CONNECT_SECONDS`.
+        InputError: it is not installed, or there is no answer within `CONNECT_SECONDS`.
     """
     try:
-        import ray
+        import ray  # noqa: F401
     except ImportError as error:
         raise needs_package("--executor ray", "ray", "evostep[ray]", error) from error
+    if how.address is not None:
+        _probe(how.address)
+
+
+def run_ray(worker: Worker, tasks: Sequence[Task], how: Execution) -> Finished:
+    """Do the tasks as Ray tasks; see `Executor`."""
+    import ray
+
     if not tasks:
         return
     cpus = worker.work.threads if how.num_cpus is None else how.num_cpus
@@ -104,7 +112,6 @@ def _cluster(ray: Any, how: Execution, cpus: float) -> Iterator[None]:
     """Join a cluster, or start one on this machine, until the context is left."""
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if how.address is not None:
-        _probe(how.address)
         settings["address"] = how.address
     else:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to its makers
