@@ -93,6 +93,7 @@ ARMS = {
     ),
     "compare-soups": Arm(compare("uniform-soup,greedy-soup,soup-cmaes,soup-cycle,swa,ema")),
     "compare-esgd": Arm(compare("sgd-all-cosine,esgd,sam,gradient-noise", augment="shift")),
+    "compare-jobs": Arm((*compare("sgd,mutation,esgd", seeds=2), "--jobs=2")),
     "train": Arm(compare("openai-es", "train", accept_size=20)),
     "train-page": Arm(compare("sgd", "train", epochs=2), page=True),
     "polish-decision": Arm(polish("decision", 3000)),

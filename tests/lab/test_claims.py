@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from evostep.errors import DiskError, InputError
-from evostep.lab.claims import claimed
+from evostep.lab.claims import claimed, keep_to
 from evostep.lab.storage import History, write_json
 
 if not hasattr(os, "fork"):
@@ -85,3 +86,54 @@ def test_a_directory_is_free_again_after_an_error(tmp_path: Path) -> None:
     with claimed(tmp_path):
         pass
     write_json(tmp_path / "x.json", 1)
+
+
+def test_who_is_about_to_die_is_waited_for(tmp_path: Path) -> None:
+    ours, theirs = FORK.Pipe()
+    owner = FORK.Process(target=hold, args=(tmp_path, theirs))
+    owner.start()
+    child = ours.recv()
+    try:
+        assert owner.pid is not None
+        threading.Timer(0.3, os.kill, (owner.pid, signal.SIGKILL)).start()
+        began = time.monotonic()
+        with claimed(tmp_path, patience=30):
+            assert time.monotonic() - began > 0.2
+            with pytest.raises(InputError, match="another evostep is at work"):
+                claimed(tmp_path, patience=0.2).__enter__()
+    finally:
+        owner.join()
+        os.kill(child, signal.SIGKILL)
+
+
+def take_part(directory: Path, answers: Any) -> None:
+    """As a process that the one which has claimed the directory has started."""
+    keep_to(directory)
+    for _ in range(3):
+        try:
+            with claimed(directory / "runs"):
+                write_json(directory / "runs" / "x.json", 1)
+            answers.send("written")
+        except DiskError as error:
+            answers.send(str(error))
+        answers.recv()
+
+
+def test_a_process_that_takes_part_keeps_to_the_directory(tmp_path: Path) -> None:
+    out, away = tmp_path / "out", tmp_path / "away"
+    ours, theirs = FORK.Pipe()
+    with claimed(out):
+        process = FORK.Process(target=take_part, args=(out, theirs))
+        process.start()
+        assert ours.recv() == "written"
+        out.rename(away)
+        ours.send("go on")
+        assert "not the directory any more in which this run began" in ours.recv()
+        assert not out.exists()
+        away.rename(out)
+        ours.send("go on")
+        assert ours.recv() == "written"
+        ours.send("end")
+        process.join()
+    with pytest.raises(InputError, match="nowhere is not here"):
+        keep_to(tmp_path / "nowhere")

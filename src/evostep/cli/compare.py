@@ -78,7 +78,7 @@ def run(parsed: Any) -> None:
     if parsed.get("dry_run"):
         guess, kept = estimate(plan), len(finished_runs(parsed.out))
         facts = {"out": parsed.out, "finished_runs": kept, **plan_facts(plan, guess)}
-        answer(describe_plan(plan, guess, kept), facts)
+        answer(describe_plan(plan, guess, kept, how.jobs or 1), facts)
         check_room(parsed.out, guess.bytes)
     else:
         run_plan(plan, parsed.out, how)

@@ -637,6 +637,9 @@ def test_a_dry_run_tells_arms_budgets_hours_and_disk(tmp_path: Path) -> None:
     assert "2 trunks (the epochs that arms share): " in text
     assert "in all: " in text
     assert " MB on disk" in text
+    assert re.search(
+        r"in all: .* of one job, .* or more of 4 jobs, ", describe_plan(plan, guess, 4)
+    )
     # at most a generation more, which scores 4 members and the parent, and judges two of them
     assert "the budget of 1,440 sample-forwards: they may spend 1.00 to 1.17 times as much." in text
 

@@ -115,8 +115,15 @@ def plan_facts(plan: Plan, guess: Estimate) -> dict[str, Any]:
     }
 
 
-def describe_plan(plan: Plan, guess: Estimate, kept: int = 0) -> str:
-    """Return arms, budgets, expected hours and disk, for people; `kept` runs are finished."""
+def describe_plan(plan: Plan, guess: Estimate, kept: int = 0, jobs: int = 1) -> str:
+    """Return arms, budgets, expected hours and disk, for people.
+
+    Args:
+        plan: of the comparison.
+        guess: of what it takes.
+        kept: how many of its runs are finished.
+        jobs: how many are done at once.
+    """
     sizes, options = plan.sizes, plan.options
     lines: list[str] = []
     say = lines.append
@@ -143,7 +150,9 @@ def describe_plan(plan: Plan, guess: Estimate, kept: int = 0) -> str:
         say(f"  {arm.label}: {forwards(budget)}{more}, {duration(hours * 3600)} after the trunk")
     trunks = f"{counted(len(plan.trunks), 'trunk')} (the epochs that arms share)"
     say(f"{trunks}: {duration(guess.trunk_hours * 3600)} a seed, in all")
-    say(f"in all: {duration(guess.hours * 3600)}, {guess.bytes / 1e6:.1f} MB on disk at most")
+    seconds = guess.hours * 3600
+    shared = f" of one job, {duration(seconds / jobs)} or more of {jobs} jobs" if jobs > 1 else ""
+    say(f"in all: {duration(seconds)}{shared}, {guess.bytes / 1e6:.1f} MB on disk at most")
     if kept:
         say(f"{counted(kept, 'run')} of these are finished: they are kept and not run again")
     if len(shares := set(plan.budgets.values())) == 1 and (common := shares.pop()):

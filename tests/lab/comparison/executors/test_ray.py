@@ -5,7 +5,6 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +78,7 @@ def test_where_ray_is_missing_one_line_says_how_to_get_it(monkeypatch: pytest.Mo
 
 
 @pytest.fixture
-def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Plan]:
+def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
     (tmp_path / "modules").mkdir()
     (tmp_path / "modules" / "metric_that_kills_workers.py").write_text(METRIC)
     monkeypatch.syspath_prepend(tmp_path / "modules")
@@ -87,11 +86,11 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Plan]:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
     paths = ReportPaths(Path("table.md"), Path("report.html"), ())
     monkeypatch.setattr(compare_module, "write_report", lambda _: paths)
-    yield make_plan(Options(**OPTIONS))
+    return make_plan(Options(**OPTIONS))
 
 
 def timeless(value: Any) -> Any:
-    apart = ("seconds", "date", "command")
+    apart = ("seconds", "date", "command", "commit")
     if isinstance(value, dict):
         return {key: timeless(item) for key, item in value.items() if key not in apart}
     return [timeless(item) for item in value] if isinstance(value, list) else value

@@ -35,7 +35,7 @@ from evostep.lab.comparison.executors.base import (
 )
 from evostep.lab.comparison.graph import Task, Waiting
 
-_STOP_SECONDS = 10.0  # after which a process that was told to stop is killed
+_STOP_SECONDS = 30.0  # after which a process that was told to stop is killed
 _STOPPED = 128 + signal.SIGTERM
 
 
@@ -146,7 +146,7 @@ def _stop(children: Sequence[_Child]) -> None:
         for child in children:
             child.process.kill()
         for child in children:
-            child.process.join(1.0)
+            child.process.join(_STOP_SECONDS)
 
 
 @contextmanager

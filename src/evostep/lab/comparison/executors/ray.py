@@ -31,7 +31,7 @@ from evostep.lab.comparison.executors.base import (
 )
 from evostep.lab.comparison.graph import Task, Waiting
 
-CONNECT_SECONDS = 30  # until a cluster must have answered
+CONNECT_SECONDS = 60  # until a cluster must have answered
 RETRIES = 3  # of a run whose worker dies
 _LOOK_SECONDS = 0.5
 
