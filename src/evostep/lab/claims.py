@@ -28,8 +28,10 @@ def claimed(directory: Path, shown: Path | None = None, *, patience: float = 0.0
 
     Raises:
         InputError: another process is at work in it, or it cannot be made.
+        DiskError: it lies in one that is claimed, and is there no more.
     """
     shown = shown or directory
+    check_claims(directory)  # or a directory that has gone away would be made again
     at_work = InputError(
         f"another evostep is at work in {shown}: wait until it has ended, or choose another --out"
     )
