@@ -123,7 +123,7 @@ def test_a_process_that_takes_part_keeps_to_the_directory(tmp_path: Path) -> Non
     out, away = tmp_path / "out", tmp_path / "away"
     ours, theirs = FORK.Pipe()
     with claimed(out):
-        process = FORK.Process(target=take_part, args=(out, theirs))
+        process = FORK.Process(target=take_part, args=(out, theirs), daemon=True)
         process.start()
         assert ours.recv() == "written"
         out.rename(away)

@@ -136,6 +136,8 @@ def test_threads_that_get_in_each_others_way_are_told(monkeypatch: pytest.Monkey
     monkeypatch.setattr(module.sys, "platform", "linux")
     with pytest.warns(UserWarning, match="--jobs 2 with 2 threads each on 2 cores .* --threads 1"):
         warn_of_crowding(2, 2)
+    with pytest.warns(UserWarning, match="--jobs 3 with 1 thread each on 2 cores .* --jobs 2"):
+        warn_of_crowding(3, 1)
     warn_of_crowding(2, 1)
 
 

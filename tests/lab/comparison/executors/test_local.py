@@ -27,6 +27,7 @@ from evostep.lab.options import Options
 from evostep.lab.report.page import ReportPaths
 from evostep.lab.storage import read_json
 
+pytestmark = pytest.mark.filterwarnings("ignore:--jobs .* in each other's way:UserWarning")
 OPTIONS: dict[str, Any] = {
     "model": "mlp",
     "train_size": 100,
@@ -230,7 +231,7 @@ def command(out: Path, jobs: int) -> subprocess.Popen[str]:
 
 
 def wait_until_at_work(process: subprocess.Popen[str], out: Path) -> None:
-    until = time.monotonic() + 120
+    until = time.monotonic() + 240
     while not any(path.stat().st_size for path in out.rglob(NAME)):
         assert process.poll() is None
         assert time.monotonic() < until

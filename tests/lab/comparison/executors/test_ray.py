@@ -122,6 +122,7 @@ def command(out: Path, *more: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # Ray starts a dozen processes
 def test_two_workers_give_what_one_process_gives_and_a_lost_one_is_retried(
     plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,6 +151,7 @@ def test_two_workers_give_what_one_process_gives_and_a_lost_one_is_retried(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # Ray starts a dozen processes
 def test_an_address_without_a_cluster_is_one_line_in_time_and_nothing_is_written(
     plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,6 +179,7 @@ def test_an_address_without_a_cluster_is_one_line_in_time_and_nothing_is_written
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # Ray starts a dozen processes
 @pytest.mark.usefixtures("plan")
 def test_more_than_this_machine_has_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     pytest.importorskip("ray")

@@ -352,9 +352,11 @@ def warn_of_crowding(jobs: int, threads: int) -> None:
     """Warn where more threads are to run at once than there are cores."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     if jobs * threads > cores > 1:
+        fewer = f"--jobs {max(1, cores // threads)}"
+        better = "--threads 1 (other bits, but equally good ones)" if threads > 1 else fewer
         warn(
             f"--jobs {jobs} with {counted(threads, 'thread')} each on {counted(cores, 'core')} get "
-            "in each other's way: --threads 1 is faster (other bits, but equally good ones)"
+            f"in each other's way: take {better}"
         )
 
 

@@ -83,6 +83,7 @@ def run_ray(worker: Worker, tasks: Sequence[Task], how: Execution) -> Finished:
                     continue
                 if kind == "error":
                     raise told
+                board.end(task)
                 waiting.done(task)
                 yield task, told
         if lost:
