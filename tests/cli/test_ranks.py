@@ -217,8 +217,9 @@ def test_what_does_not_go_over_ranks_is_refused_before_anything_is_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     population = SimpleNamespace(label="esgd", procedure="population")
-    apart = [Execution(jobs=2).apart, Execution("ray").apart, Execution(jobs=1).apart]
-    assert apart == [True, True, False]
+    apart = [Execution(jobs=2).side_by_side, Execution("ray").side_by_side]
+    assert apart == [True, True]
+    assert not Execution(jobs=1).side_by_side
     check_arms([population], apart=True)  # in one process
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -87,8 +87,10 @@ def run(parsed: Any) -> None:
 def run_plan(plan: Plan, out: Path, how: Execution | None = None) -> None:
     """Run what is missing of a plan, and print its table; progress goes to stderr."""
     from evostep.lab.comparison.compare import compare
+    from evostep.lab.comparison.executors import Execution
 
-    check_arms(plan.arms, apart=how is not None and how.apart)
+    how = how or Execution()
+    check_arms(plan.arms, apart=how.side_by_side)
     show(compare(plan, out, progress_console(), every_step=manner().verbose, how=how))
 
 
