@@ -88,7 +88,7 @@ def run_plan(plan: Plan, out: Path, how: Execution | None = None) -> None:
     """Run what is missing of a plan, and print its table; progress goes to stderr."""
     from evostep.lab.comparison.compare import compare
 
-    check_arms(plan.arms, apart=how is not None and how.apart)
+    check_arms(plan.arms, apart=how is not None and how.side_by_side)
     show(compare(plan, out, progress_console(), every_step=manner().verbose, how=how))
 
 

@@ -99,11 +99,6 @@ class Execution:
                 raise InputError(f"{flag(name)} must be a finite number >= 0, got {value}")
 
     @property
-    def apart(self) -> bool:
-        """Whether runs are done in processes of their own."""
-        return self.executor != "local" or (self.jobs or 1) > 1
-
-    @property
     def side_by_side(self) -> bool:
         """Whether runs are done in other processes than that of the command."""
         return self.executor != "local" or (self.jobs or 1) > 1
