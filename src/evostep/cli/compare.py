@@ -89,8 +89,7 @@ def run_plan(plan: Plan, out: Path, how: Execution | None = None) -> None:
     from evostep.lab.comparison.compare import compare
     from evostep.lab.comparison.executors import Execution
 
-    how = how or Execution()
-    check_arms(plan.arms, apart=how.side_by_side)
+    check_arms(plan.arms, apart=how is not None and how.side_by_side)
     show(compare(plan, out, progress_console(), every_step=manner().verbose, how=how))
 
 
