@@ -87,7 +87,6 @@ def run(parsed: Any) -> None:
 def run_plan(plan: Plan, out: Path, how: Execution | None = None) -> None:
     """Run what is missing of a plan, and print its table; progress goes to stderr."""
     from evostep.lab.comparison.compare import compare
-    from evostep.lab.comparison.executors import Execution
 
     check_arms(plan.arms, apart=how is not None and how.side_by_side)
     show(compare(plan, out, progress_console(), every_step=manner().verbose, how=how))
