@@ -208,6 +208,12 @@ tracker = TensorBoard("events")
 """
     + TRACKED
     + 'assert any(Path("events").iterdir())\n',
+    "ray": """
+import ray
+from evostep.lab.comparison.executors import EXECUTORS, Execution
+assert ray.__version__
+EXECUTORS["ray"].check(Execution("ray", jobs=1))
+""",
     "wandb": TINY
     + """
 import os

@@ -54,8 +54,8 @@ def imported(loaded: list[set[str]]) -> set[str]:
 
 
 def requirements() -> list[Requirement]:
-    extras = PROJECT["optional-dependencies"].values()
-    found = [Requirement(line) for group in extras for line in group]
+    extras = {**PROJECT["optional-dependencies"], "ray": []}  # which `make` does not install
+    found = [Requirement(line) for group in extras.values() for line in group]
     found += [Requirement(line) for line in PROJECT["dependencies"]]
     return [requirement for requirement in found if requirement.name != "evostep"]
 

@@ -51,7 +51,7 @@ def test_costs_add_a_row(scores: Path, tmp_path: Path, capsys: pytest.CaptureFix
     costs.write_text("0,1\n5,0\n")
     command = ["evaluate", f"--scores={scores}", "--scores-are=logits", f"--costs={costs}"]
     assert main(command) == 0
-    assert "cost (lower is better)" in capsys.readouterr().out
+    assert "cost, lower is better" in capsys.readouterr().out
 
 
 def test_options_of_polish_alone_are_unknown(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -170,12 +171,14 @@ def shown(
                 search(0.5, 0.01)
         stream.flush()
         os.set_blocking(reader, False)
-        try:
-            return os.read(reader, 100_000).decode()
-        except BlockingIOError:
-            return ""
-        finally:
-            os.close(reader)
+        found, until = b"", time.monotonic() + 0.5  # a terminal hands over in its own time
+        while time.monotonic() < until:
+            try:
+                found += os.read(reader, 100_000)
+            except BlockingIOError:
+                time.sleep(0.05)
+        os.close(reader)
+        return found.decode()
 
 
 def test_colours_are_for_terminals_and_never_with_no_color(

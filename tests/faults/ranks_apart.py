@@ -24,7 +24,7 @@ from evostep.engines.base import CannotScore
 from evostep.engines.distributed import Distributed
 from evostep.engines.vmap import Batched
 
-RANK, RANKS = int(sys.argv[1]), 2
+RANK, RANKS = int(sys.argv[1]) if __name__ == "__main__" else 0, 2
 X = torch.randn(24, 6, generator=torch.Generator().manual_seed(1))
 Y = torch.arange(24) % 3
 MUTATION = RandomMutation(0.2, population=6)

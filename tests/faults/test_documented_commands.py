@@ -98,6 +98,8 @@ def test_each_command_of_a_page_runs_in_its_order(
         runpy.run_path("examples/polish_texts.py")["train_and_save"](Path())
     for command in commands_of(page.read_text()):
         shutil.rmtree("new", ignore_errors=True)
+        if "--executor ray" in command:  # needs a cluster: lab/comparison/executors/test_ray.py
+            continue
         assert run(command) == 0, f"{command}: {capsys.readouterr().err.splitlines()[-1:]}"
 
 

@@ -276,7 +276,7 @@ def test_the_same_command_again_repeats_nothing(finished: Path, tmp_path: Path) 
     before, history = stamps(directory), lines(directory)
     results = read_json(directory / "results.json")
     printed = run(plan_of(), directory)
-    classes, kept = printed.splitlines()
+    kept, classes = printed.splitlines()
     assert classes.startswith("10 classes: ")
     assert kept == f"8 finished runs found in {directory}: they are kept"
     assert stamps(directory) == before

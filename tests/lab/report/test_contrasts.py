@@ -158,5 +158,6 @@ def test_an_arm_says_itself_whether_it_is_a_control_and_the_table_where_it_does_
 def test_controls_are_those_of_the_table_of_methods() -> None:
     results = {"runs": [run(name, 0, 0.5) for name in reversed(METHODS)]}
     plain = ["sgd", "sgd-all", "sgd-cosine", "sgd-all-cosine"]
-    others = ["swa", "ema", "sam", "uniform-soup", "greedy-soup", "untouched", "tuned-by-hand"]
+    others = ["swa", "ema", "sam", "uniform-soup", "greedy-soup", "untouched"]
+    others += ["calibrated", "tuned-by-hand", "experts"]
     assert control_labels(results) == [*plain, *others]

@@ -68,11 +68,11 @@ def compare(
     with claimed(directory):
         runs = finished_runs(directory)
         register(plan, directory)
-        if classes := describe_classes(plan.data, plan.splits[plan.seeds[0]]):
-            console.print(classes, markup=False, highlight=False, soft_wrap=True)
         if runs:
             found = f"{counted(len(runs), 'finished run')} found in {directory}: they are kept"
             console.print(found, markup=False, highlight=False, soft_wrap=True)
+        if classes := describe_classes(plan.data, plan.splits[plan.seeds[0]]):
+            console.print(classes, markup=False, highlight=False, soft_wrap=True)
         with show_progress(_total_forwards(plan, runs), console, every_step=every_step) as watch:
             _run_missing(plan, directory, runs, watch, how)
         write_results(plan, directory, runs)

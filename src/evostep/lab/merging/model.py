@@ -32,7 +32,7 @@ class Merged(nn.Module):
     Example:
         >>> merged = Merged(nn.Sequential(OrderedDict(head=nn.Linear(1, 1, bias=False))), 2)
         >>> merged.learn([{"head.weight": torch.tensor([[3.0]])}, merged.net.state_dict()])
-        >>> bool(merged.weights()["head.weight"] == (3.0 + merged.net.head.weight) / 2)
+        >>> torch.allclose(merged.weights()["head.weight"], (3.0 + merged.net.head.weight) / 2)
         True
     """
 

@@ -122,7 +122,7 @@ def seeds_to_show(mean: float, ci95: tuple[float, float] | None, n: int) -> int 
 
     Example:
         >>> seeds_to_show(1.0, (-1.0, 3.0), 5)
-        17
+        21
     """
     from scipy.stats import t
 
