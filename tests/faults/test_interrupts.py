@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import random
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -54,35 +55,33 @@ Y = (X.sum(1) > 0).long()
 BATCHES = [(X[:10], Y[:10]), (X[10:], Y[10:])]
 
 
-Spot = tuple[int, int]
+Way = tuple[tuple[CodeType, int], ...]
+Spot = tuple[Way, int]
 
 
 class Line:
-    """Within it, one line of ours that is executed raises; without a spot, lines are counted.
+    """Within it, one line of ours that is executed raises; without a spot, lines are noted.
 
-    A line is known by the call of a function of ours that it is in (the n-th; a generator that goes
-    on counts as one), and its place among the lines of that call: so only that call is watched line
-    by line.
+    A line is known by its path, itself and the lines of ours from which it was called, and how
+    often it was executed on that path before: so only calls of its own function are watched.
 
     Args:
-        spot: both numbers, from 1.
+        spot: the path, and the number of the time, from 1.
         files: the beginnings of the names of those whose lines count.
 
     Attributes:
-        where: it raised, in words.
-        spots: of all lines that were counted.
-        paths: of each line that was counted, or of the one that raised: itself and the lines of
-            ours from which it was called.
+        where: it raised, in words; empty where it has not come there.
+        spots: of all lines that were noted, in their order.
     """
 
     def __init__(
         self, spot: Spot | None = None, files: tuple[str, ...] = (OURS, contextlib.__file__)
     ) -> None:
-        self.where, self.calls = "", 0
+        self.where = ""
         self.spots: list[Spot] = []
-        self.paths: list[tuple[tuple[CodeType, int], ...]] = []
         self._spot, self._files = spot, files
-        self._ours: dict[CodeType, bool] = {}
+        self._times: Counter[Way] = Counter()
+        self._watched: dict[CodeType, bool] = {}
 
     def __enter__(self) -> Line:
         self._before = sys.gettrace()
@@ -93,38 +92,27 @@ class Line:
         sys.settrace(self._before)
 
     def _call(self, frame: FrameType, event: str, arg: Any) -> Any:
-        ours = self._ours.get(frame.f_code)
-        if ours is None:
+        watched = self._watched.get(frame.f_code)
+        if watched is None:
             ours = frame.f_code.co_filename.startswith(self._files)
-            self._ours[frame.f_code] = ours
-        if not ours:
-            return None
-        self.calls += 1
-        if self._spot is None:
-            return self._watching()
-        return self._watching() if self.calls == self._spot[0] else None
+            watched = ours and (self._spot is None or self._spot[0][0][0] is frame.f_code)
+            self._watched[frame.f_code] = watched
+        return self._line if watched else None
 
-    def _watching(self) -> Callable[[FrameType, str, Any], Any]:
-        """Return what watches the lines of one call."""
-        call, count = self.calls, 0
+    def _line(self, frame: FrameType, event: str, arg: Any) -> Any:
+        if event == "line" and (self._spot is None or self._spot[0][0][1] == frame.f_lineno):
+            path = self._path(frame)
+            self._times[path] += 1
+            spot = path, self._times[path]
+            if self._spot is None:
+                self.spots.append(spot)
+            elif self._spot == spot:
+                code = frame.f_code
+                self.where = f"{Path(code.co_filename).name}:{frame.f_lineno} ({code.co_name})"
+                raise KeyboardInterrupt
+        return self._line
 
-        def watch(frame: FrameType, event: str, arg: Any) -> Any:
-            nonlocal count
-            if event == "line":
-                count += 1
-                if self._spot in (None, (call, count)):
-                    self.paths.append(self._path(frame))
-                if self._spot is None:
-                    self.spots.append((call, count))
-                elif self._spot == (call, count):
-                    code = frame.f_code
-                    self.where = f"{Path(code.co_filename).name}:{frame.f_lineno} ({code.co_name})"
-                    raise KeyboardInterrupt
-            return watch
-
-        return watch
-
-    def _path(self, frame: FrameType | None) -> tuple[tuple[CodeType, int], ...]:
+    def _path(self, frame: FrameType | None) -> Way:
         path = []
         while frame is not None:
             if frame.f_code.co_filename.startswith(self._files):
@@ -132,12 +120,10 @@ class Line:
             frame = frame.f_back
         return tuple(path)
 
-    def ends(self) -> list[int]:
+    def ends(self) -> list[Spot]:
         """Return the lines of each path, a loop's where it begins and where it ends."""
-        numbers = range(len(self.spots))
-        last = dict(zip(self.paths, numbers, strict=True))
-        first = dict(zip(self.paths[::-1], numbers[::-1], strict=True))
-        return sorted({*first.values(), *last.values()})
+        last = dict(self.spots)
+        return [(path, time) for path, time in self.spots if time in (1, last[path])]
 
 
 @dataclass
@@ -438,7 +424,7 @@ class Trials:
         tensors, line = case.tensors(), Line(spot, case.files)
         with contextlib.suppress(KeyboardInterrupt), line:
             case.run()
-            return line, ["swallowed"]
+            return line, ["swallowed"] if line.where else []
         bits, now = case.bits(), case.surroundings()
         expected = {**self._before, "tensors": tensors}
         wrong = [key for key in expected if now[key] != expected[key]]
@@ -465,19 +451,24 @@ class Trials:
             wrong.append("the next is not finite")
         return wrong
 
-    def single(self, k: int) -> Iterator[str]:
+    def single(self, spot: Spot) -> Iterator[str]:
         """Interrupt the first call of a case at one line, and go on."""
-        case = self.make()
-        line, wrong = self.interrupt(case, self.lines.spots[k])
+        for _ in range(5):  # addresses in memory decide some ways
+            case = self.make()
+            line, wrong = self.interrupt(case, spot)
+            if line.where:
+                break
+        else:
+            return
         if wrong := wrong + self.go_on(case):
-            yield f"{line.where}, {k} of {len(self.lines.spots)}: {', '.join(wrong)}"
+            yield f"{line.where}, time {spot[1]}: {', '.join(wrong)}"
 
 
 def faults(make: Callable[[], Case], step: int) -> Iterator[str]:
     """Interrupt the first call of a case at some lines, each time anew; tell what is wrong."""
     trials = Trials(make)
-    for k in range(0, len(trials.lines.spots), step):
-        yield from trials.single(k)
+    for spot in trials.lines.spots[::step]:
+        yield from trials.single(spot)
 
 
 def faults_anywhere(make: Callable[[], Case], turns: int = 16) -> Iterator[str]:
@@ -488,7 +479,7 @@ def faults_anywhere(make: Callable[[], Case], turns: int = 16) -> Iterator[str]:
     turn, as long as these stand where they began; then they go on.
     """
     trials = Trials(make)
-    first, middle = trials.lines, trials.lines.spots[len(trials.lines.spots) // 2]
+    middle = trials.lines.spots[len(trials.lines.spots) // 2]
 
     def interrupted() -> Case:
         case = make()
@@ -499,23 +490,23 @@ def faults_anywhere(make: Callable[[], Case], turns: int = 16) -> Iterator[str]:
     case = interrupted()
     with Line(files=case.files) as again:
         case.run()
-    known = set(again.paths)
-    for k in first.ends():
-        if first.paths[k] not in known:
-            yield from trials.single(k)
+    known = dict(again.spots)
+    for spot in trials.lines.ends():
+        if spot[0] not in known:
+            yield from trials.single(spot)
     borne = 0
-    for k in again.ends():
+    for spot in again.ends():
         case = case if borne else interrupted()
-        line, wrong = trials.interrupt(case, again.spots[k])
-        if borne and line.paths != [again.paths[k]]:  # the one before has left another way to it
+        line, wrong = trials.interrupt(case, spot)
+        if borne and not line.where:  # the one before has left another way
             case, borne = interrupted(), 0
-            line, wrong = trials.interrupt(case, again.spots[k])
+            line, wrong = trials.interrupt(case, spot)
         borne += 1
-        if wrong or borne == turns or not trials.stands(case):
-            wrong += trials.go_on(case)
-            if wrong:
-                told = f"{line.where}, {k} of {len(again.spots)}, {borne} in turn"
-                yield f"{told}: {', '.join(wrong)}"
+        if not line.where:
+            borne = 0
+        elif wrong or borne == turns or not trials.stands(case):
+            if wrong := wrong + trials.go_on(case):
+                yield f"{line.where}, time {spot[1]}, {borne} in turn: {', '.join(wrong)}"
             borne = 0
 
 
