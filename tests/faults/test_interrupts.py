@@ -134,8 +134,9 @@ class Case:
         run: evolves; each call goes on.
         models: whose weights and buffers are to be a center's.
         state: what moves with them: an optimizer's state.
-        generation: how many generations there have been, where each stands for itself; what comes
-            after an interrupt is then what would have come without it.
+        generation: how many generations there have been.
+        by_phase: whether they are judged together, and begun anew after an interrupt. Otherwise
+            each stands for itself: what comes after an interrupt would have come without it.
         files: the beginnings of the names of those whose lines count.
     """
 
@@ -143,7 +144,12 @@ class Case:
     models: list[nn.Module]
     state: Callable[[], list[Any]] = list
     generation: Callable[[], int] | None = None
+    by_phase: bool = False
     files: tuple[str, ...] = (OURS, contextlib.__file__)  # which lies between a `with` and ours
+
+    def alone(self) -> int | None:
+        """Return the generation where each stands for itself."""
+        return None if self.generation is None or self.by_phase else self.generation()
 
     def bits(self) -> list[Any]:
         """Of each model, and of what moves with them."""
@@ -248,8 +254,8 @@ def evolution(
         scores: Any = (lambda: fitness()) if bare else fitness
         return search.evolve(scores, generations, accept_on=other)
 
-    alone = search.accept.every == "generation"  # a phase judged as a whole is begun anew
-    return Case(run, [model], generation=(lambda: search.generation) if alone else None)
+    by_phase = search.accept.every == "phase"
+    return Case(run, [model], generation=lambda: search.generation, by_phase=by_phase)
 
 
 def put_back() -> Case:
@@ -294,7 +300,7 @@ def evolved(base: str = "sgd", rule: str = "always", generations: int = 1) -> Ca
     def run() -> object:
         return optimizer.evolve(fitness, generations)
 
-    return Case(run, [model], state, None if phase else (lambda: optimizer.evolution.generation))
+    return Case(run, [model], state, lambda: optimizer.evolution.generation, by_phase=phase)
 
 
 def esgd(what: str) -> Case:
@@ -431,19 +437,20 @@ class Trials:
         # of a population each has a center of its own
         if any(one not in some for one, *some in zip(bits, *self._centers, strict=True)):
             wrong.append("weights are no center's")
-        generation = None if case.generation is None else case.generation()
+        generation = case.alone()
         if generation is not None and bits != self._centers[generation]:
             wrong.append(f"weights of another generation than {generation}")
         return line, wrong
 
     def stands(self, case: Case) -> bool:
         """Return whether a case is where it began."""
-        return not (case.generation and case.generation()) and case.bits() == self._centers[0]
+        begun = case.generation is not None and case.generation()
+        return not begun and case.bits() == self._centers[0]
 
     def go_on(self, case: Case) -> list[str]:
         """Call a case again that was interrupted; return what is wrong then."""
         wrong = []
-        generation = None if case.generation is None else case.generation()
+        generation = case.alone()
         case.run()
         if generation is not None and case.bits() != self._after_next[generation]:
             wrong.append("another next generation")
@@ -479,17 +486,18 @@ def faults_anywhere(make: Callable[[], Case], turns: int = 16) -> Iterator[str]:
     turn, as long as these stand where they began; then they go on.
     """
     trials = Trials(make)
-    middle = trials.lines.spots[len(trials.lines.spots) // 2]
+    early = trials.lines.spots[len(trials.lines.spots) // 4]
 
     def interrupted() -> Case:
         case = make()
-        with contextlib.suppress(KeyboardInterrupt), Line(middle, case.files):
+        with contextlib.suppress(KeyboardInterrupt), Line(early, case.files):
             case.run()
         return case
 
-    case = interrupted()
-    with Line(files=case.files) as again:
-        case.run()
+    case, again = interrupted(), Line(files=make().files)
+    if trials.stands(case):
+        with again:
+            case.run()
     known = dict(again.spots)
     for spot in trials.lines.ends():
         if spot[0] not in known:
