@@ -489,7 +489,9 @@ def test_memory_is_a_copy_of_the_center_and_does_not_grow_with_the_population(
         draws = ledger.calls[torch.ops.aten.index_select.out]
         assert draws >= population / 2 * 16, "every tensor was drawn before its eyes"
         peaks.append(ledger.peak / parameters)
-    assert 1.0 <= peaks[0] < 2.0
+    # what nobody asked to accept is held until its score turns out to be finite: one copy more
+    most = 3.0 if isinstance(accept, Always) else 2.0
+    assert 1.0 <= peaks[0] < most
     assert peaks[1] < peaks[0] + 0.1  # biases are drawn together, up to 256 KB
 
 
