@@ -39,9 +39,9 @@ class Faults:
 
     def note(self, name: str, case: Any, error: BaseException) -> None:
         """Count a fault; keep the first example of its kind."""
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        own = [f for f in traceback.extract_tb(error.__traceback__) if "evostep" in f.filename]
-        where = f"{Path((own or [frame])[-1].filename).name}:{(own or [frame])[-1].lineno}"
+        frames = traceback.extract_tb(error.__traceback__)  # none, where it was not raised
+        own = [f for f in frames if "evostep" in f.filename] or frames
+        where = f"{Path(own[-1].filename).name}:{own[-1].lineno}" if own else "no place"
         kind = f"{name}: {type(error).__name__} at {where}"
         if isinstance(error, AssertionError):
             kind = f"{name}: {str(error).splitlines()[0][:60]}"

@@ -184,3 +184,12 @@ def test_cut_without_a_file_makes_none(tmp_path: Path) -> None:
     history = History(tmp_path / "h.jsonl")
     history.cut("a", 0, keep=0)
     assert not history.path.exists()
+
+
+@pytest.mark.parametrize("key", ["a\nb", "a\u2028b", "\x1b[31m", "k" * 5000])
+def test_a_key_of_any_kind_is_told_in_one_short_line(key: str, tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text(json.dumps({"test": {key: []}}))
+    with pytest.raises(InputError, match=r"not what evostep wrote \(test\.") as told:
+        read_json(tmp_path / "x.json", {"test": {str: float}})
+    assert str(told.value).removeprefix(str(tmp_path)).isprintable()
+    assert len(str(told.value)) < 400

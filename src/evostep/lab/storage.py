@@ -201,13 +201,18 @@ def mismatch(value: Any, shape: Any, where: str = "") -> str:
             names = {key.rstrip("?"): kind for key, kind in shape.items()}
             wanted = [(key, kind) for key, kind in names.items() if key in value]
         dot = f"{where}." if where else ""
-        found = (mismatch(value[key], kind, f"{dot}{key}") for key, kind in wanted)
+        found = (mismatch(value[key], kind, f"{dot}{_named(key)}") for key, kind in wanted)
         return next(filter(None, found), "")
     kinds = (int, float) if shape is float else shape
     boolean = isinstance(value, bool) and shape in (int, float)
     if isinstance(value, int) and shape in (int, float) and abs(value) > LARGEST:
         return f"{where or 'it'} is a number of {len(str(value))} digits"
     return "" if isinstance(value, kinds) and not boolean else _is_not(value, _WORDS[shape], where)
+
+
+def _named(key: str) -> str:
+    """Return a key as it stands in one line: a file may have any."""
+    return key if key.isprintable() and len(key) <= 40 else f"{key!r:.40}"
 
 
 def _is_not(value: Any, expected: str, where: str) -> str:
