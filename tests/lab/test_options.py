@@ -158,3 +158,10 @@ def test_check_type(value: Any, kind: Any, fits: bool) -> None:
 
 def test_flag() -> None:
     assert flag("evolve_from") == "--evolve-from"
+
+
+@pytest.mark.parametrize("kind", [float, int, float | None])
+def test_a_whole_number_that_no_float_holds_is_refused(kind: Any) -> None:
+    check_type("sigma", 10**308, kind)
+    with pytest.raises(InputError, match="sigma must be a number that a float can hold"):
+        check_type("sigma", -(10**309), kind)

@@ -6,6 +6,7 @@ import functools
 import json
 import math
 import re
+import sys
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -255,6 +256,10 @@ def check_type(name: str, value: Any, kind: Any) -> None:
         raise InputError(f"{name} must be {kind_in_words(kind)}, got {shown(value)}")
     if isinstance(value, float) and not math.isfinite(value):
         raise InputError(f"{name} must be a finite number, got {value}")
+    if isinstance(value, int) and abs(value) > sys.float_info.max:
+        raise InputError(
+            f"{name} must be a number that a float can hold, got one of 309 digits or more"
+        )
 
 
 def shown(value: Any) -> str:

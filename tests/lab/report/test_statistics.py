@@ -128,3 +128,4 @@ def test_seeds_to_show_a_difference_show_it_in_eight_of_ten() -> None:
     assert seeds_to_show(0.0, (-1.0, 1.0), 5) is None
     assert seeds_to_show(1.0, None, 1) is None
     assert seeds_to_show(1.0, (0.999, 1.001), 3) == 2
+    assert seeds_to_show(1e-300, (-1.0, 1.0), 3) == 10**12

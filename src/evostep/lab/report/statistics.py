@@ -130,7 +130,7 @@ def seeds_to_show(mean: float, ci95: tuple[float, float] | None, n: int) -> int 
         return None
     sd = (ci95[1] - ci95[0]) / 2 * math.sqrt(n) / float(t.ppf((1 + CONFIDENCE) / 2, n - 1))
     z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) + NormalDist().inv_cdf(0.8)
-    return max(2, math.ceil((z * sd / mean) ** 2))
+    return max(2, math.ceil(min(z * sd / abs(mean), 1e6) ** 2))  # no more is meant by that
 
 
 def wilcoxon_p(arm_values: Sequence[float], control_values: Sequence[float]) -> float | None:
